@@ -1,0 +1,132 @@
+//! What can go wrong with Kafka.
+
+use std::time::Duration;
+
+use crate::types::{Offset, TopicPartition};
+
+/// What Kafka, or the way to it, said. Messages name what the operator can look at; none repeats its source.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KafkaError {
+    /// No broker could be dialled.
+    #[error("no broker answers at {brokers} (kafka.brokers): {detail}")]
+    Unreachable {
+        /// The addresses that were tried.
+        brokers: String,
+        /// What the last of them said.
+        detail: String,
+    },
+    /// The broker does not accept who we are.
+    #[error(
+        "the broker refuses SASL {mechanism} for user `{username}` (kafka.sasl_username, kafka.sasl_password): {detail}"
+    )]
+    Authentication {
+        /// Kafka's name of the mechanism.
+        mechanism: &'static str,
+        /// The user name.
+        username: String,
+        /// What the broker said.
+        detail: String,
+    },
+    /// No answer in time.
+    #[error("{operation}: no answer within {after:?} (kafka.request_timeout)")]
+    Timeout {
+        /// What was asked.
+        operation: &'static str,
+        /// How long we waited.
+        after: Duration,
+    },
+    /// The connection ended before the answer came.
+    #[error("{operation}: the connection to the broker was lost: {detail}")]
+    Disconnected {
+        /// What was asked.
+        operation: &'static str,
+        /// What the socket said.
+        detail: String,
+    },
+    /// The broker answered with an error code.
+    #[error(
+        "{operation}: the broker answered {name} ({code}){}",
+        detail_suffix(detail)
+    )]
+    Server {
+        /// What was asked, with its topic.
+        operation: String,
+        /// Kafka's error code.
+        code: i16,
+        /// Kafka's name of it.
+        name: String,
+        /// The broker's own message, when it sent one.
+        detail: Option<String>,
+    },
+    /// The answer cannot be read, or is not an answer to what was asked.
+    #[error("{operation}: the broker's answer cannot be read: {detail}")]
+    Protocol {
+        /// What was asked.
+        operation: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// The topic does not exist.
+    #[error("topic `{topic}` does not exist")]
+    UnknownTopic {
+        /// Its name.
+        topic: String,
+    },
+    /// The position is outside the log.
+    #[error(
+        "offset {offset} of {partition} is outside the log, which holds {log_start} (inclusive) to {high_watermark} (exclusive)"
+    )]
+    OffsetOutOfRange {
+        /// The partition.
+        partition: TopicPartition,
+        /// What was asked for.
+        offset: Offset,
+        /// First offset that exists.
+        log_start: Offset,
+        /// End of the log, exclusive.
+        high_watermark: Offset,
+    },
+    /// The driver cannot read what lies at that offset.
+    #[error("{partition} cannot be read at offset {offset} by this driver: {detail}")]
+    Unreadable {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where the unreadable batch lies, or earlier.
+        offset: Offset,
+        /// What the driver said.
+        detail: String,
+    },
+    /// The batch, or the one record in it, is larger than the topic accepts.
+    #[error("a batch for {partition} is larger than the topic's max.message.bytes")]
+    TooLarge {
+        /// The partition.
+        partition: TopicPartition,
+    },
+}
+
+fn detail_suffix(detail: &Option<String>) -> String {
+    detail
+        .as_ref()
+        .map(|text| format!(": {text}"))
+        .unwrap_or_default()
+}
+
+impl KafkaError {
+    /// A short, stable word for metrics and status.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        match self {
+            Self::Unreachable { .. } => "unreachable",
+            Self::Authentication { .. } => "authentication",
+            Self::Timeout { .. } => "timeout",
+            Self::Disconnected { .. } => "disconnected",
+            Self::Server { .. } => "server",
+            Self::Protocol { .. } => "protocol",
+            Self::UnknownTopic { .. } => "unknown_topic",
+            Self::OffsetOutOfRange { .. } => "offset_out_of_range",
+            Self::Unreadable { .. } => "unreadable",
+            Self::TooLarge { .. } => "too_large",
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! Kafka's side: the two drivers behind one pair of traits, and what only the wire side can do.
+//!
+//! - [`Source`] hands out a stream per input partition, [`Sink`] a writer per input partition. They are small steps; which
+//!   step follows which, and what an unknown outcome means, is written once, in [`crate::offsets`].
+//! - `rskafka` is the default driver: fetch loops and gzip appends, at least once.
+//! - `wire` is our own, on the `kafka-protocol` codecs: administration, the mirror of the group's offset, and the reader of our
+//!   own topics, which may hold transaction markers that `rskafka` cannot read.
+//!
+//! The input is read and the output written on separate connections: a long-poll fetch delays what shares its connection.
+
+mod config;
+mod error;
+pub mod rskafka;
+pub mod wire;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::types::{Offset, Record, TopicPartition};
+
+pub use config::{KafkaConfig, SaslMechanism, SecurityProtocol};
+pub use error::KafkaError;
+
+/// What a fetch brought.
+#[derive(Debug, Default)]
+pub struct Fetched {
+    /// Records in offset order; offsets may have gaps.
+    pub records: Vec<(Offset, Record)>,
+    /// Where the next fetch begins: beyond the last record, and beyond any trailing marker or gap the driver could see.
+    pub next_offset: Offset,
+    /// The broker's high watermark: the end (exclusive) of what is replicated.
+    pub high_watermark: Offset,
+}
+
+/// Opens streams of input records; one per process.
+#[async_trait]
+pub trait Source: Send + Sync + std::fmt::Debug {
+    /// Opens the stream of a partition; the first fetch begins at `start` (inclusive).
+    ///
+    /// # Errors
+    /// When the partition's leader cannot be reached in time.
+    async fn open(
+        &self,
+        partition: &TopicPartition,
+        start: Offset,
+    ) -> Result<Box<dyn RecordStream>, KafkaError>;
+
+    /// The first offset that still exists and the high watermark (exclusive).
+    ///
+    /// # Errors
+    /// When the partition's leader cannot be reached in time.
+    async fn bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError>;
+}
+
+/// The records of one partition, in order.
+#[async_trait]
+pub trait RecordStream: Send {
+    /// The next records: waits up to `wait` when there are none and then answers with an empty batch.
+    ///
+    /// # Errors
+    /// [`KafkaError::OffsetOutOfRange`] when the position is outside the log, [`KafkaError::Unreadable`] when the driver cannot
+    /// read what lies there; the position stays where it was, so the call may be repeated.
+    ///
+    /// # Cancel safety
+    /// Safe: the position moves only when records are handed out.
+    async fn next(&mut self, max_bytes: usize, wait: Duration) -> Result<Fetched, KafkaError>;
+}
+
+/// Records bound for one partition, in order.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// Where they go.
+    pub to: TopicPartition,
+    /// What is written; never empty.
+    pub records: Vec<Record>,
+}
+
+/// How a step that did not succeed has ended.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// Nothing was written.
+    #[error("the broker refused the step")]
+    Refused(#[source] KafkaError),
+    /// The broker may or may not have written it.
+    #[error("the outcome of the step is unknown")]
+    OutcomeUnknown(#[source] KafkaError),
+    /// Somebody else owns the partition now.
+    #[error("another owner has taken the partition over")]
+    Fenced,
+}
+
+impl StepError {
+    /// What the broker or the connection said.
+    #[must_use]
+    pub fn kafka(&self) -> Option<&KafkaError> {
+        match self {
+            Self::Refused(error) | Self::OutcomeUnknown(error) => Some(error),
+            Self::Fenced => None,
+        }
+    }
+}
+
+/// How a transaction ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Everything in it becomes visible.
+    Commit,
+    /// Nothing in it becomes visible.
+    Abort,
+}
+
+/// Writes results; one per process.
+#[async_trait]
+pub trait Sink: Send + Sync + std::fmt::Debug {
+    /// Becomes the writer for an input partition. A transactional driver fences the previous owner and aborts what it left open.
+    ///
+    /// # Errors
+    /// When the coordinator cannot be reached, or somebody else took over meanwhile.
+    async fn take_over(&self, input: &TopicPartition) -> Result<Box<dyn PartitionSink>, StepError>;
+}
+
+/// The steps that the owner of one input partition can take. A dropped future may still have written: never drop one.
+#[async_trait]
+pub trait PartitionSink: Send {
+    /// Whether [`begin`](Self::begin) and [`end`](Self::end) do anything: what is appended between them is visible all or not at all.
+    fn is_transactional(&self) -> bool;
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// As [`StepError`] says.
+    async fn begin(&mut self) -> Result<(), StepError>;
+
+    /// Appends each batch, acknowledged by all in-sync replicas; one outcome per batch, in their order. Batches go out side by side.
+    async fn append(&mut self, batches: &[Batch]) -> Vec<Result<(), StepError>>;
+
+    /// Ends the transaction.
+    ///
+    /// # Errors
+    /// As [`StepError`] says; an unknown outcome may be repeated with the same `end`.
+    async fn end(&mut self, end: End) -> Result<(), StepError>;
+}
+
+/// Reads our own topics from start to end: commits at recovery, claims while running.
+#[async_trait]
+pub trait LogReader: Send + Sync + std::fmt::Debug {
+    /// Where a scan begins and where it ends: the log start offset and the high watermark (exclusive), markers included.
+    ///
+    /// # Errors
+    /// When the partition's leader cannot be reached in time.
+    async fn log_bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError>;
+
+    /// Reads from `from` (inclusive). `next_offset` of the answer is beyond everything read, records or markers, so a loop that goes
+    /// on until it reaches the high watermark of [`log_bounds`](Self::log_bounds) always ends.
+    ///
+    /// # Errors
+    /// When the partition's leader cannot be reached in time or the log cannot be read.
+    ///
+    /// # Cancel safety
+    /// Safe: there is no state.
+    async fn read(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        wait: Duration,
+    ) -> Result<Fetched, KafkaError>;
+}

@@ -1,0 +1,1 @@
+//! The default driver (to be written).

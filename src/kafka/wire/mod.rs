@@ -1,0 +1,1 @@
+//! Our own connections on the `kafka-protocol` codecs (to be written).

@@ -1,0 +1,141 @@
+//! The model's side: one trait that the pipeline calls, and behind it everything that can go wrong with a model server.
+//!
+//! The pipeline asks for a slot with [`Complete::admit`] and hands it back in with the first attempt. Retries, holds, deadlines
+//! and the bound on calls in flight are this side's business alone.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::types::{DeadLetterReason, SourcePosition};
+
+/// One chat message.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// The text.
+    pub content: String,
+}
+
+/// What the model is asked about one document.
+#[derive(Debug, Clone)]
+pub struct CompletionRequest {
+    /// The document's name, for logs.
+    pub document_id: String,
+    /// Where it came from: part of each attempt's request id.
+    pub position: SourcePosition,
+    /// The rendered prompt.
+    pub messages: Vec<Message>,
+    /// W3C trace context of the input record, carried through.
+    pub traceparent: Option<String>,
+}
+
+/// Tokens of one document, over all its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompts.
+    pub prompt_tokens: u64,
+    /// Tokens of the answers.
+    pub completion_tokens: u64,
+    /// Both.
+    pub total_tokens: u64,
+    /// Calls that were answered with a result.
+    pub calls: u32,
+}
+
+/// A usable answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Completion {
+    /// The answer's text.
+    pub text: String,
+    /// As vLLM names it: `stop`, `length`, …
+    pub finish_reason: String,
+    /// The model that the server says answered.
+    pub model: String,
+    /// The server's build, when told.
+    pub system_fingerprint: Option<String>,
+    /// Tokens.
+    pub usage: Usage,
+    /// Attempts that were made, this one included; at least 1.
+    pub attempts: u32,
+    /// `X-Request-Id` of the attempt that succeeded.
+    pub request_id: String,
+    /// Time of the successful call, first byte out to last byte in.
+    pub llm_time: Duration,
+}
+
+/// Why a document has no answer and never will.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GiveUp {
+    /// The closed reason.
+    pub reason: DeadLetterReason,
+    /// One sentence for the operator; holds none of the document's text.
+    pub detail: String,
+    /// Attempts that were made.
+    pub attempts: u32,
+    /// Status of the last answer, when there was one.
+    pub http_status: Option<u16>,
+    /// `X-Request-Id` of the last attempt, when one was made.
+    pub request_id: Option<String>,
+}
+
+/// How a completion can fail for good.
+#[derive(Debug, thiserror::Error)]
+pub enum CompleteError {
+    /// The document is at fault: it goes to the dead letters.
+    #[error("{}: {}", .0.reason, .0.detail)]
+    DeadLetter(GiveUp),
+    /// The process is stopping and the document was waiting: it will be asked again after the restart.
+    #[error("given back: the process is stopping")]
+    Abandoned,
+}
+
+/// The right to make one call; dropping it gives it back.
+#[derive(Debug)]
+pub struct Slot(
+    #[allow(dead_code, reason = "held for its drop")] Option<tokio::sync::OwnedSemaphorePermit>,
+);
+
+impl Slot {
+    /// A slot that gives `permit` back when it is dropped.
+    #[must_use]
+    pub const fn new(permit: tokio::sync::OwnedSemaphorePermit) -> Self {
+        Self(Some(permit))
+    }
+
+    /// A slot that bounds nothing, for implementors without a limit.
+    #[must_use]
+    pub const fn unbounded() -> Self {
+        Self(None)
+    }
+}
+
+/// Asks a model. The one trait between the pipeline and the model's side.
+#[async_trait]
+pub trait Complete: Send + Sync + std::fmt::Debug {
+    /// Waits until one more document may be sent: a slot is free and nothing holds the work.
+    ///
+    /// # Cancel safety
+    /// Safe: a waiter that is dropped loses its place and nothing else. Waiters are served in the order they came.
+    async fn admit(&self) -> Slot;
+
+    /// Answers one document, over as many attempts as policy allows. `slot` serves the first attempt; later attempts wait for their
+    /// own, and no slot is held while a retry or a hold is waited for.
+    ///
+    /// # Errors
+    /// As [`CompleteError`] says; an outage is not an error, it is waited for.
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the call on the server and loses its work, nothing else.
+    async fn complete(
+        &self,
+        request: CompletionRequest,
+        slot: Slot,
+    ) -> Result<Completion, CompleteError>;
+
+    /// From now on waiting documents are given back as [`CompleteError::Abandoned`]: those that wait for a hold at once; calls that
+    /// run are finished.
+    fn begin_drain(&self);
+}

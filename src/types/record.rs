@@ -1,0 +1,61 @@
+//! A Kafka record, free of any client library.
+
+use bytes::Bytes;
+
+/// A record header; Kafka allows the same name twice and a null value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Header {
+    /// Name.
+    pub name: String,
+    /// Value; `None` is Kafka's null.
+    pub value: Option<Bytes>,
+}
+
+impl Header {
+    /// A header with a value.
+    pub fn new(name: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        Self {
+            name: name.into(),
+            value: Some(value.into()),
+        }
+    }
+}
+
+/// What is in a record; its place is told apart.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Record {
+    /// Key; `None` is Kafka's null.
+    pub key: Option<Bytes>,
+    /// Value; `None` is a tombstone.
+    pub value: Option<Bytes>,
+    /// Headers in their order.
+    pub headers: Vec<Header>,
+    /// `CreateTime` or `LogAppendTime`, in milliseconds since the Unix epoch; −1 when there is none.
+    pub timestamp_ms: i64,
+}
+
+impl Record {
+    /// Bytes that the record holds: key, value and headers, uncompressed.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let headers: usize = self
+            .headers
+            .iter()
+            .map(|header| header.name.len() + header.value.as_ref().map_or(0, Bytes::len))
+            .sum();
+        self.key.as_ref().map_or(0, Bytes::len)
+            + self.value.as_ref().map_or(0, Bytes::len)
+            + headers
+    }
+
+    /// The value of the last header of that name, when it is not null.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&Bytes> {
+        self.headers
+            .iter()
+            .rev()
+            .find(|header| header.name == name)?
+            .value
+            .as_ref()
+    }
+}
