@@ -182,7 +182,6 @@ struct Board {
 
 struct Shared {
     board: Mutex<Board>,
-    llm_seconds: Histogram,
     document_seconds: Histogram,
 }
 
@@ -205,14 +204,7 @@ impl StatusBoard {
     /// An empty board in state [`RunState::Starting`]; its counts are registered as metrics.
     #[must_use]
     pub fn new(registry: &mut Registry) -> Self {
-        let llm_seconds = Histogram::new(seconds_buckets());
         let document_seconds = Histogram::new(seconds_buckets());
-        registry.register_with_unit(
-            "llm_duration",
-            "Duration of the calls to the model that succeeded",
-            Unit::Seconds,
-            llm_seconds.clone(),
-        );
         registry.register_with_unit(
             "document_duration",
             "Duration from a document's fetch to its answer, retries and holds included",
@@ -232,7 +224,6 @@ impl StatusBoard {
                 llm: DurationHistogram::default(),
                 total: DurationHistogram::default(),
             }),
-            llm_seconds,
             document_seconds,
         }));
         registry.register_collector(Box::new(BoardCollector(board.clone())));
@@ -299,7 +290,6 @@ impl StatusBoard {
 
     /// Counts a result that was written.
     pub fn count_result(&self, result: ResultCount) {
-        self.0.llm_seconds.observe(result.llm.as_secs_f64());
         self.0.document_seconds.observe(result.total.as_secs_f64());
         let mut board = self.lock();
         board.llm.record(result.llm);

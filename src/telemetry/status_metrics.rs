@@ -1,4 +1,5 @@
-//! The board as metrics: read at each scrape, so that nothing is counted twice.
+//! The board as metrics: read at each scrape, so that nothing is counted twice. What the model's side counts with labels of its own
+//! (calls, retries, tokens, durations) is not repeated.
 
 use std::fmt;
 
@@ -54,26 +55,13 @@ fn encode_totals(encoder: &mut DescriptorEncoder<'_>, totals: &Totals) -> fmt::R
         counter(&mut family, "reason", reason.as_str(), count)?;
     }
 
-    for (name, help, value) in [
-        (
-            "records_skipped",
-            "Records that are no documents: tombstones",
-            totals.skipped,
-        ),
-        ("retries", "Attempts after the first", totals.retries),
-    ] {
-        let family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-        ConstCounter::new(value).encode(family)?;
-    }
-
-    let mut family = encoder.encode_descriptor(
-        "tokens",
-        "Tokens of prompts and answers",
+    let family = encoder.encode_descriptor(
+        "records_skipped",
+        "Records that are no documents: tombstones",
         None,
         MetricType::Counter,
     )?;
-    counter(&mut family, "kind", "prompt", totals.prompt_tokens)?;
-    counter(&mut family, "kind", "completion", totals.completion_tokens)
+    ConstCounter::new(totals.skipped).encode(family)
 }
 
 fn counter(family: &mut MetricEncoder<'_>, label: &str, value: &str, count: u64) -> fmt::Result {
