@@ -450,3 +450,6 @@ impl<'a> Attempts<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;
