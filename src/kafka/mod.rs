@@ -11,6 +11,7 @@
 mod config;
 mod error;
 pub mod rskafka;
+pub mod topics;
 pub mod wire;
 
 use std::time::Duration;

@@ -17,9 +17,9 @@ use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition};
 
 /// Most bytes of one appended batch, uncompressed: half of Kafka's default `max.message.bytes`, which counts compressed bytes.
-pub const BATCH_BYTES_MAX: usize = 512 * 1024;
+const BATCH_BYTES_MAX: usize = 512 * 1024;
 /// Most records of one appended batch.
-pub const BATCH_RECORDS_MAX: usize = 1_000;
+const BATCH_RECORDS_MAX: usize = 1_000;
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(2);
@@ -329,7 +329,7 @@ impl Committer {
     }
 
     async fn is_in_the_log(
-        &self,
+        &mut self,
         commit: &CommitRecord,
         attempt: &mut Attempt,
     ) -> Result<bool, FlushError> {

@@ -9,14 +9,16 @@
 //! Compaction keeps the last record of a key, whoever wrote it. A late write of a former owner claims only what is durable, so it costs
 //! repeats, never a loss.
 
-pub mod commit;
+mod commit;
+mod mirror;
 mod owner;
 mod record;
 mod recovery;
 mod store;
 mod tracker;
 
-pub use commit::{Committer, Flush, FlushError, Output};
+pub use commit::{Committer, Flush, FlushError, FlushObserver, Output, Shrink};
+pub use mirror::mirror;
 pub use owner::{Standing, newest, standing};
 pub use record::{CommitPosition, CommitRecord, Guarantee, RecordError, commit_key};
 pub use recovery::{DataLoss, Resume, StartAt, recover};

@@ -75,6 +75,12 @@ impl Tracker {
         self.read_end
     }
 
+    /// The oldest unfinished record, or the end of what was read: [`position`](Self::position)'s `next_offset`, or just below it.
+    #[must_use]
+    pub fn commit_offset(&self) -> Offset {
+        self.oldest_open().unwrap_or(self.read_end)
+    }
+
     /// What may be committed: the oldest unfinished record, or the end of what was read; and the finished ranges beyond it.
     #[must_use]
     pub fn position(&self) -> CommitPosition {

@@ -65,9 +65,12 @@ impl<T> OrderBuffer<T> {
     /// # Panics
     /// When the document is not inside: it was finished twice or never entered.
     pub fn finish(&mut self, offset: Offset, outcome: T) {
-        let Some(entry) = self.inside.get_mut(&offset) else {
-            panic!("offset {offset} was finished and is not in the order buffer");
-        };
+        let entry = self.inside.get_mut(&offset);
+        assert!(
+            entry.is_some(),
+            "offset {offset} was finished and is not in the order buffer"
+        );
+        let Some(entry) = entry else { return };
         entry.outcome = Some(outcome);
         match self.order {
             // Those at the front are found when they are taken.

@@ -2,6 +2,7 @@
 
 pub mod health;
 pub mod histogram;
+pub mod holds;
 pub mod logging;
 pub mod registry;
 pub mod server;
