@@ -163,6 +163,9 @@ impl Batch {
 
     /// Its records in their order. Keys and values are slices of the batch, inflated where it was compressed.
     pub(super) fn records(&self) -> Result<Vec<(Offset, Record)>, BatchError> {
+        if self.record_count == 0 {
+            return Ok(Vec::new());
+        }
         let mut body = match self.attributes & 7 {
             0 => self.body.clone(),
             1 => inflate(&self.body)?,
@@ -288,3 +291,6 @@ fn varlong(bytes: &mut Bytes) -> Result<i64, BatchError> {
     }
     Err(BatchError::Malformed("a number does not end"))
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -69,6 +69,33 @@ pub(super) enum Target<'a> {
     Coordinator(&'a str),
 }
 
+/// What a failed attempt means for the next.
+#[derive(Debug)]
+enum Failure {
+    /// Trying again is useless, or not ours to decide.
+    Final(KafkaError),
+    /// Another way may lead there.
+    Passing(KafkaError),
+}
+
+impl Failure {
+    fn asking(error: KafkaError) -> Self {
+        if error.is_transient() {
+            Self::Passing(error)
+        } else {
+            Self::Final(error)
+        }
+    }
+
+    /// When no broker at all answers there is nothing to learn from trying at once again.
+    fn routing(error: KafkaError) -> Self {
+        match error {
+            KafkaError::Unreachable { .. } => Self::Final(error),
+            other => Self::asking(other),
+        }
+    }
+}
+
 /// The broker that answers for a target.
 #[derive(Debug, Clone)]
 struct Route {
@@ -117,21 +144,12 @@ impl Cluster {
         let deadline = Deadline::within(self.inner.config.request_timeout + wait);
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
-            let error = match self.route(target, deadline).await {
-                Ok(route) => match self
-                    .ask_once(route, wait, deadline, &build)
-                    .await
-                    .and_then(&check)
-                {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => error,
-                },
-                Err(error @ KafkaError::Unreachable { .. }) => return Err(error),
-                Err(error) => error,
+            let answer = self.attempt(target, wait, deadline, &build).await;
+            let error = match answer.and_then(|response| check(response).map_err(Failure::asking)) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(error)) => error,
             };
-            if !error.is_transient() {
-                return Err(error);
-            }
             self.forget(target);
             let delay = backoff.next_delay();
             if Instant::now() + delay >= deadline.at {
@@ -142,27 +160,36 @@ impl Cluster {
         }
     }
 
-    async fn ask_once<R: Call>(
+    async fn attempt<R: Call>(
         &self,
-        route: Route,
+        target: Target<'_>,
         wait: Duration,
         deadline: Deadline,
         build: impl Fn(Way) -> R,
-    ) -> Result<R::Response, KafkaError> {
+    ) -> Result<R::Response, Failure> {
+        let Some(route) = self
+            .route(target, deadline)
+            .await
+            .map_err(Failure::routing)?
+        else {
+            return self
+                .ask_any(deadline, build)
+                .await
+                .map_err(Failure::routing);
+        };
         let lane = if wait.is_zero() {
             Lane::Request
         } else {
             Lane::LongPoll
         };
-        let mut lent = self.lend(&route.address, lane, deadline).await?;
-        let version = lent.versions().choose::<R>()?;
-        let request = build(Way {
-            version,
-            leader_epoch: route.leader_epoch,
-        });
-        let response = lent.exchange(&request, version, deadline).await?;
-        lent.give_back();
-        Ok(response)
+        self.ask_at(&route.address, lane, deadline, |version| {
+            build(Way {
+                version,
+                leader_epoch: route.leader_epoch,
+            })
+        })
+        .await
+        .map_err(Failure::asking)
     }
 
     /// Asks any broker that can be reached for the topics' metadata (`None`: of all topics), and learns from the answer.
@@ -179,70 +206,134 @@ impl Cluster {
     /// The versions that a broker speaks, any broker.
     pub(super) async fn versions(&self) -> Result<Arc<BrokerVersions>, KafkaError> {
         let deadline = Deadline::within(self.inner.config.request_timeout);
-        let lent = self.lend_any(deadline).await?;
+        self.ask_any(deadline, |_| metadata_request(Some(&[])))
+            .await?;
+        let candidates = self.known().candidates(&self.inner.config);
+        let Some(address) = candidates.first() else {
+            return Ok(Arc::default());
+        };
+        let lent = self.lend(address, Lane::Request, deadline).await?;
         let versions = Arc::clone(lent.versions());
         lent.give_back();
         Ok(versions)
     }
 
+    /// Asks the first broker that answers: the last good one, then those known, then `kafka.brokers`. Each gets an even part of the
+    /// time that is left, so that one that hangs leaves time for the next.
     async fn ask_any<R: Call>(
         &self,
         deadline: Deadline,
+        build: impl Fn(Way) -> R,
+    ) -> Result<R::Response, KafkaError> {
+        let candidates = self.known().candidates(&self.inner.config);
+        let mut left = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
+        let mut detail = "the list is empty".to_owned();
+        for address in &candidates {
+            let share = deadline.at.saturating_duration_since(Instant::now()) / left.max(1);
+            left = left.saturating_sub(1);
+            let way = |version| {
+                build(Way {
+                    version,
+                    leader_epoch: -1,
+                })
+            };
+            let asked = self.ask_at(address, Lane::Request, deadline.at_most(share), way);
+            match asked.await {
+                Ok(response) => {
+                    self.known().last_good = Some(Arc::clone(address));
+                    return Ok(response);
+                }
+                Err(KafkaError::Unreachable { detail: why, .. }) => {
+                    detail = format!("{address}: {why}");
+                }
+                Err(error @ KafkaError::Disconnected { .. }) => detail = error.to_string(),
+                Err(error @ KafkaError::Timeout { .. }) if left > 0 => detail = error.to_string(),
+                Err(error) => {
+                    self.known().last_good = None;
+                    return Err(error);
+                }
+            }
+        }
+        self.known().last_good = None;
+        Err(KafkaError::Unreachable {
+            brokers: self.inner.config.brokers.clone(),
+            detail,
+        })
+    }
+
+    /// Asks one broker. A connection that lay idle may be closed while the request is on its way: then the next one is taken, in the
+    /// end a new one.
+    async fn ask_at<R: Call>(
+        &self,
+        address: &Arc<str>,
+        lane: Lane,
+        deadline: Deadline,
         build: impl Fn(i16) -> R,
     ) -> Result<R::Response, KafkaError> {
-        let mut lent = self.lend_any(deadline).await?;
-        let version = lent.versions().choose::<R>()?;
-        let answer = lent.exchange(&build(version), version, deadline).await;
-        match answer {
-            Ok(response) => {
-                lent.give_back();
-                Ok(response)
-            }
-            Err(error) => {
-                self.known().last_good = None;
-                Err(error)
+        loop {
+            let mut lent = self.lend(address, lane, deadline).await?;
+            let was_idle = lent.was_idle();
+            let version = lent.versions().choose::<R>()?;
+            match lent.exchange(&build(version), version, deadline).await {
+                Ok(response) => {
+                    lent.give_back();
+                    return Ok(response);
+                }
+                Err(KafkaError::Disconnected { .. }) if was_idle => {}
+                Err(KafkaError::Disconnected { operation, detail }) => {
+                    return Err(KafkaError::Disconnected {
+                        operation,
+                        detail: format!(
+                            "{detail} (on a new connection: does kafka.security_protocol fit this listener?)"
+                        ),
+                    });
+                }
+                Err(error) => return Err(error),
             }
         }
     }
 
-    async fn route(&self, target: Target<'_>, deadline: Deadline) -> Result<Route, KafkaError> {
+    /// Finds out whom to ask; `None` stands for any broker.
+    async fn route(
+        &self,
+        target: Target<'_>,
+        deadline: Deadline,
+    ) -> Result<Option<Route>, KafkaError> {
         let route = self.known().route(target);
-        if let Some(route) = route {
+        if route.is_some() {
             return Ok(route);
         }
         match target {
-            Target::Any => Ok(Route {
-                address: self.reach_any(deadline).await?,
-                leader_epoch: -1,
-            }),
+            Target::Any => Ok(None),
             Target::Controller => {
                 self.metadata(Some(&[]), deadline).await?;
                 let route = self.known().route(target);
                 route
+                    .map(Some)
                     .ok_or_else(|| server_error("Metadata", ResponseError::NotController, 41, None))
             }
             Target::Leader(partition) => {
                 let response = self.metadata(Some(&[&partition.topic]), deadline).await?;
                 check_partition(response, partition)?;
                 let route = self.known().route(target);
-                route.ok_or_else(|| {
+                route.map(Some).ok_or_else(|| {
                     let operation = format!("Metadata of {partition}");
                     server_error(operation, ResponseError::LeaderNotAvailable, 5, None)
                 })
             }
             Target::Coordinator(group) => {
                 let answer = self
-                    .ask_any(deadline, |version| find_coordinator_request(group, version))
+                    .ask_any(deadline, |way| find_coordinator_request(group, way.version))
                     .await?;
                 let address = check_coordinator(group, answer)?;
                 let mut known = self.known();
                 known
                     .coordinators
                     .insert(group.to_owned(), Arc::clone(&address));
-                Ok(Route {
+                Ok(Some(Route {
                     address,
                     leader_epoch: -1,
-                })
+                }))
             }
         }
     }
@@ -250,7 +341,7 @@ impl Cluster {
     fn forget(&self, target: Target<'_>) {
         let mut known = self.known();
         match target {
-            Target::Any => known.last_good = None,
+            Target::Any => {}
             Target::Controller => known.controller = None,
             Target::Leader(partition) => {
                 known.leaders.remove(partition);
@@ -259,36 +350,6 @@ impl Cluster {
                 known.coordinators.remove(group);
             }
         }
-    }
-
-    /// Finds a broker that can be reached.
-    async fn reach_any(&self, deadline: Deadline) -> Result<Arc<str>, KafkaError> {
-        let lent = self.lend_any(deadline).await?;
-        let address = Arc::clone(lent.address());
-        lent.give_back();
-        Ok(address)
-    }
-
-    /// Lends a connection to the first broker that can be reached: the last good one, then those known, then `kafka.brokers`.
-    async fn lend_any(&self, deadline: Deadline) -> Result<Lent, KafkaError> {
-        let candidates = self.known().candidates(&self.inner.config);
-        let mut detail = "the list is empty".to_owned();
-        for address in &candidates {
-            match self.lend(address, Lane::Request, deadline).await {
-                Ok(lent) => {
-                    self.known().last_good = Some(Arc::clone(address));
-                    return Ok(lent);
-                }
-                Err(KafkaError::Unreachable { detail: why, .. }) => {
-                    detail = format!("{address}: {why}");
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        Err(KafkaError::Unreachable {
-            brokers: self.inner.config.brokers.clone(),
-            detail,
-        })
     }
 
     async fn lend(
@@ -312,7 +373,7 @@ impl Cluster {
 impl Known {
     fn route(&self, target: Target<'_>) -> Option<Route> {
         let (address, leader_epoch) = match target {
-            Target::Any => (self.last_good.as_ref()?, -1),
+            Target::Any => return None,
             Target::Controller => (self.brokers.get(&self.controller?)?, -1),
             Target::Leader(partition) => {
                 let (leader, epoch) = self.leaders.get(partition)?;

@@ -151,10 +151,6 @@ impl Connection {
         }
     }
 
-    pub(super) const fn address(&self) -> &Arc<str> {
-        &self.address
-    }
-
     pub(super) const fn versions(&self) -> &Arc<BrokerVersions> {
         &self.versions
     }

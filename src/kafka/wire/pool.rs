@@ -76,12 +76,15 @@ impl Pools {
                 operation: "waiting for a free connection",
                 after: deadline.after,
             })?;
-        let connection = match pool.take_idle() {
+        let idle = pool.take_idle();
+        let was_idle = idle.is_some();
+        let connection = match idle {
             Some(connection) => connection,
             None => Connection::open(address, config, deadline).await?,
         };
         Ok(Lent {
             connection,
+            was_idle,
             pool,
             _permit: permit,
         })
@@ -112,11 +115,17 @@ impl Pool {
 #[derive(Debug)]
 pub(super) struct Lent {
     connection: Connection,
+    was_idle: bool,
     pool: Arc<Pool>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Lent {
+    /// Whether it was used before: what closes it now need not be about this request.
+    pub(super) const fn was_idle(&self) -> bool {
+        self.was_idle
+    }
+
     /// Returns the connection for the next request, if it is good for one.
     pub(super) fn give_back(self) {
         self.pool.put_back(self.connection);

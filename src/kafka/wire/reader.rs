@@ -371,3 +371,6 @@ impl Aborted {
         Ok(batch.is_transactional() && self.open.contains(&batch.producer_id))
     }
 }
+
+#[cfg(test)]
+mod tests;
