@@ -375,3 +375,6 @@ fn retry_after(headers: &HeaderMap, now: Timestamp) -> Option<Duration> {
     let date = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
     Duration::try_from(date.duration_since(now)).ok()
 }
+
+#[cfg(test)]
+mod tests;

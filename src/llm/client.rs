@@ -426,7 +426,9 @@ impl<'a> Attempts<'a> {
     fn failed(&mut self, failure: Failure, time: Duration) -> Next {
         let endpoint = &self.client.endpoint;
         self.client.metrics.failed(failure.fault);
-        endpoint.note_failure(&failure);
+        if !self.history.is_stale_connection(failure.fault) {
+            endpoint.note_failure(&failure);
+        }
         let decision = self.history.decide(&failure, time, endpoint.view());
         tracing::debug!(
             error = %failure.detail,
@@ -448,3 +450,6 @@ impl<'a> Attempts<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

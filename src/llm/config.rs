@@ -126,10 +126,10 @@ impl LlmConfig {
             problems
                 .push("llm.api_key and llm.api_key_file are both set: keep one of them".to_owned());
         }
-        if let Some(key) = &self.api_key {
-            if let Err(problem) = super::auth::check(key.expose()) {
-                problems.push(format!("llm.api_key {problem}"));
-            }
+        if let Some(key) = &self.api_key
+            && let Err(problem) = super::auth::check(key.expose())
+        {
+            problems.push(format!("llm.api_key {problem}"));
         }
         self.validate_bounds(&mut problems);
         self.validate_durations(&mut problems);
@@ -158,12 +158,12 @@ impl LlmConfig {
                 self.temperature
             ));
         }
-        if let Some(top_p) = self.top_p {
-            if !(top_p > 0.0 && top_p <= 1.0) {
-                problems.push(format!(
-                    "llm.top_p = {top_p}: must be above 0 and at most 1"
-                ));
-            }
+        if let Some(top_p) = self.top_p
+            && !(top_p > 0.0 && top_p <= 1.0)
+        {
+            problems.push(format!(
+                "llm.top_p = {top_p}: must be above 0 and at most 1"
+            ));
         }
         if self.response_bytes_max < 1024 {
             problems.push(format!(

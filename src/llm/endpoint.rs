@@ -395,7 +395,8 @@ impl Endpoint {
                 }
             };
             let Err(failure) = outcome else { break };
-            if self.gate.explain(&failure.detail) || !confirmed {
+            let changed = self.gate.explain(&failure.detail);
+            if changed || !confirmed || Instant::now() >= next_report {
                 self.report(&mut next_report);
             }
             if !confirmed {

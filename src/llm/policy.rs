@@ -118,6 +118,9 @@ impl History {
     /// A call begins.
     pub(super) fn begin(&mut self, now: Instant, view: View) {
         self.calls = self.calls.saturating_add(1);
+        if self.first_attempt.is_some() && view.outages != self.outages {
+            self.forgive();
+        }
         if self.first_attempt.is_none() {
             self.first_attempt = Some(now);
             self.outages = view.outages;
@@ -146,6 +149,12 @@ impl History {
         self.spent < self.policy.attempts && self.elapsed < self.policy.deadline
     }
 
+    /// Whether a failure is the one that each connection may have for free: the server closes idle connections without a word, so
+    /// it says nothing about the server.
+    pub(super) const fn is_stale_connection(&self, fault: Fault) -> bool {
+        matches!(fault, Fault::Disconnected) && !self.reconnected
+    }
+
     /// Judges a failed call that took `call_time`. `view` is the endpoint's memory with this failure noted.
     pub(super) fn decide(
         &mut self,
@@ -153,9 +162,8 @@ impl History {
         call_time: Duration,
         view: View,
     ) -> Decision {
-        let disconnected = matches!(failure.fault, Fault::Disconnected);
-        let first_disconnect = disconnected && !self.reconnected;
-        self.reconnected = disconnected;
+        let stale_connection = self.is_stale_connection(failure.fault);
+        self.reconnected = matches!(failure.fault, Fault::Disconnected);
         if !matches!(failure.fault, Fault::Endpoint) {
             self.endpoint_faults = 0;
         }
@@ -179,7 +187,7 @@ impl History {
             Fault::Request => self.verdict(DeadLetterReason::RequestRejected, view),
             // What fails while the work is held fails for the reason that holds it.
             _ if view.held => Decision::Hold,
-            Fault::Disconnected if first_disconnect => Decision::Retry {
+            Fault::Disconnected if stale_connection => Decision::Retry {
                 delay: Duration::ZERO,
                 costs_attempt: false,
             },
@@ -199,12 +207,7 @@ impl History {
     /// Judges a document whose hold has ended.
     pub(super) fn resume(&mut self, view: View) -> Decision {
         if view.outages != self.outages {
-            self.outages = view.outages;
-            self.spent = 0;
-            self.elapsed = Duration::ZERO;
-            self.pending = None;
-            self.endpoint_faults = 0;
-            self.backoff.reset();
+            self.forgive();
         }
         match self.pending.take() {
             Some(reason) => self.verdict(reason, view),
@@ -218,6 +221,16 @@ impl History {
                 costs_attempt: false,
             },
         }
+    }
+
+    /// Gives back what was spent before an outage. What comes after it is judged by what the endpoint shows after it.
+    fn forgive(&mut self) {
+        self.first_attempt = None;
+        self.spent = 0;
+        self.elapsed = Duration::ZERO;
+        self.pending = None;
+        self.endpoint_faults = 0;
+        self.backoff.reset();
     }
 
     fn spend(&mut self, reason: DeadLetterReason, call_time: Duration, view: View) -> Decision {
@@ -252,3 +265,6 @@ impl History {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

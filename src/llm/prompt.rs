@@ -124,6 +124,8 @@ impl Prompt {
             .collect();
         let mut environment = Environment::new();
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        // Off in release builds by default, and then errors do not tell where in the template they arose.
+        environment.set_debug(true);
         environment.set_auto_escape_callback(|_name| AutoEscape::None);
         if let Some(system) = &config.system {
             add(&mut environment, SYSTEM, SYSTEM, system.clone())?;
