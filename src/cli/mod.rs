@@ -1,6 +1,11 @@
 //! The command line.
 
 pub mod args;
+pub mod check;
+mod contact;
+pub mod output;
+pub mod produce;
+pub mod results;
 mod run;
 mod signals;
 
