@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::api::Answer;
-use super::classify::Failure;
+use super::classify::{Failure, Fault};
 use super::endpoint::{Endpoint, short_random};
 use super::gate::Hold;
 use super::limiter::Limiter;
@@ -382,7 +382,7 @@ impl<'a> Attempts<'a> {
                     return Next::GiveUp(
                         DeadLetterReason::InvalidResponse,
                         Failure {
-                            fault: super::Fault::Empty,
+                            fault: Fault::Document(DeadLetterReason::InvalidResponse),
                             detail: format!(
                                 "the answer was cut at llm.max_tokens = {} or at the end of the context, and llm.on_truncated is dead_letter",
                                 self.max_tokens
