@@ -230,7 +230,8 @@ async fn retry_after_is_waited_out_without_a_slot() {
     config.concurrency = 1;
     let client = Client::new(&config);
     let throttled = client.start(1, "throttled");
-    eventually("the document waits", || client.state().retrying == 1).await;
+    eventually("the document waits", || client.state().throttled == 1).await;
+    assert_eq!(client.state().retrying, 1);
     let completion = client.ask(2, "other").await.unwrap();
     assert_eq!(completion.text, "answer to other");
     assert!(!throttled.is_finished());
