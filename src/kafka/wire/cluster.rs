@@ -507,3 +507,6 @@ fn check_coordinator(
     check_code(operation(), found.error_code, found.error_message.as_ref())?;
     Ok(join_address(&found.host, found.port))
 }
+
+#[cfg(test)]
+mod tests;

@@ -425,3 +425,6 @@ pub(super) fn join_address(host: &str, port: i32) -> Arc<str> {
         format!("{host}:{port}").into()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,6 +17,8 @@ mod api;
 mod batch;
 mod cluster;
 mod connection;
+#[cfg(test)]
+mod fake;
 mod group;
 mod pool;
 mod reader;
