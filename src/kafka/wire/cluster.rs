@@ -141,7 +141,7 @@ impl Cluster {
         build: impl Fn(Way) -> R,
         check: impl Fn(R::Response) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
-        let deadline = Deadline::within(self.inner.config.request_timeout + wait);
+        let deadline = Deadline::within(self.inner.config.request_timeout.saturating_add(wait));
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
             let answer = self.attempt(target, wait, deadline, &build).await;

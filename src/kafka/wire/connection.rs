@@ -32,6 +32,9 @@ pub(super) const FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
 /// What is allocated for an answer before its bytes arrive; the rest grows with them.
 const FRAME_BYTES_AHEAD: usize = 64 * 1024;
 
+/// Stands for a timeout so long that no clock can hold its end.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// How long an operation may still take, and how long it was given at its start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
@@ -41,8 +44,9 @@ pub(super) struct Deadline {
 
 impl Deadline {
     pub(super) fn within(after: Duration) -> Self {
+        let now = Instant::now();
         Self {
-            at: Instant::now() + after,
+            at: now.checked_add(after).unwrap_or(now + FOREVER),
             after,
         }
     }

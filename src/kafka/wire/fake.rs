@@ -36,6 +36,8 @@ pub(super) enum Reply {
     },
     /// These bytes and nothing else, then silence.
     Raw(Vec<u8>),
+    /// These bytes, then the connection ends.
+    Cut(Vec<u8>),
     HangUp,
     Silence,
 }
@@ -186,6 +188,7 @@ async fn serve(
             Reply::Raw(bytes) => {
                 stream.write_all(&bytes).await?;
             }
+            Reply::Cut(bytes) => return stream.write_all(&bytes).await,
             Reply::HangUp => return Ok(()),
             Reply::Silence => {}
         }

@@ -1,7 +1,7 @@
 use kafka_protocol::messages::{FetchRequest, MetadataRequest, MetadataResponse};
 use tokio::net::TcpListener;
 
-use super::super::fake::{FakeBroker, Reply, offer};
+use super::super::fake::{FakeBroker, Reply};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -131,18 +131,16 @@ async fn bytes_left_over_are_refused() {
 
 #[tokio::test]
 async fn an_answer_cut_off_is_a_lost_connection() {
-    let broker = FakeBroker::start_raw(|asked| match asked.turn {
-        0 if asked.key == ApiVersionsRequest::KEY => offer(0..=60, 0, 20),
-        _ => Reply::HangUp,
-    })
-    .await;
-    let mut connection = open(&broker).await.unwrap();
-    let error = metadata(&mut connection).await.unwrap_err();
-    assert!(
-        matches!(error, KafkaError::Disconnected { .. }),
-        "{error:?}"
-    );
-    assert!(!connection.is_reusable());
+    for bytes in [vec![], vec![0, 0], vec![0, 0, 0, 9], vec![0, 0, 0, 9, 0, 0]] {
+        let broker = FakeBroker::start(move |_| Reply::Cut(bytes.clone())).await;
+        let mut connection = open(&broker).await.unwrap();
+        let error = metadata(&mut connection).await.unwrap_err();
+        assert!(
+            matches!(error, KafkaError::Disconnected { .. }),
+            "{error:?}"
+        );
+        assert!(!connection.is_reusable());
+    }
 }
 
 #[tokio::test]
