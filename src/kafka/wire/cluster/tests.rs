@@ -233,3 +233,24 @@ fn a_partition_without_leader_is_told_from_one_that_does_not_exist() {
     let route = known.route(Target::Leader(&partition()));
     assert!(route.is_none(), "a leader that is gone is forgotten");
 }
+
+#[tokio::test]
+async fn every_broker_that_cannot_be_reached_is_named_with_its_reason() {
+    let closing = FakeBroker::start(|_| Reply::HangUp).await;
+    let config = KafkaConfig {
+        brokers: format!("no-port, {}", closing.address),
+        ..closing.config()
+    };
+    let error = latest(&Cluster::new(&config)).await.unwrap_err();
+    let text = error.to_string();
+    assert!(matches!(error, KafkaError::Unreachable { .. }), "{text}");
+    assert!(text.contains("the port is missing"), "{text}");
+    assert!(text.contains("kafka.security_protocol"), "{text}");
+
+    let nobody = KafkaConfig {
+        brokers: " , ".to_owned(),
+        ..closing.config()
+    };
+    let error = latest(&Cluster::new(&nobody)).await.unwrap_err();
+    assert!(error.to_string().contains("the list is empty"), "{error}");
+}

@@ -201,3 +201,30 @@ async fn what_the_broker_sends_unasked_spoils_the_connection() {
     connection.stream.readable().await.unwrap();
     assert!(!connection.is_reusable());
 }
+
+#[tokio::test]
+async fn each_address_of_a_name_is_tried() {
+    // Where the name stands for ::1 too, that one refuses.
+    let broker = FakeBroker::start(|_| empty_metadata()).await;
+    let address = format!("localhost:{}", broker.address.port()).into();
+    let opened = Connection::open(&address, &broker.config(), Deadline::within(SECOND)).await;
+    metadata(&mut opened.unwrap()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_port_and_an_unknown_name_say_so() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let refusing = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    for (address, says) in [
+        (refusing.as_str(), "refused"),
+        ("no-such-host.invalid:9092", "lookup"),
+        ("no-port", "the port is missing"),
+    ] {
+        let config = KafkaConfig::default();
+        let error = Connection::open(&address.into(), &config, Deadline::within(SECOND)).await;
+        let text = error.unwrap_err().to_string();
+        assert!(text.contains(says) && text.contains(address), "{text}");
+        assert!(text.contains("kafka.brokers"), "{text}");
+    }
+}
