@@ -204,7 +204,7 @@ async fn a_server_that_serves_others_is_no_outage_for_a_document_that_fails() {
     let world = slow_world().await;
     world.produce(0..30, plain);
     let poison = Action::answer(500, r#"{"error":{"message":"boom","code":500}}"#);
-    world.vllm.faults().push(Fault::new(poison).on_prompt("Document 9 ").keep());
+    world.vllm.faults().push(Fault::new(poison).on_prompt("Document 9 ").kept());
     let running = world.start(&["llm.attempts=3", "llm.concurrency=4"]);
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;

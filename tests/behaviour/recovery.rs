@@ -70,7 +70,7 @@ async fn input_that_was_deleted_unread_holds_the_partition_and_names_both_offset
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
     world.produce(10..30, plain);
-    world.broker.delete_records(INPUT, 0, 15).unwrap();
+    world.broker.delete_records(INPUT, 0, kafka_llm_processor::types::Offset::new(15)).unwrap();
 
     let running = world.start(&[]);
     eventually("the loss is told", || running.hold("partition docs/0").is_some()).await;
