@@ -1,0 +1,226 @@
+//! What the simulated model says: an extract of the document, marked so that nobody takes it for a model's work.
+
+use serde_json::{Map, Value, json};
+
+/// Begins every answer.
+pub const SIMULATED: &str = "[simulated answer, no model was run]";
+
+/// Only so much of a document is looked at, so that a huge one costs no time.
+const LOOKED_AT_BYTES: usize = 64 * 1024;
+/// Sentences with figures that follow the first one.
+const FIGURES_MAX: usize = 2;
+/// A longer sentence is cut at a word: figures in a table without full stops would become the answer.
+const SENTENCE_CHARS_MAX: usize = 320;
+
+/// The answer to a prompt: the first sentence of its document and the two that hold the most figures, in their order.
+pub(super) fn extract(prompt: &str) -> String {
+    let document = document_of(prompt);
+    let sentences = sentences(document);
+    let Some((first, others)) = sentences.split_first() else {
+        return format!("{SIMULATED} The document holds no sentence.");
+    };
+    let mut ranked: Vec<(usize, usize)> = others
+        .iter()
+        .enumerate()
+        .map(|(index, sentence)| (index, figures(sentence)))
+        .filter(|(_, figures)| *figures > 0)
+        .collect();
+    // Most figures first; of equals the earlier. The sort is stable.
+    ranked.sort_by_key(|(_, figures)| std::cmp::Reverse(*figures));
+    ranked.truncate(FIGURES_MAX);
+    ranked.sort_by_key(|(index, _)| *index);
+    let mut answer = format!("{SIMULATED} {}", shortened(first));
+    for (index, _) in ranked {
+        if let Some(sentence) = others.get(index) {
+            answer.push(' ');
+            answer.push_str(&shortened(sentence));
+        }
+    }
+    answer
+}
+
+/// The answer as a JSON object, for `response_format` `json_object` and `json_schema`: of a schema's properties those that are
+/// required (all, when none is) with the simplest value of their type, and the extract in each text.
+pub(super) fn extract_json(prompt: &str, schema: Option<&Value>) -> String {
+    let text = extract(prompt);
+    let value = match schema {
+        Some(schema) => instance(schema, &text, 0),
+        None => json!({ "simulated_answer": text }),
+    };
+    value.to_string()
+}
+
+/// Schemas that nest deeper get null from there on; a schema that refers to itself must end.
+const SCHEMA_DEPTH_MAX: usize = 16;
+
+fn instance(schema: &Value, text: &str, depth: usize) -> Value {
+    if depth >= SCHEMA_DEPTH_MAX {
+        return Value::Null;
+    }
+    if let Some(constant) = schema.get("const") {
+        return constant.clone();
+    }
+    if let Some(first) = schema
+        .get("enum")
+        .and_then(Value::as_array)
+        .and_then(|all| all.first())
+    {
+        return first.clone();
+    }
+    let kind = match schema.get("type") {
+        Some(Value::Array(kinds)) => kinds.first().and_then(Value::as_str),
+        Some(kind) => kind.as_str(),
+        None => None,
+    };
+    let least = || schema.get("minimum").cloned().unwrap_or_else(|| json!(0));
+    match kind {
+        Some("string") => json!(text),
+        Some("integer" | "number") => least(),
+        Some("boolean") => json!(false),
+        Some("null") => Value::Null,
+        Some("array") => array(schema, text, depth),
+        _ => object(schema, text, depth),
+    }
+}
+
+fn array(schema: &Value, text: &str, depth: usize) -> Value {
+    let least = schema.get("minItems").and_then(Value::as_u64).unwrap_or(0);
+    let item = schema.get("items").unwrap_or(&Value::Null);
+    (0..least.min(8))
+        .map(|_| instance(item, text, depth + 1))
+        .collect()
+}
+
+fn object(schema: &Value, text: &str, depth: usize) -> Value {
+    let empty = Map::new();
+    let properties = schema
+        .get("properties")
+        .and_then(Value::as_object)
+        .unwrap_or(&empty);
+    let required: Option<Vec<&str>> = schema
+        .get("required")
+        .and_then(Value::as_array)
+        .map(|names| names.iter().filter_map(Value::as_str).collect());
+    let wanted = |name: &str| required.as_ref().is_none_or(|names| names.contains(&name));
+    properties
+        .iter()
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, schema)| (name.clone(), instance(schema, text, depth + 1)))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// The document in a prompt: what stands between tags of that name, or after the instruction that ends with the first blank line,
+/// or all of it.
+fn document_of(prompt: &str) -> &str {
+    let end = prompt.floor_char_boundary(LOOKED_AT_BYTES);
+    let prompt = prompt.get(..end).unwrap_or(prompt);
+    if let Some((_, inside)) = prompt.split_once("<document>") {
+        return inside
+            .split_once("</document>")
+            .map_or(inside, |(inside, _)| inside);
+    }
+    match prompt.split_once("\n\n") {
+        Some((_, rest)) if !rest.trim().is_empty() => rest,
+        _ => prompt,
+    }
+}
+
+/// Splits at `.`, `!` and `?` before white space, and at blank lines. An abbreviation of one letter or before a figure ends none.
+fn sentences(text: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for paragraph in text.split("\n\n") {
+        let mut sentence = String::new();
+        for word in paragraph.split_whitespace() {
+            if !sentence.is_empty() {
+                sentence.push(' ');
+            }
+            sentence.push_str(word);
+            if ends_sentence(word) {
+                found.push(std::mem::take(&mut sentence));
+            }
+        }
+        if !sentence.is_empty() {
+            found.push(sentence);
+        }
+    }
+    found.retain(|sentence| sentence.chars().any(char::is_alphabetic));
+    found
+}
+
+/// Words that end with a full stop and end no sentence.
+const ABBREVIATIONS: [&str; 12] = [
+    "Inc.", "Corp.", "Ltd.", "Co.", "No.", "Mr.", "Ms.", "Dr.", "vs.", "e.g.", "i.e.", "approx.",
+];
+
+fn ends_sentence(word: &str) -> bool {
+    let word = word.trim_end_matches(['"', '\'', ')', '”', '’']);
+    let single_letter = word
+        .strip_suffix('.')
+        .is_some_and(|stem| stem.chars().count() == 1);
+    word.ends_with(['.', '!', '?']) && !single_letter && !ABBREVIATIONS.contains(&word)
+}
+
+/// Words with a digit.
+fn figures(sentence: &str) -> usize {
+    sentence
+        .split(' ')
+        .filter(|word| word.chars().any(|letter| letter.is_ascii_digit()))
+        .count()
+}
+
+fn shortened(sentence: &str) -> String {
+    match sentence.char_indices().nth(SENTENCE_CHARS_MAX) {
+        None => sentence.to_owned(),
+        Some((end, _)) => {
+            let cut = sentence.get(..end).unwrap_or(sentence);
+            let whole_words = cut.rsplit_once(' ').map_or(cut, |(words, _)| words);
+            format!("{whole_words} …")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = "Summarise the document.\n\nAldgate Foods Inc. sells oats. It is old. Revenue was $12.5 \
+                            million, up 4%, in 2025. The sun shone. Debt fell to $3 million.";
+
+    #[test]
+    fn the_first_sentence_and_those_with_figures_are_taken() {
+        assert_eq!(
+            extract(DOCUMENT),
+            "[simulated answer, no model was run] Aldgate Foods Inc. sells oats. Revenue was $12.5 million, up 4%, in \
+             2025. Debt fell to $3 million."
+        );
+    }
+
+    #[test]
+    fn a_document_in_tags_is_found() {
+        let prompt = "Answer.\n\nRules.\n<document>\nOne thing. Another.\n</document>\nEnd.";
+        assert_eq!(extract(prompt), format!("{SIMULATED} One thing."));
+    }
+
+    #[test]
+    fn nothing_and_endless_text_are_answered() {
+        assert_eq!(
+            extract(" \n "),
+            format!("{SIMULATED} The document holds no sentence.")
+        );
+        assert!(extract(&"word ".repeat(100_000)).chars().count() < 400);
+        assert!(extract(&"ä".repeat(LOOKED_AT_BYTES)).starts_with(SIMULATED));
+    }
+
+    #[test]
+    fn a_schema_is_obeyed() {
+        let schema = json!({"type": "object", "required": ["summary", "score", "tone"], "properties": {
+            "summary": {"type": "string"}, "score": {"type": "integer", "minimum": 1},
+            "tone": {"enum": ["good", "bad"]}, "notes": {"type": "array"}}});
+        let value: Value = serde_json::from_str(&extract_json(DOCUMENT, Some(&schema))).unwrap();
+        assert!(value["summary"].as_str().unwrap().starts_with(SIMULATED));
+        assert_eq!(value["score"], 1);
+        assert_eq!(value["tone"], "good");
+        assert_eq!(value.get("notes"), None);
+    }
+}

@@ -1,0 +1,301 @@
+//! The engine behind the HTTP front: who runs, who waits, how long it takes.
+//!
+//! Invariants
+//! 1. At most `max_num_seqs` sequences run; who comes beyond waits in the order of arrival.
+//! 2. A call that is dropped (its client has left) gives back its place at once, running or waiting.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use super::faults::EngineState;
+
+/// How long a call takes, without the time that it waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Latency {
+    /// Every call.
+    pub base: Duration,
+    /// Added for each token of the prompt.
+    pub per_prompt_token: Duration,
+    /// Added for each token of the answer.
+    pub per_output_token: Duration,
+}
+
+impl Latency {
+    /// Answers at once.
+    pub const ZERO: Self = Self::fixed(Duration::ZERO);
+
+    /// The same for every call.
+    #[must_use]
+    pub const fn fixed(base: Duration) -> Self {
+        Self {
+            base,
+            per_prompt_token: Duration::ZERO,
+            per_output_token: Duration::ZERO,
+        }
+    }
+
+    /// The time of one call.
+    #[must_use]
+    pub fn of(&self, prompt_tokens: usize, output_tokens: usize) -> Duration {
+        let times = |each: Duration, count: usize| {
+            each.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
+        };
+        self.base
+            .saturating_add(times(self.per_prompt_token, prompt_tokens))
+            .saturating_add(times(self.per_output_token, output_tokens))
+    }
+}
+
+impl Default for Latency {
+    /// A fast card with a 7B model: 20 ms, and 10 000 prompt and 500 output tokens a second.
+    fn default() -> Self {
+        Self {
+            base: Duration::from_millis(20),
+            per_prompt_token: Duration::from_micros(100),
+            per_output_token: Duration::from_millis(2),
+        }
+    }
+}
+
+/// Why a call is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refused {
+    /// `max_num_queued_reqs` is reached.
+    Busy,
+    /// The engine has died.
+    Dead,
+}
+
+/// How a call that was taken ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) enum Ran {
+    /// To its end.
+    Done,
+    /// The engine was paused when this share of the time (0 to 1) had passed.
+    Aborted(f64),
+}
+
+/// How many sequences are where.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counts {
+    /// Taken and not ended: running, waiting or hanging in a pause.
+    taken: usize,
+    waiting: usize,
+    running: usize,
+    peak_running: usize,
+    /// Tokens that running sequences will hold at their end.
+    tokens: usize,
+}
+
+/// A snapshot of [`Counts`] for gauges.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Load {
+    pub(super) waiting: usize,
+    pub(super) running: usize,
+    pub(super) peak_running: usize,
+    pub(super) tokens: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct Engine {
+    latency: Latency,
+    max_num_seqs: usize,
+    max_num_queued_reqs: Option<usize>,
+    /// One permit per sequence that may run; served in order of arrival.
+    slots: Semaphore,
+    counts: Mutex<Counts>,
+    state: watch::Receiver<EngineState>,
+    /// Bumped at each change of the counts, for those who wait for one.
+    changed: watch::Sender<u64>,
+}
+
+impl Engine {
+    pub(super) fn new(
+        latency: Latency,
+        max_num_seqs: usize,
+        max_num_queued_reqs: Option<usize>,
+        state: watch::Receiver<EngineState>,
+        changed: watch::Sender<u64>,
+    ) -> Self {
+        let max_num_seqs = max_num_seqs.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            latency,
+            max_num_seqs,
+            max_num_queued_reqs,
+            slots: Semaphore::new(max_num_seqs),
+            counts: Mutex::new(Counts::default()),
+            state,
+            changed,
+        }
+    }
+
+    pub(super) fn load(&self) -> Load {
+        let counts = self.counts();
+        Load {
+            waiting: counts.waiting,
+            running: counts.running,
+            peak_running: counts.peak_running,
+            tokens: counts.tokens,
+        }
+    }
+
+    /// Takes a call of `sequences` answers, or says why not. vLLM asks this before it looks at the prompt.
+    pub(super) fn admit(self: &Arc<Self>, sequences: usize) -> Result<Taken, Refused> {
+        if *self.state.borrow() == EngineState::Dead {
+            return Err(Refused::Dead);
+        }
+        let mut counts = self.counts();
+        if let Some(bound) = self.max_num_queued_reqs
+            && counts.taken.saturating_add(sequences) > bound
+        {
+            return Err(Refused::Busy);
+        }
+        counts.taken = counts.taken.saturating_add(sequences);
+        drop(counts);
+        Ok(Taken {
+            engine: Arc::clone(self),
+            sequences,
+        })
+    }
+
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Counts)) {
+        change(&mut self.counts());
+        self.changed
+            .send_modify(|version| *version = version.wrapping_add(1));
+    }
+}
+
+/// A call that the engine has taken; dropping it takes it out again.
+#[derive(Debug)]
+pub(super) struct Taken {
+    engine: Arc<Engine>,
+    sequences: usize,
+}
+
+impl Taken {
+    /// Waits for a slot and lets the time of the call pass.
+    pub(super) async fn run(
+        self,
+        prompt_tokens: usize,
+        output_tokens: usize,
+    ) -> Result<Ran, Refused> {
+        let engine = &self.engine;
+        let mut state = engine.state.clone();
+        serving(&mut state).await?;
+        // A request for more sequences than can ever run at once takes all slots in place of waiting for ever.
+        let slots = u32::try_from(self.sequences.min(engine.max_num_seqs)).unwrap_or(u32::MAX);
+        let permit = {
+            let _waiting = Gauge::raise(engine, self.sequences, |counts| &mut counts.waiting);
+            tokio::select! {
+                biased;
+                refused = died(&mut state) => return Err(refused),
+                permit = engine.slots.acquire_many(slots) => permit,
+            }
+        };
+        // The semaphore is never closed; were it, the call would just run without a slot.
+        let _permit = permit.ok();
+        let _running = Gauge::raise(engine, self.sequences, |counts| &mut counts.running);
+        let _tokens = Gauge::raise(
+            engine,
+            prompt_tokens.saturating_add(output_tokens.saturating_mul(self.sequences)),
+            |counts| &mut counts.tokens,
+        );
+        let time = engine.latency.of(prompt_tokens, output_tokens);
+        let start = Instant::now();
+        tokio::select! {
+            biased;
+            left = left_serving(&mut state) => match left {
+                EngineState::Dead => Err(Refused::Dead),
+                EngineState::Serving | EngineState::Paused => {
+                    Ok(Ran::Aborted(share(start.elapsed(), time)))
+                }
+            },
+            () = pass(time) => Ok(Ran::Done),
+        }
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let sequences = self.sequences;
+        self.engine
+            .change(|counts| counts.taken = counts.taken.saturating_sub(sequences));
+    }
+}
+
+/// Lets time pass; no time is not rounded up to the timer's next millisecond.
+async fn pass(time: Duration) {
+    if !time.is_zero() {
+        tokio::time::sleep(time).await;
+    }
+}
+
+fn share(elapsed: Duration, time: Duration) -> f64 {
+    if time.is_zero() {
+        return 0.0;
+    }
+    (elapsed.as_secs_f64() / time.as_secs_f64()).clamp(0.0, 1.0)
+}
+
+/// Returns when the engine serves: a pause is waited for.
+async fn serving(state: &mut watch::Receiver<EngineState>) -> Result<(), Refused> {
+    match state
+        .wait_for(|state| *state != EngineState::Paused)
+        .await
+        .map(|state| *state)
+    {
+        Ok(EngineState::Serving) => Ok(()),
+        // The sender lives as long as the server: its end is the engine's.
+        Ok(EngineState::Dead | EngineState::Paused) | Err(_) => Err(Refused::Dead),
+    }
+}
+
+async fn died(state: &mut watch::Receiver<EngineState>) -> Refused {
+    drop(state.wait_for(|state| *state == EngineState::Dead).await);
+    Refused::Dead
+}
+
+async fn left_serving(state: &mut watch::Receiver<EngineState>) -> EngineState {
+    state
+        .wait_for(|state| *state != EngineState::Serving)
+        .await
+        .map_or(EngineState::Dead, |state| *state)
+}
+
+/// Keeps one of the counts raised while it lives.
+struct Gauge<'a> {
+    engine: &'a Engine,
+    amount: usize,
+    count: fn(&mut Counts) -> &mut usize,
+}
+
+impl<'a> Gauge<'a> {
+    fn raise(engine: &'a Engine, amount: usize, count: fn(&mut Counts) -> &mut usize) -> Self {
+        engine.change(|counts| {
+            let value = count(counts);
+            *value = value.saturating_add(amount);
+            counts.peak_running = counts.peak_running.max(counts.running);
+        });
+        Self {
+            engine,
+            amount,
+            count,
+        }
+    }
+}
+
+impl Drop for Gauge<'_> {
+    fn drop(&mut self) {
+        self.engine.change(|counts| {
+            let value = (self.count)(counts);
+            *value = value.saturating_sub(self.amount);
+        });
+    }
+}
