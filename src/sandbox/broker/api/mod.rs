@@ -6,8 +6,11 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, CreateTopicsRequest, FetchRequest, ListOffsetsRequest,
-    MetadataRequest, ProduceRequest, RequestHeader, ResponseHeader,
+    ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest,
+    DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
+    FindCoordinatorRequest, IncrementalAlterConfigsRequest, ListGroupsRequest, ListOffsetsRequest,
+    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest,
+    ProduceRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 use tokio::time::sleep;
@@ -17,10 +20,23 @@ use super::faults::{Action, SeenRequest};
 
 mod api_versions;
 mod create_topics;
+mod delete_groups;
+mod delete_records;
+mod delete_topics;
+mod describe_configs;
+mod describe_groups;
 mod fetch;
+mod find_coordinator;
+mod incremental_alter_configs;
+mod list_groups;
 mod list_offsets;
 mod metadata;
+mod offset_commit;
+mod offset_fetch;
+mod offset_for_leader_epoch;
 mod produce;
+mod sasl_authenticate;
+mod sasl_handshake;
 
 /// What is served and therefore advertised: one line per API.
 static TABLE: &[Entry] = &[
@@ -28,8 +44,21 @@ static TABLE: &[Entry] = &[
     entry::<FetchRequest>(),
     entry::<ListOffsetsRequest>(),
     entry::<MetadataRequest>(),
+    entry::<OffsetCommitRequest>(),
+    entry::<OffsetFetchRequest>(),
+    entry::<FindCoordinatorRequest>(),
+    entry::<DescribeGroupsRequest>(),
+    entry::<ListGroupsRequest>(),
+    entry::<SaslHandshakeRequest>(),
     entry::<ApiVersionsRequest>(),
     entry::<CreateTopicsRequest>(),
+    entry::<DeleteTopicsRequest>(),
+    entry::<DeleteRecordsRequest>(),
+    entry::<OffsetForLeaderEpochRequest>(),
+    entry::<DescribeConfigsRequest>(),
+    entry::<SaslAuthenticateRequest>(),
+    entry::<DeleteGroupsRequest>(),
+    entry::<IncrementalAlterConfigsRequest>(),
 ];
 
 /// One API as the broker serves it.
