@@ -146,9 +146,10 @@ impl Committer {
         if self.sink.is_transactional() {
             self.flush_in_transaction(&flush, &mut attempt).await?;
         } else {
-            self.append_all(flush.outputs, &mut attempt)
-                .await
-                .map_err(Stuck::into_fenced)?;
+            let mut lanes = Lanes::new(flush.outputs);
+            while let Err(error) = self.append_all(&mut lanes).await {
+                attempt.again("append", error, &*self.observer).await?;
+            }
             let commit = self.commit_record(&flush.position)?;
             self.append_commit(commit, &mut attempt).await?;
         }
@@ -219,45 +220,26 @@ impl Committer {
         }
     }
 
-    /// Appends every output and waits for every acknowledgement. Outputs of one partition go out in their order, one batch at a time; the
-    /// partitions side by side. Outside a transaction each is tried until it is in; inside one the first failure is handed back.
-    async fn append_all(
-        &mut self,
-        outputs: Vec<Output>,
-        attempt: &mut Attempt,
-    ) -> Result<(), Stuck> {
-        let mut lanes = Lanes::new(outputs);
+    /// Appends what is in the lanes and waits for every acknowledgement. Outputs of one partition go out in their order, one batch at a
+    /// time; the partitions side by side. Ends at the first failure: what was not acknowledged stays in the lanes.
+    async fn append_all(&mut self, lanes: &mut Lanes) -> Result<(), StepError> {
         while !lanes.is_empty() {
             let batches = lanes.next_batches();
-            let outcomes = self.sink.append(&batches).await;
+            let mut outcomes = self.sink.append(&batches).await.into_iter();
             let mut failure = None;
-            for (index, batch) in batches.iter().enumerate() {
+            for batch in &batches {
                 let sent = batch.records.len();
-                match outcomes.get(index) {
-                    Some(Ok(())) => lanes.acknowledged(&batch.to, sent),
-                    Some(Err(StepError::Refused(KafkaError::TooLarge { .. }))) => {
-                        let gone = lanes.too_large(&batch.to, sent, &*self.shrink, &*self.observer);
-                        if !gone {
-                            failure = Some(index);
-                        }
-                    }
-                    _ => failure = Some(index),
+                match outcomes.next().unwrap_or_else(|| Err(no_outcome())) {
+                    Ok(()) => lanes.acknowledged(&batch.to, sent),
+                    Err(StepError::Refused(KafkaError::TooLarge { .. }))
+                        if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
+                    Err(StepError::Fenced) => return Err(StepError::Fenced),
+                    Err(error) => failure = Some(error),
                 }
             }
-            let Some(index) = failure else { continue };
-            let error = outcomes
-                .into_iter()
-                .nth(index)
-                .map_or_else(no_outcome, |outcome| {
-                    outcome.err().unwrap_or_else(no_outcome)
-                });
-            if self.sink.is_transactional() {
-                return Err(Stuck::Step(error, attempt.partition.clone()));
+            if let Some(error) = failure {
+                return Err(error);
             }
-            attempt
-                .again("append", error, &*self.observer)
-                .await
-                .map_err(Stuck::Flush)?;
         }
         Ok(())
     }
@@ -268,20 +250,19 @@ impl Committer {
         attempt: &mut Attempt,
     ) -> Result<(), FlushError> {
         let commit = self.commit_record(&flush.position)?;
+        let commit_batch = [self.commit_batch(&commit)?];
         loop {
-            let step = match self.write_in_transaction(flush, &commit, attempt).await {
-                Ok(()) => match self.commit_transaction(&commit, attempt).await? {
-                    true => return Ok(()),
-                    false => continue,
-                },
-                Err(step) => step,
-            };
-            let error = match step {
-                Stuck::Flush(error) => return Err(error),
-                Stuck::Step(error, _) => error,
-            };
-            attempt.again("transaction", error, &*self.observer).await?;
-            self.abort(attempt).await?;
+            match self.write_in_transaction(flush, &commit_batch).await {
+                Ok(()) => {
+                    if self.commit_transaction(&commit, attempt).await? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    attempt.again("transaction", error, &*self.observer).await?;
+                    self.abort(attempt).await?;
+                }
+            }
         }
     }
 
@@ -289,22 +270,18 @@ impl Committer {
     async fn write_in_transaction(
         &mut self,
         flush: &Flush,
-        commit: &CommitRecord,
-        attempt: &mut Attempt,
-    ) -> Result<(), Stuck> {
-        let stuck = |error| Stuck::Step(error, attempt.partition.clone());
-        self.sink.begin().await.map_err(stuck)?;
-        self.append_all(flush.outputs.clone(), attempt).await?;
-        let batch = [self.commit_batch(commit).map_err(Stuck::Flush)?];
-        match self.sink.append(&batch).await.into_iter().next() {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(Stuck::Step(error, attempt.partition.clone())),
-            None => Err(Stuck::Step(no_outcome(), attempt.partition.clone())),
-        }
+        commit: &[Batch; 1],
+    ) -> Result<(), StepError> {
+        self.sink.begin().await?;
+        self.append_all(&mut Lanes::new(flush.outputs.clone()))
+            .await?;
+        let outcome = self.sink.append(commit).await.into_iter().next();
+        outcome.unwrap_or_else(|| Err(no_outcome()))
     }
 
     /// Ends the transaction; true when it was committed, false when it was not and the flush begins again. An unknown outcome is repeated
-    /// with the same end; once that is refused, the commit record in the log decides, as it is part of the transaction.
+    /// with the same end. Once that is refused, whatever is still open is aborted (it would hide the log's end from us), and then the
+    /// commit record decides, as it is part of the transaction.
     async fn commit_transaction(
         &mut self,
         commit: &CommitRecord,
@@ -313,16 +290,15 @@ impl Committer {
         loop {
             match self.sink.end(End::Commit).await {
                 Ok(()) => return Ok(true),
-                Err(error @ StepError::Refused(_)) => {
-                    attempt
-                        .again("end of transaction", error, &*self.observer)
-                        .await?;
-                    return self.is_in_the_log(commit, attempt).await;
-                }
                 Err(error) => {
+                    let refused = matches!(error, StepError::Refused(_));
                     attempt
                         .again("end of transaction", error, &*self.observer)
                         .await?;
+                    if refused {
+                        self.abort(attempt).await?;
+                        return self.is_in_the_log(commit, attempt).await;
+                    }
                 }
             }
         }
@@ -359,8 +335,7 @@ impl Committer {
     async fn abort(&mut self, attempt: &mut Attempt) -> Result<(), FlushError> {
         loop {
             match self.sink.end(End::Abort).await {
-                // Refused: there is no transaction to abort.
-                Ok(()) | Err(StepError::Refused(_)) => return Ok(()),
+                Ok(()) => return Ok(()),
                 Err(error) => attempt.again("abort", error, &*self.observer).await?,
             }
         }
@@ -407,21 +382,6 @@ impl Attempt {
         observer.step_failed(step, &error);
         tokio::time::sleep(self.backoff.next_delay()).await;
         Ok(())
-    }
-}
-
-/// Why outputs are not all in.
-enum Stuck {
-    Flush(FlushError),
-    Step(StepError, TopicPartition),
-}
-
-impl Stuck {
-    fn into_fenced(self) -> FlushError {
-        match self {
-            Self::Flush(error) => error,
-            Self::Step(_, partition) => FlushError::Fenced { partition },
-        }
     }
 }
 
@@ -491,7 +451,7 @@ impl Lanes {
     }
 
     /// A batch was refused for its size: halve it, or replace its only record. False when nothing smaller can be made.
-    fn too_large(
+    fn make_smaller(
         &mut self,
         to: &TopicPartition,
         count: usize,
