@@ -9,7 +9,7 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
@@ -31,6 +31,7 @@ use kafka_llm_processor::records::result::{
 use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig};
 use kafka_llm_processor::sandbox::vllm::{Vllm, VllmConfig};
 use kafka_llm_processor::types::{Offset, Record, Secret, SourcePosition, TopicPartition};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -64,7 +65,7 @@ fn documents(count: usize) -> Vec<InputDocument> {
 async fn produced(
     kafka: &KafkaConfig,
     args: &ProduceArgs,
-    documents: Vec<InputDocument>,
+    documents: &[InputDocument],
 ) -> (Result<ProduceReport, ProduceError>, String) {
     let mut out = Vec::new();
     let target = ProduceTarget {
@@ -73,7 +74,8 @@ async fn produced(
         partitions_if_created: 3,
     };
     let (terminal, shutdown) = (Terminal::plain(), CancellationToken::new());
-    let report = produce::run(args, documents, target, &terminal, &mut out, &shutdown).await;
+    let report =
+        produce::send_documents(args, documents, target, &terminal, &mut out, &shutdown).await;
     (report, String::from_utf8(out).unwrap())
 }
 
@@ -117,7 +119,7 @@ async fn produce_creates_the_topic_and_follows_the_java_partitioner() {
         count: Some(250),
         ..ProduceArgs::default()
     };
-    let (report, out) = produced(&kafka(&broker), &args, documents(6)).await;
+    let (report, out) = produced(&kafka(&broker), &args, &documents(6)).await;
     let report = report.unwrap();
     assert_eq!((report.sent, report.created_topic), (250, true));
     assert!(
@@ -138,24 +140,36 @@ async fn produce_creates_the_topic_and_follows_the_java_partitioner() {
 }
 
 #[tokio::test]
-async fn produce_sends_a_file_to_a_topic_that_is_there() {
-    let broker = broker().await;
-    broker.create_topic("docs", 1, &[]).unwrap();
+async fn produce_sends_a_file_or_the_samples_to_a_topic_that_is_there() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("reports.jsonl");
     std::fs::write(&file, "{\"id\":\"a\",\"content\":\"x\"}\n{\"id\":\"b\"}\n").unwrap();
-    let args = ProduceArgs {
-        file: Some(file),
-        ..ProduceArgs::default()
-    };
-    let (report, _) = produced(&kafka(&broker), &args, Vec::new()).await;
-    assert_eq!(report.unwrap().sent, 2);
-    let keys: Vec<_> = broker
-        .records("docs")
-        .into_iter()
-        .map(|(_, _, record)| record.key.unwrap())
-        .collect();
-    assert_eq!(keys, ["a", "b"]);
+    for (file, count) in [(Some(file), 2), (None, 6)] {
+        let broker = broker().await;
+        broker.create_topic("docs", 1, &[]).unwrap();
+        let args = ProduceArgs {
+            file,
+            ..ProduceArgs::default()
+        };
+        let kafka = kafka(&broker);
+        let target = ProduceTarget {
+            kafka: &kafka,
+            topic: "docs",
+            partitions_if_created: 3,
+        };
+        let (terminal, shutdown) = (Terminal::plain(), CancellationToken::new());
+        let report = produce::run(&args, target, &terminal, &mut Vec::new(), &shutdown)
+            .await
+            .unwrap();
+        assert_eq!((report.sent, report.created_topic), (count, false));
+        let mut keys: Vec<_> = broker
+            .records("docs")
+            .into_iter()
+            .map(|(_, _, record)| record.key.unwrap())
+            .collect();
+        keys.dedup();
+        assert_eq!(u64::try_from(keys.len()).unwrap(), count);
+    }
 }
 
 #[tokio::test]
@@ -165,7 +179,7 @@ async fn produce_names_the_topic_that_it_must_not_create() {
         create_topics: false,
         ..kafka(&broker)
     };
-    let (report, _) = produced(&kafka, &ProduceArgs::default(), documents(1)).await;
+    let (report, _) = produced(&kafka, &ProduceArgs::default(), &documents(1)).await;
     let message = report.unwrap_err().to_string();
     assert!(
         message.contains("`docs`") && message.contains("kafka.create_topics"),
@@ -182,7 +196,7 @@ async fn produce_survives_a_broker_that_hangs_up() {
         .on(ApiKey::Produce)
         .times(2)
         .hang_up_before();
-    let (report, _) = produced(&kafka(&broker), &ProduceArgs::default(), documents(6)).await;
+    let (report, _) = produced(&kafka(&broker), &ProduceArgs::default(), &documents(6)).await;
     assert_eq!(report.unwrap().sent, 6);
     assert_eq!(fault.hits(), 2);
     assert_eq!(broker.records("docs").len(), 6);
@@ -202,7 +216,7 @@ async fn produce_refuses_a_document_larger_than_the_topic_takes() {
         id: "large".to_owned(),
         value: text.into(),
     };
-    let (report, _) = produced(&kafka(&broker), &ProduceArgs::default(), vec![large]).await;
+    let (report, _) = produced(&kafka(&broker), &ProduceArgs::default(), &[large]).await;
     let error = report.unwrap_err();
     let cause = std::error::Error::source(&error).unwrap();
     let chain = format!("{error}: {cause}: {}", cause.source().unwrap());
@@ -285,7 +299,7 @@ async fn an_absent_broker_is_told_in_time() {
         ..KafkaConfig::default()
     };
     let started = Instant::now();
-    let (report, _) = produced(&kafka, &ProduceArgs::default(), documents(1)).await;
+    let (report, _) = produced(&kafka, &ProduceArgs::default(), &documents(1)).await;
     let (count, _) = shown(&kafka, &ResultsArgs::default()).await;
     assert!(started.elapsed() < TOLD_WITHIN);
     for message in [
@@ -487,7 +501,7 @@ async fn a_wrong_password_is_told_in_time() {
             ..kafka(&broker)
         };
         let started = Instant::now();
-        let (report, _) = produced(&kafka, &ProduceArgs::default(), documents(1)).await;
+        let (report, _) = produced(&kafka, &ProduceArgs::default(), &documents(1)).await;
         let message = report.unwrap_err().to_string();
         assert!(started.elapsed() < TOLD_WITHIN);
         assert!(message.contains("kafka.sasl_password"), "{message}");
@@ -497,7 +511,7 @@ async fn a_wrong_password_is_told_in_time() {
             sasl_password: Some(Secret::new("right")),
             ..kafka
         };
-        let (report, _) = produced(&kafka, &ProduceArgs::default(), documents(2)).await;
+        let (report, _) = produced(&kafka, &ProduceArgs::default(), &documents(2)).await;
         assert_eq!(report.unwrap().sent, 2);
     }
 }
