@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
+use kafka_llm_processor::app::App;
 use kafka_llm_processor::cli::check::{self, CheckItem, CheckReport, CheckSettings};
 use kafka_llm_processor::cli::output::Terminal;
 use kafka_llm_processor::cli::produce::{
@@ -20,6 +21,7 @@ use kafka_llm_processor::cli::produce::{
 };
 use kafka_llm_processor::cli::results::{self, ResultTopics, ResultsArgs, ResultsError};
 use kafka_llm_processor::clock;
+use kafka_llm_processor::config::Settings;
 use kafka_llm_processor::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
 use kafka_llm_processor::llm::LlmConfig;
 use kafka_llm_processor::offsets::{CommitRecord, Guarantee};
@@ -514,4 +516,87 @@ async fn a_wrong_password_is_told_in_time() {
         let (report, _) = produced(&kafka, &ProduceArgs::default(), &documents(2)).await;
         assert_eq!(report.unwrap().sent, 2);
     }
+}
+
+/// The whole way: what `produce` sends, the processor answers, `results` shows, and `check` sees it run.
+#[tokio::test]
+async fn the_commands_agree_about_a_running_processor() {
+    let (broker, vllm) = (
+        broker().await,
+        Vllm::start(VllmConfig::default()).await.unwrap(),
+    );
+    let mut settings = Settings {
+        kafka: kafka(&broker),
+        ..Settings::default()
+    };
+    settings.llm.url = vllm.url();
+    settings.admin.listen = "127.0.0.1:0".parse().unwrap();
+    let inputs: Vec<String> = settings
+        .input
+        .topics
+        .iter()
+        .map(|topic| topic.name.clone())
+        .collect();
+    let target = ProduceTarget {
+        kafka: &settings.kafka,
+        topic: &inputs[0],
+        partitions_if_created: 3,
+    };
+    let (terminal, shutdown) = (Terminal::plain(), CancellationToken::new());
+    produce::run(
+        &ProduceArgs::default(),
+        target,
+        &terminal,
+        &mut Vec::new(),
+        &shutdown,
+    )
+    .await
+    .unwrap();
+
+    let app = App::build(settings.clone()).unwrap();
+    let drain = CancellationToken::new();
+    let running = tokio::spawn(app.run(drain.clone(), true));
+    assert!(
+        vllm.wait_until(Duration::from_secs(20), |vllm| vllm.calls() >= 6)
+            .await
+    );
+    let args = ResultsArgs {
+        follow: true,
+        count: Some(6),
+        ..ResultsArgs::default()
+    };
+    let topics = ResultTopics {
+        output: &settings.output.topic,
+        dead_letters: &settings.dead_letters.topic,
+    };
+    let mut out = Vec::new();
+    let shown = results::run(
+        &args,
+        &settings.kafka,
+        topics,
+        &terminal,
+        &mut out,
+        &shutdown,
+    );
+    let shown = tokio::time::timeout(Duration::from_secs(20), shown).await;
+    assert_eq!(shown.unwrap().unwrap(), 6);
+    let text = String::from_utf8(out).unwrap();
+    for document in produce::sample_documents().unwrap() {
+        assert!(text.contains(&document.id), "{}\n{text}", document.id);
+    }
+
+    let report = check::report(CheckSettings {
+        kafka: &settings.kafka,
+        llm: &settings.llm,
+        input_topics: &inputs,
+        output_topic: &settings.output.topic,
+        dead_letter_topic: &settings.dead_letters.topic,
+    })
+    .await;
+    assert!(report.passed, "{report:#?}");
+
+    drain.cancel();
+    let (end, summary) = running.await.unwrap();
+    assert_eq!(end.exit_code(), 0, "{end:?}");
+    assert_eq!((summary.totals.processed, summary.totals.failed()), (6, 0));
 }
