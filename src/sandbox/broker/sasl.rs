@@ -12,9 +12,17 @@ use super::state::Refusal;
 /// What a SASL listener offers.
 pub(super) const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 
+/// The authentication of one connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    stage: Stage,
+    /// After a handshake of version 0 the tokens come and go as bare frames, without Kafka's headers.
+    bare_tokens: bool,
+}
+
 /// How far a connection has come.
 #[derive(Debug)]
-pub(super) enum Session {
+enum Stage {
     /// No authentication is asked for, or it has succeeded.
     Open,
     /// Nothing has happened yet.
@@ -29,34 +37,44 @@ pub(super) enum Session {
 
 impl Session {
     pub(super) fn new(config: &BrokerConfig) -> Self {
-        if config.sasl.is_some() {
-            Self::Fresh
+        let stage = if config.sasl.is_some() {
+            Stage::Fresh
         } else {
-            Self::Open
+            Stage::Open
+        };
+        Self {
+            stage,
+            bare_tokens: false,
         }
     }
 
     /// Whether a request of this API may be handled now.
     pub(super) fn allows(&self, key: i16) -> bool {
-        match self {
-            Self::Open => true,
-            Self::Fresh => matches!(key, ApiVersionsRequest::KEY | SaslHandshakeRequest::KEY),
-            Self::Plain | Self::Scram(_) => key == SaslAuthenticateRequest::KEY,
-            Self::Failed => false,
+        match self.stage {
+            Stage::Open => true,
+            Stage::Fresh => matches!(key, ApiVersionsRequest::KEY | SaslHandshakeRequest::KEY),
+            Stage::Plain | Stage::Scram(_) => key == SaslAuthenticateRequest::KEY,
+            Stage::Failed => false,
         }
     }
 
+    /// Whether the next frame is a bare token.
+    pub(super) fn awaits_bare_token(&self) -> bool {
+        self.bare_tokens && matches!(self.stage, Stage::Plain | Stage::Scram(_))
+    }
+
     /// Agrees on a mechanism.
-    pub(super) fn handshake(&mut self, mechanism: &str) -> Result<(), ResponseError> {
-        if !matches!(self, Self::Fresh) {
+    pub(super) fn handshake(&mut self, mechanism: &str, version: i16) -> Result<(), ResponseError> {
+        if !matches!(self.stage, Stage::Fresh) {
             return Err(ResponseError::IllegalSaslState);
         }
-        *self = match mechanism {
-            "PLAIN" => Self::Plain,
-            "SCRAM-SHA-256" => Self::Scram(Exchange::new(Hash::Sha256)),
-            "SCRAM-SHA-512" => Self::Scram(Exchange::new(Hash::Sha512)),
+        self.bare_tokens = version == 0;
+        self.stage = match mechanism {
+            "PLAIN" => Stage::Plain,
+            "SCRAM-SHA-256" => Stage::Scram(Exchange::new(Hash::Sha256)),
+            "SCRAM-SHA-512" => Stage::Scram(Exchange::new(Hash::Sha512)),
             _ => {
-                *self = Self::Failed;
+                self.stage = Stage::Failed;
                 return Err(ResponseError::UnsupportedSaslMechanism);
             }
         };
@@ -69,29 +87,29 @@ impl Session {
         users: &SaslUsers,
         message: &Bytes,
     ) -> Result<Bytes, Refusal> {
-        match std::mem::replace(self, Self::Failed) {
-            Self::Plain => {
+        match std::mem::replace(&mut self.stage, Stage::Failed) {
+            Stage::Plain => {
                 check_plain(users, message)?;
-                *self = Self::Open;
+                self.stage = Stage::Open;
                 Ok(Bytes::new())
             }
-            Self::Scram(exchange) => match exchange.step(users, message) {
+            Stage::Scram(exchange) => match exchange.step(users, message) {
                 Ok(Step::Continue(next, answer)) => {
-                    *self = Self::Scram(next);
+                    self.stage = Stage::Scram(next);
                     Ok(answer)
                 }
                 Ok(Step::Done(answer)) => {
-                    *self = Self::Open;
+                    self.stage = Stage::Open;
                     Ok(answer)
                 }
-                Err(ScramError::Malformed) => Err(failed("the SCRAM message is malformed")),
-                Err(ScramError::Credentials(hash)) => Err(failed(format!(
+                // Kafka has one sentence for a wrong password, an unknown user and a malformed message.
+                Err(ScramError(hash)) => Err(failed(format!(
                     "Authentication failed during authentication due to invalid credentials with SASL mechanism {}",
                     hash.mechanism()
                 ))),
             },
-            before @ (Self::Open | Self::Fresh | Self::Failed) => {
-                *self = before;
+            before @ (Stage::Open | Stage::Fresh | Stage::Failed) => {
+                self.stage = before;
                 Err(Refusal::new(
                     ResponseError::IllegalSaslState,
                     "SaslAuthenticate request received after successful authentication",

@@ -78,12 +78,9 @@ fn xor(left: &[u8], right: &[u8]) -> Vec<u8> {
     left.iter().zip(right).map(|(a, b)| a ^ b).collect()
 }
 
-/// Why an exchange ended.
+/// The exchange failed: malformed message, unknown user or wrong password, which the client is not told apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ScramError {
-    Malformed,
-    Credentials(Hash),
-}
+pub(super) struct ScramError(pub Hash);
 
 /// What follows a client's message.
 #[derive(Debug)]
@@ -116,11 +113,12 @@ impl Exchange {
     }
 
     pub(super) fn step(self, users: &SaslUsers, message: &[u8]) -> Result<Step, ScramError> {
-        let message = std::str::from_utf8(message).map_err(|_| ScramError::Malformed)?;
+        let message = std::str::from_utf8(message).map_err(|_| ScramError(self.hash))?;
         match self.begun {
-            None => first(self.hash, users, message).ok_or(ScramError::Malformed),
+            None => first(self.hash, users, message),
             Some(begun) => last(self.hash, users, &begun, message),
         }
+        .ok_or(ScramError(self.hash))
     }
 }
 
@@ -138,9 +136,8 @@ fn first(hash: Hash, users: &SaslUsers, message: &str) -> Option<Step> {
     let header = message.strip_suffix(bare)?;
     let nonce = format!("{client_nonce}{}", Uuid::new_v4().simple());
     let salt = Uuid::new_v4().into_bytes();
-    if !users.contains_key(&user) {
-        tracing::debug!("a client of the sandbox broker named an unknown user");
-    }
+    // Kafka ends the exchange here already when it does not know the user.
+    users.get(&user)?;
     let server_first = format!("r={nonce},s={},i={ITERATIONS}", to_base64(&salt));
     let answer = Bytes::from(server_first.clone());
     let begun = Begun {
@@ -159,16 +156,14 @@ fn first(hash: Hash, users: &SaslUsers, message: &str) -> Option<Step> {
 }
 
 /// `c=binding,r=nonce[,extensions],p=proof`.
-fn last(hash: Hash, users: &SaslUsers, begun: &Begun, message: &str) -> Result<Step, ScramError> {
-    let (without_proof, proof) = message.rsplit_once(",p=").ok_or(ScramError::Malformed)?;
+fn last(hash: Hash, users: &SaslUsers, begun: &Begun, message: &str) -> Option<Step> {
+    let (without_proof, proof) = message.rsplit_once(",p=")?;
     let expected = format!("c={},r={}", begun.channel_binding, begun.nonce);
     if without_proof != expected {
-        return Err(ScramError::Malformed);
+        return None;
     }
-    let proof = from_base64(proof).ok_or(ScramError::Malformed)?;
-    let password = users
-        .get(&begun.user)
-        .ok_or(ScramError::Credentials(hash))?;
+    let proof = from_base64(proof)?;
+    let password = users.get(&begun.user)?;
     let salted = hash.salted_password(password.expose().as_bytes(), &begun.salt);
     let client_key = hash.hmac(&salted, &[b"Client Key"]);
     let stored_key = hash.digest(&[&client_key]);
@@ -178,11 +173,11 @@ fn last(hash: Hash, users: &SaslUsers, begun: &Begun, message: &str) -> Result<S
     );
     let signature = hash.hmac(&stored_key, &[auth_message.as_bytes()]);
     if proof != xor(&client_key, &signature) {
-        return Err(ScramError::Credentials(hash));
+        return None;
     }
     let server_key = hash.hmac(&salted, &[b"Server Key"]);
     let verifier = hash.hmac(&server_key, &[auth_message.as_bytes()]);
-    Ok(Step::Done(Bytes::from(format!(
+    Some(Step::Done(Bytes::from(format!(
         "v={}",
         to_base64(&verifier)
     ))))

@@ -7,7 +7,8 @@ use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{SaslAuthenticateRequest, SaslAuthenticateResponse};
 
 use super::super::connection::Context;
-use super::{Api, Reply, text};
+use super::{Api, Outcome, Reply, text};
+use bytes::Bytes;
 
 impl Api for SaslAuthenticateRequest {
     const SERVED: (i16, i16) = (0, 2);
@@ -35,5 +36,14 @@ impl Api for SaslAuthenticateRequest {
                 }
             }
         }
+    }
+}
+
+/// One step after a handshake of version 0: the answer is bare too, and a failure has none.
+pub(super) fn bare_token(context: &mut Context, token: &Bytes) -> Outcome {
+    let users = context.shared.config.sasl.clone().unwrap_or_default();
+    match context.session.authenticate(&users, token) {
+        Ok(challenge) => Outcome::Reply(challenge),
+        Err(_) => Outcome::Close,
     }
 }

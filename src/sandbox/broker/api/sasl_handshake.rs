@@ -1,7 +1,7 @@
-//! SaslHandshake, version 1.
+//! SaslHandshake, versions 0 and 1.
 //!
-//! Version 0 is followed by tokens without Kafka headers, which no current client sends; Kafka still serves it. An unknown mechanism is
-//! answered with 33 and the list, and the connection closes. On a connection that has no authentication ahead of it: 34.
+//! After version 0 the tokens are bare frames, after version 1 they come in SaslAuthenticate. An unknown mechanism is answered with 33
+//! and the list, and the connection closes. On a connection that has no authentication ahead of it: 34.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{SaslHandshakeRequest, SaslHandshakeResponse};
@@ -11,7 +11,7 @@ use super::super::sasl::MECHANISMS;
 use super::{Api, Reply, text};
 
 impl Api for SaslHandshakeRequest {
-    const SERVED: (i16, i16) = (1, 1);
+    const SERVED: (i16, i16) = (0, 1);
 
     fn refuse(&self, code: ResponseError) -> SaslHandshakeResponse {
         let mechanisms = MECHANISMS.iter().map(|name| text(*name)).collect();
@@ -20,8 +20,8 @@ impl Api for SaslHandshakeRequest {
             .with_mechanisms(mechanisms)
     }
 
-    async fn serve(self, context: &mut Context, _: i16) -> Reply<SaslHandshakeResponse> {
-        match context.session.handshake(&self.mechanism) {
+    async fn serve(self, context: &mut Context, version: i16) -> Reply<SaslHandshakeResponse> {
+        match context.session.handshake(&self.mechanism, version) {
             Ok(()) => {
                 let mechanisms = MECHANISMS.iter().map(|name| text(*name)).collect();
                 Reply::Answer(SaslHandshakeResponse::default().with_mechanisms(mechanisms))
