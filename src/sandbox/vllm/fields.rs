@@ -107,7 +107,12 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> Reply {
         .take(error.line().saturating_sub(1))
         .map(str::len)
         .sum();
-    let position = line_start + error.column().saturating_sub(1);
+    let mut position = line_start + error.column().saturating_sub(1);
+    if reason.starts_with("expected ident") {
+        // Found inside a word: Python names the word's first letter.
+        let before = text.get(..position).unwrap_or_default();
+        position = before.trim_end_matches(char::is_alphabetic).len();
+    }
     let words = if reason.starts_with("trailing characters") {
         "Extra data"
     } else if reason.starts_with("EOF while parsing a string") {
