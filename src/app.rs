@@ -1,1 +1,358 @@
-//! (to be written)
+//! Builds every part from the settings, runs them, and ends them in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
+use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
+use crate::kafka::wire::Cluster;
+use crate::llm::{HttpTransport, LlmMetrics, Prompt, VllmClient};
+use crate::offsets::{CommitStore, mirror};
+use crate::pipeline::{
+    self, CommitOffsets, Destinations, PipelineEnd, PipelineMetrics, ReadAhead, Services,
+};
+use crate::retry::Backoff;
+use crate::telemetry::holds::Holds;
+use crate::telemetry::registry::new_registry;
+use crate::telemetry::server::AdminSources;
+use crate::telemetry::status::{RunState, Summary};
+use crate::telemetry::{AdminServer, Health, Metrics, StatusBoard};
+use crate::types::TopicPartition;
+
+const RETRY_INITIAL: Duration = Duration::from_millis(200);
+const RETRY_CAP: Duration = Duration::from_secs(2);
+/// How long the last copy of the offsets may take when the process ends.
+const MIRROR_GRACE: Duration = Duration::from_secs(2);
+
+/// How a run ended; the exit code follows from it.
+#[derive(Debug)]
+pub enum RunEnd {
+    /// Everything in flight is finished and committed: exit code 0.
+    Drained,
+    /// It could not start, or an invariant is broken: exit code 1.
+    Failed(anyhow::Error),
+    /// The drain deadline passed: exit code 2.
+    DeadlinePassed {
+        /// Partitions that were not through.
+        partitions: usize,
+    },
+    /// Another instance owns a partition: exit code 3.
+    Fenced(String),
+}
+
+impl RunEnd {
+    /// The process's exit code.
+    #[must_use]
+    pub const fn exit_code(&self) -> u8 {
+        match self {
+            Self::Drained => 0,
+            Self::Failed(_) => 1,
+            Self::DeadlinePassed { .. } => 2,
+            Self::Fenced(_) => 3,
+        }
+    }
+}
+
+/// A process that is built and not yet running.
+#[derive(Debug)]
+pub struct App {
+    settings: Settings,
+    prompt: Arc<Prompt>,
+    client: Arc<VllmClient>,
+    cluster: Cluster,
+    health: Health,
+    board: StatusBoard,
+    holds: Holds,
+    pipeline_metrics: PipelineMetrics,
+    admin: Option<AdminServer>,
+    shutdown: CancellationToken,
+}
+
+impl App {
+    /// Builds every part and starts the admin server. Must be called within a Tokio runtime.
+    ///
+    /// # Errors
+    /// When a template, a file or the admin server's address is of no use. Nothing that a server says is among them.
+    pub fn build(settings: Settings) -> anyhow::Result<Self> {
+        let shutdown = CancellationToken::new();
+        let mut registry = new_registry();
+        let board = StatusBoard::new(&mut registry);
+        let pipeline_metrics = PipelineMetrics::new(&mut registry);
+        let llm_metrics = LlmMetrics::new(&mut registry);
+        let prompt = Arc::new(Prompt::new(&settings.prompt)?);
+        let transport = Arc::new(HttpTransport::new(&settings.llm)?);
+        let client = Arc::new(VllmClient::new(
+            &settings.llm,
+            transport,
+            llm_metrics,
+            &shutdown,
+        )?);
+        let health = Health::new();
+        let sources = AdminSources {
+            metrics: Metrics::new(registry),
+            health: health.clone(),
+            status: board.clone(),
+        };
+        let admin = AdminServer::start(&settings.admin, sources, shutdown.child_token())?;
+        let cluster = Cluster::new(&settings.kafka);
+        let holds = Holds::new(board.clone());
+        Ok(Self {
+            settings,
+            prompt,
+            client,
+            cluster,
+            health,
+            board,
+            holds,
+            pipeline_metrics,
+            admin,
+            shutdown,
+        })
+    }
+
+    /// Where the admin server listens.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<std::net::SocketAddr> {
+        self.admin.as_ref().map(AdminServer::local_addr)
+    }
+
+    /// What is shown while it runs.
+    #[must_use]
+    pub fn board(&self) -> StatusBoard {
+        self.board.clone()
+    }
+
+    /// Works until `drain` is cancelled and what is in flight is through, or until it cannot go on. With `fail_fast`, a server that cannot be
+    /// used at start ends it.
+    ///
+    /// # Cancel safety
+    /// Dropping it drops all work; what was not committed is done again after the restart.
+    pub async fn run(self, drain: CancellationToken, fail_fast: bool) -> (RunEnd, Summary) {
+        let board = self.board.clone();
+        let topics_latch = self.health.latch("topics");
+        let partitions_latch = self.health.latch("partitions");
+        let mut helpers = JoinSet::new();
+        helpers.spawn({
+            let (health, shutdown) = (self.health.clone(), self.shutdown.clone());
+            async move { health.beat(shutdown).await }
+        });
+        helpers.spawn(show_holds(Arc::clone(&self.client), board.clone()));
+        self.describe_start();
+
+        let end = match self.start(&drain, fail_fast).await {
+            Ok(Some(topics)) => {
+                topics_latch.release();
+                self.work(topics, partitions_latch, drain).await
+            }
+            Ok(None) => RunEnd::Drained,
+            Err(error) => RunEnd::Failed(error),
+        };
+        board.set_state(RunState::Stopped);
+        let summary = board.summary();
+        self.shutdown.cancel();
+        helpers.shutdown().await;
+        if let Some(admin) = self.admin {
+            admin.stop().await;
+        }
+        (end, summary)
+    }
+
+    fn describe_start(&self) {
+        let settings = &self.settings;
+        // One driver so far: the rule is written down where a second one joins it.
+        self.board.set_info("driver", "rskafka");
+        self.board.set_info("guarantee", "at_least_once");
+        self.board
+            .set_info("group_id", settings.kafka.group_id.clone());
+        self.board.set_info("model", settings.llm.model.clone());
+        self.board.set_info("llm_url", settings.llm.url.clone());
+        self.board.set_info("generation", settings.generation());
+        tracing::info!(
+            brokers = settings.kafka.brokers,
+            group_id = settings.kafka.group_id,
+            llm_url = settings.llm.url,
+            model = settings.llm.model,
+            concurrency = settings.llm.concurrency,
+            order = ?settings.pipeline.order,
+            driver = "rskafka",
+            guarantee = "at_least_once",
+            "starting"
+        );
+    }
+
+    /// Waits for Kafka and makes sure of the topics; `None` when the drain came first.
+    async fn start(
+        &self,
+        drain: &CancellationToken,
+        fail_fast: bool,
+    ) -> anyhow::Result<Option<Topics>> {
+        if fail_fast {
+            let transport = Arc::new(HttpTransport::new(&self.settings.llm)?);
+            VllmClient::preflight(&self.settings.llm, transport).await?;
+        }
+        let wanted = wanted_topics(&self.settings);
+        let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_CAP);
+        loop {
+            let ensured = tokio::select! {
+                biased;
+                () = drain.cancelled() => return Ok(None),
+                ensured = topics::ensure(&self.cluster, &wanted) => ensured,
+            };
+            match ensured {
+                Ok(topics) => {
+                    self.holds.release("kafka");
+                    return Ok(Some(topics));
+                }
+                Err(error) if error.is_final() || fail_fast => return Err(error.into()),
+                Err(TopicsError::Kafka(error)) => self.holds.hold("kafka", &error.to_string()),
+                Err(error) => return Err(error.into()),
+            }
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return Ok(None),
+                () = sleep(backoff.next_delay()) => {}
+            }
+        }
+    }
+
+    async fn work(
+        &self,
+        topics: Topics,
+        owned: crate::telemetry::Latch,
+        drain: CancellationToken,
+    ) -> RunEnd {
+        let partitions: Vec<_> = topics
+            .inputs
+            .iter()
+            .flat_map(|(topic, id, count)| {
+                let topic: Arc<str> = topic.as_str().into();
+                (0..*count).map(move |partition| {
+                    (
+                        TopicPartition {
+                            topic: Arc::clone(&topic),
+                            partition,
+                        },
+                        *id,
+                    )
+                })
+            })
+            .collect();
+        let commit_offsets = CommitOffsets::default();
+        let services = Arc::new(self.services(&topics, partitions.len(), commit_offsets.clone()));
+
+        let mut mirroring = JoinSet::new();
+        let stop_mirror = CancellationToken::new();
+        mirroring.spawn(mirror(
+            self.cluster.clone(),
+            self.settings.kafka.group_id.clone(),
+            move || commit_offsets.snapshot(),
+            stop_mirror.clone(),
+        ));
+        let drain_timeout = self.settings.pipeline.drain_timeout;
+        let end = pipeline::run(services, partitions, owned, drain, drain_timeout).await;
+        stop_mirror.cancel();
+        if timeout(MIRROR_GRACE, mirroring.join_next()).await.is_err() {
+            tracing::debug!("the last copy of the group's offsets was given up");
+        }
+        match end {
+            PipelineEnd::Drained => RunEnd::Drained,
+            PipelineEnd::DeadlinePassed { partitions } => RunEnd::DeadlinePassed { partitions },
+            PipelineEnd::Fenced { detail } => RunEnd::Fenced(detail),
+            PipelineEnd::Broken { detail } => RunEnd::Failed(anyhow::anyhow!(detail)),
+        }
+    }
+
+    fn services(
+        &self,
+        topics: &Topics,
+        partitions: usize,
+        commit_offsets: CommitOffsets,
+    ) -> Services {
+        let settings = &self.settings;
+        let reader = Arc::new(self.cluster.clone());
+        Services {
+            source: Arc::new(RskafkaSource::new(settings.kafka.clone(), reader.clone())),
+            sink: Arc::new(RskafkaSink::new(settings.kafka.clone())),
+            store: CommitStore::new(
+                reader,
+                settings.kafka.commit_topic(),
+                topics.commit_partitions,
+            ),
+            complete: self.client.clone(),
+            prompt: Arc::clone(&self.prompt),
+            input: settings.input.clone(),
+            destinations: Destinations {
+                output: settings.output.topic.as_str().into(),
+                output_partitions: topics.output_partitions,
+                partitioner: settings.output.partitioner,
+                dead_letters: settings.dead_letters.topic.as_str().into(),
+                dead_letter_partitions: topics.dead_letter_partitions,
+                group_id: settings.kafka.group_id.clone(),
+            },
+            order: settings.pipeline.order,
+            commit_interval: Duration::from_millis(settings.processing.commit_interval_ms),
+            read_ahead: ReadAhead::new(
+                settings.pipeline.read_ahead_records,
+                settings.pipeline.read_ahead_bytes,
+                partitions,
+            ),
+            commit_offsets,
+            metrics: self.pipeline_metrics.clone(),
+            board: self.board.clone(),
+            holds: self.holds.clone(),
+            instance: instance_name(),
+            generation: settings.generation(),
+        }
+    }
+}
+
+/// The topics that the settings ask for.
+#[must_use]
+pub fn wanted_topics(settings: &Settings) -> WantedTopics {
+    WantedTopics {
+        inputs: settings
+            .input
+            .topics
+            .iter()
+            .map(|topic| topic.name.clone())
+            .collect(),
+        output: settings.output.topic.clone(),
+        dead_letters: settings.dead_letters.topic.clone(),
+        commits: settings.kafka.commit_topic(),
+        create: settings.kafka.create_topics,
+        replication_factor: settings.kafka.replication_factor,
+    }
+}
+
+/// Shows on the board what holds the model's side; its log lines are its own.
+async fn show_holds(client: Arc<VllmClient>, board: StatusBoard) {
+    let mut holds = client.holds();
+    loop {
+        let reason = holds
+            .borrow_and_update()
+            .as_ref()
+            .map(|hold| hold.reason.clone());
+        match reason {
+            Some(reason) => drop(board.set_hold("llm", reason)),
+            None => drop(board.clear_hold("llm")),
+        }
+        if holds.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Host and a random part: unique to this run, as a restart must be told from the run before it.
+fn instance_name() -> String {
+    let host = std::env::var("HOSTNAME")
+        .ok()
+        .filter(|name| !name.is_empty());
+    let run = uuid::Uuid::new_v4().simple().to_string();
+    let run: String = run.chars().take(8).collect();
+    host.map_or_else(|| run.clone(), |host| format!("{host}-{run}"))
+}

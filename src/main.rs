@@ -1,1 +1,7 @@
-fn main() {}
+//! The program: runs the command line and turns its outcome into an exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    kafka_llm_processor::cli::main()
+}

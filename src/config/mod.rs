@@ -1,1 +1,128 @@
-//! (to be written)
+//! Settings: defaults < TOML file < environment < flags, each value with the layer it came from.
+//!
+//! The parts own their sections; this composes them. An unknown key is an error with a suggestion, in every layer.
+
+mod error;
+mod layers;
+mod validate;
+
+use std::path::Path;
+
+use figment::Figment;
+use figment::providers::{Format as _, Serialized, Toml};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+
+use crate::kafka::KafkaConfig;
+use crate::llm::{LlmConfig, PromptConfig};
+use crate::pipeline::{
+    DeadLettersConfig, InputConfig, OutputConfig, PipelineConfig, ProcessingConfig,
+};
+use crate::telemetry::{AdminConfig, LogConfig};
+
+pub use error::ConfigError;
+pub use layers::Override;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// How to reach Kafka.
+    pub kafka: KafkaConfig,
+    /// The guarantee.
+    pub processing: ProcessingConfig,
+    /// What is read.
+    pub input: InputConfig,
+    /// Where results go.
+    pub output: OutputConfig,
+    /// Where documents go that are given up.
+    pub dead_letters: DeadLettersConfig,
+    /// Order and bounds.
+    pub pipeline: PipelineConfig,
+    /// The model server.
+    pub llm: LlmConfig,
+    /// What the model is asked.
+    pub prompt: PromptConfig,
+    /// The admin server.
+    pub admin: AdminConfig,
+    /// Logs.
+    pub log: LogConfig,
+}
+
+impl Settings {
+    /// Puts the layers together and checks them.
+    ///
+    /// `environment` are the variables of the process, `overrides` what the command line sets.
+    ///
+    /// # Errors
+    /// All problems at once, each with the key, the value and the layer it came from.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[Override],
+    ) -> Result<Self, ConfigError> {
+        let mut figment = Figment::from(Serialized::defaults(Self::default()));
+        let mut problems = Vec::new();
+        if let Some(file) = file {
+            // Read here, as the provider takes a file that is not there for an empty one.
+            let text = std::fs::read_to_string(file).map_err(|error| {
+                ConfigError::new(format!("--config {}: {error}", file.display()))
+            })?;
+            let toml = Toml::string(&text);
+            layers::check_keys(&toml, &file.display().to_string(), &mut problems)?;
+            figment = figment.merge(layers::Named::new(toml, format!("file {}", file.display())));
+        }
+        let variables = layers::Variables::new(environment, &mut problems);
+        let flags = layers::Flags::new(overrides, &mut problems);
+        figment = figment.merge(variables).merge(flags);
+        if !problems.is_empty() {
+            return Err(ConfigError::from(problems));
+        }
+        let settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
+        let problems = validate::problems(&settings);
+        if problems.is_empty() {
+            return Ok(settings);
+        }
+        Err(ConfigError::from(
+            problems
+                .into_iter()
+                .map(|problem| validate::with_layer(problem, &figment))
+                .collect::<Vec<_>>(),
+        ))
+    }
+
+    /// Hash of what decides an answer: model, parameters, prompt and how the input is read. Stands in every result.
+    #[must_use]
+    pub fn generation(&self) -> String {
+        #[derive(Serialize)]
+        struct Deciding<'a> {
+            model: &'a str,
+            max_tokens: u32,
+            temperature: f64,
+            top_p: Option<f64>,
+            seed: Option<i64>,
+            prompt: &'a PromptConfig,
+            format: crate::records::document::InputFormat,
+            content_field: &'a str,
+        }
+        let deciding = Deciding {
+            model: &self.llm.model,
+            max_tokens: self.llm.max_tokens,
+            temperature: self.llm.temperature,
+            top_p: self.llm.top_p,
+            seed: self.llm.seed,
+            prompt: &self.prompt,
+            format: self.input.format,
+            content_field: &self.input.content_field,
+        };
+        let text = serde_json::to_vec(&deciding).unwrap_or_default();
+        Sha256::digest(&text)
+            .iter()
+            .take(8)
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -73,6 +73,12 @@ pub enum KafkaError {
         /// Its name.
         topic: String,
     },
+    /// The topic exists, that partition of it does not.
+    #[error("partition {partition} does not exist")]
+    UnknownPartition {
+        /// The partition.
+        partition: TopicPartition,
+    },
     /// The position is outside the log.
     #[error(
         "offset {offset} of {partition} is outside the log, which holds {log_start} (inclusive) to {high_watermark} (exclusive)"
@@ -124,9 +130,60 @@ impl KafkaError {
             Self::Server { .. } => "server",
             Self::Protocol { .. } => "protocol",
             Self::UnknownTopic { .. } => "unknown_topic",
+            Self::UnknownPartition { .. } => "unknown_partition",
             Self::OffsetOutOfRange { .. } => "offset_out_of_range",
             Self::Unreadable { .. } => "unreadable",
             Self::TooLarge { .. } => "too_large",
+        }
+    }
+
+    /// Whether asking the same again may succeed although nobody changes a setting: the way to Kafka is disturbed, a leader or
+    /// coordinator is moving, or the broker itself calls its state passing.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Disconnected { .. } => true,
+            Self::Server { code, .. } => is_transient_code(*code),
+            Self::Authentication { .. }
+            | Self::Protocol { .. }
+            | Self::UnknownTopic { .. }
+            | Self::UnknownPartition { .. }
+            | Self::OffsetOutOfRange { .. }
+            | Self::Unreadable { .. }
+            | Self::TooLarge { .. } => false,
+        }
+    }
+}
+
+/// Kafka's codes that pass by themselves, most of them after looking up again who leads or coordinates.
+const fn is_transient_code(code: i16) -> bool {
+    matches!(
+        code,
+        // UnknownTopicOrPartition: a broker that has not heard of a new topic yet says this too.
+        3
+        // LeaderNotAvailable, NotLeaderOrFollower, RequestTimedOut, ReplicaNotAvailable, NetworkException
+        | 5 | 6 | 7 | 9 | 13
+        // CoordinatorLoadInProgress, CoordinatorNotAvailable, NotCoordinator: also while the internal topic is being made.
+        | 14 | 15 | 16
+        // NotEnoughReplicas, NotEnoughReplicasAfterAppend, NotController, KafkaStorageError
+        | 19 | 20 | 41 | 56
+        // FencedLeaderEpoch, UnknownLeaderEpoch, OffsetNotAvailable, UnstableOffsetCommit
+        | 74 | 75 | 78 | 88
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use kafka_protocol::ResponseError;
+
+    #[test]
+    fn transient_codes_are_those_that_kafka_calls_retriable() {
+        for code in -1..=130 {
+            if is_transient_code(code) {
+                let error = ResponseError::try_from_code(code).expect("a known code");
+                assert!(error.is_retriable(), "{error:?} ({code}) is retriable");
+            }
         }
     }
 }

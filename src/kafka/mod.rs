@@ -11,6 +11,7 @@
 mod config;
 mod error;
 pub mod rskafka;
+pub mod topics;
 pub mod wire;
 
 use std::time::Duration;
@@ -135,10 +136,10 @@ pub trait PartitionSink: Send {
     /// Appends each batch, acknowledged by all in-sync replicas; one outcome per batch, in their order. Batches go out side by side.
     async fn append(&mut self, batches: &[Batch]) -> Vec<Result<(), StepError>>;
 
-    /// Ends the transaction.
+    /// Ends the transaction. Aborting when there is none is done already.
     ///
     /// # Errors
-    /// As [`StepError`] says; an unknown outcome may be repeated with the same `end`.
+    /// As [`StepError`] says; an unknown outcome may be repeated with the same `end`. A refused abort leaves the transaction open.
     async fn end(&mut self, end: End) -> Result<(), StepError>;
 }
 

@@ -3,6 +3,33 @@
 //! The pipeline asks for a slot with [`Complete::admit`] and hands it back in with the first attempt. Retries, holds, deadlines
 //! and the bound on calls in flight are this side's business alone.
 
+mod api;
+mod auth;
+mod classify;
+mod client;
+mod config;
+mod endpoint;
+mod error;
+mod gate;
+mod limiter;
+mod metrics;
+mod policy;
+mod prompt;
+mod tls;
+mod transport;
+
+pub use api::{Answer, ServedModel};
+pub use classify::{
+    Failure, Fault, Target, reply as classify_reply, transport as classify_transport,
+};
+pub use client::{LlmState, VllmClient};
+pub use config::{LlmConfig, OnTruncated, PromptConfig};
+pub use error::LlmError;
+pub use gate::Hold;
+pub use metrics::LlmMetrics;
+pub use prompt::{KafkaContext, Prompt, PromptError, PromptSetupError};
+pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
+
 use std::time::Duration;
 
 use async_trait::async_trait;

@@ -1,1 +1,130 @@
-//! (to be written)
+//! The way of a document: fetch, admit, complete, order, append, commit. Begin with `worker.rs`.
+
+mod config;
+mod emit;
+mod intake;
+mod metrics;
+mod outcome;
+mod read_ahead;
+mod supervisor;
+mod take_over;
+mod worker;
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use self::outcome::{Count, Ending};
+use crate::kafka::{KafkaError, Sink, Source};
+use crate::llm::{Complete, Prompt};
+use crate::offsets::CommitStore;
+use crate::telemetry::StatusBoard;
+use crate::telemetry::holds::Holds;
+use crate::types::{Offset, TopicPartition};
+
+pub use config::{
+    DeadLettersConfig, InputConfig, InputTopic, OnDataLoss, OutputConfig, Partitioner,
+    PipelineConfig, ProcessingConfig,
+};
+pub use emit::{Order, OrderBuffer};
+pub use metrics::PipelineMetrics;
+pub use outcome::Destinations;
+pub use read_ahead::ReadAhead;
+pub use supervisor::{PipelineEnd, run};
+
+/// What all partitions share.
+#[derive(Debug)]
+pub struct Services {
+    /// Reads the input.
+    pub source: Arc<dyn Source>,
+    /// Writes results, dead letters and commits.
+    pub sink: Arc<dyn Sink>,
+    /// Reads the commits.
+    pub store: CommitStore,
+    /// Asks the model.
+    pub complete: Arc<dyn Complete>,
+    /// Makes the prompts.
+    pub prompt: Arc<Prompt>,
+    /// How the input is read.
+    pub input: InputConfig,
+    /// Where outcomes go.
+    pub destinations: Destinations,
+    /// In which order they go.
+    pub order: Order,
+    /// The least time between two flushes of a partition.
+    pub commit_interval: Duration,
+    /// The bound on open documents.
+    pub read_ahead: Arc<ReadAhead>,
+    /// How far each partition has come, for the mirror.
+    pub commit_offsets: CommitOffsets,
+    /// What is counted.
+    pub metrics: PipelineMetrics,
+    /// What is shown.
+    pub board: StatusBoard,
+    /// What is waited for.
+    pub holds: Holds,
+    /// Name of this run of the process, in commit records.
+    pub instance: String,
+    /// Hash of the configuration in force, in results.
+    pub generation: String,
+}
+
+impl Services {
+    fn hold(&self, partition: &TopicPartition, error: &KafkaError) {
+        self.hold_for(partition, &error_chain(error));
+    }
+
+    fn hold_for(&self, partition: &TopicPartition, reason: &str) {
+        self.holds.hold(&format!("partition {partition}"), reason);
+    }
+
+    fn release(&self, partition: &TopicPartition) {
+        self.holds.release(&format!("partition {partition}"));
+    }
+
+    /// Counts what has become durable.
+    fn count(&self, count: Count) {
+        self.board
+            .count_retries(count.attempts.saturating_sub(1).into());
+        match count.ending {
+            Ending::Result(result) => self.board.count_result(result),
+            Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),
+        }
+    }
+}
+
+/// How far each partition has come. Workers write it, the mirror reads it; cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct CommitOffsets(Arc<Mutex<BTreeMap<TopicPartition, Offset>>>);
+
+impl CommitOffsets {
+    fn set(&self, partition: &TopicPartition, offset: Offset) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(partition.clone(), offset);
+    }
+
+    /// The commit offset of every partition that has one.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<(TopicPartition, Offset)> {
+        let offsets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        offsets
+            .iter()
+            .map(|(partition, offset)| (partition.clone(), *offset))
+            .collect()
+    }
+}
+
+/// An error with all its causes, in one line.
+fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

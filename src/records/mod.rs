@@ -1,1 +1,8 @@
-//! (to be written)
+//! What is written in Kafka, as pure schemas: how an input record is read as a document, what a result and a dead letter look like,
+//! and to which partition a record goes. Nothing here does I/O.
+
+pub mod dead_letter;
+pub mod document;
+pub mod headers;
+pub mod partitioner;
+pub mod result;

@@ -1,1 +1,16 @@
-//! (to be written)
+//! What operators see: logs, metrics, health and status. The parts tell; nothing here asks them or knows them.
+
+pub mod health;
+pub mod histogram;
+pub mod holds;
+pub mod logging;
+pub mod registry;
+pub mod server;
+pub mod status;
+mod status_metrics;
+
+pub use health::{Health, Latch};
+pub use logging::{LogConfig, LogGuard};
+pub use registry::Metrics;
+pub use server::{AdminConfig, AdminServer};
+pub use status::StatusBoard;

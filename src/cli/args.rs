@@ -1,0 +1,148 @@
+//! What can be written on the command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Override;
+
+/// Reads documents from Kafka, asks vLLM about each, writes the answers back to Kafka.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    max_term_width = 120,
+    after_help = "\
+Exit codes: 0 done or drained; 1 failure at start, or a check that did not pass; 2 the drain deadline passed, or a second signal; \
+3 another instance owns the partitions; 64 usage or configuration."
+)]
+pub struct Cli {
+    /// Settings that any command takes.
+    #[command(flatten)]
+    pub settings: SettingArgs,
+    /// What to do; `run` when nothing is named.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Process documents until told to stop (the default)
+    Run(RunArgs),
+}
+
+impl Default for Command {
+    fn default() -> Self {
+        Self::Run(RunArgs::default())
+    }
+}
+
+/// Arguments of `run`.
+#[derive(Debug, Args, Default)]
+pub struct RunArgs {
+    /// End with exit code 1 when Kafka or the model server cannot be used at start, instead of waiting for them
+    #[arg(long)]
+    pub fail_fast: bool,
+}
+
+/// Settings: above the environment, which is above the file, which is above the defaults.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct SettingArgs {
+    /// TOML file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Set any key, such as pipeline.order=key (repeatable)
+    #[arg(long, global = true, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// kafka.brokers: host:port, comma separated
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub brokers: Option<String>,
+    /// kafka.group_id: names the commit topic and the group that lag tools see
+    #[arg(long, global = true, value_name = "NAME")]
+    pub group_id: Option<String>,
+    /// input.topics, comma separated
+    #[arg(long, global = true, value_name = "TOPIC")]
+    pub input_topic: Option<String>,
+    /// output.topic
+    #[arg(long, global = true, value_name = "TOPIC")]
+    pub output_topic: Option<String>,
+    /// llm.url
+    #[arg(long, global = true, value_name = "URL")]
+    pub llm_url: Option<String>,
+    /// llm.model: the served model name
+    #[arg(long, global = true, value_name = "NAME")]
+    pub model: Option<String>,
+    /// llm.concurrency: calls in flight
+    #[arg(long, global = true, value_name = "N")]
+    pub concurrency: Option<String>,
+    /// pipeline.order: input, key or completion
+    #[arg(long, global = true, value_name = "ORDER")]
+    pub order: Option<String>,
+}
+
+impl SettingArgs {
+    /// The settings that the flags change.
+    ///
+    /// # Errors
+    /// When a `--set` is not `KEY=VALUE`.
+    pub fn overrides(&self) -> Result<Vec<Override>, String> {
+        let mut overrides = Vec::new();
+        for set in &self.set {
+            let (key, value) = set.split_once('=').ok_or_else(|| {
+                format!("--set {set}: must be KEY=VALUE, such as pipeline.order=key")
+            })?;
+            overrides.push(Override {
+                key: key.trim().to_owned(),
+                value: value.to_owned(),
+                flag: "--set".to_owned(),
+            });
+        }
+        for (flag, key, value) in [
+            ("--brokers", "kafka.brokers", &self.brokers),
+            ("--group-id", "kafka.group_id", &self.group_id),
+            ("--input-topic", "input.topics", &self.input_topic),
+            ("--output-topic", "output.topic", &self.output_topic),
+            ("--llm-url", "llm.url", &self.llm_url),
+            ("--model", "llm.model", &self.model),
+            ("--concurrency", "llm.concurrency", &self.concurrency),
+            ("--order", "pipeline.order", &self.order),
+        ] {
+            if let Some(value) = value {
+                overrides.push(Override {
+                    key: key.to_owned(),
+                    value: value.clone(),
+                    flag: flag.to_owned(),
+                });
+            }
+        }
+        Ok(overrides)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn nothing_named_is_run() {
+        let cli = Cli::try_parse_from(["klp", "--order", "key"]).unwrap();
+        assert!(cli.command.is_none());
+        assert_eq!(cli.settings.overrides().unwrap()[0].key, "pipeline.order");
+        assert!(matches!(Command::default(), Command::Run(_)));
+    }
+
+    #[test]
+    fn a_set_without_a_value_is_refused() {
+        let cli = Cli::try_parse_from(["klp", "--set", "pipeline.order"]).unwrap();
+        assert!(cli.settings.overrides().unwrap_err().contains("KEY=VALUE"));
+    }
+}

@@ -1,0 +1,209 @@
+//! One record as text. Everything that came from outside passes [`harmless`] on its way to a terminal.
+
+use std::borrow::Cow;
+
+use serde_json::{Value, json};
+
+use crate::cli::output::{Terminal, Tone, harmless};
+use crate::records::dead_letter::{DeadLetter, POINTER};
+use crate::records::headers;
+use crate::records::result::{ResultOutput, ResultRecord, ResultStatus};
+use crate::types::{Offset, Record, TopicPartition};
+
+/// Label and text, aligned.
+fn line(terminal: &Terminal, text: &mut String, label: &str, value: &str) {
+    toned_line(terminal, text, label, &harmless(value));
+}
+
+/// Label and text that is already harmless and coloured.
+fn toned_line(terminal: &Terminal, text: &mut String, label: &str, value: &str) {
+    let label = terminal.paint(Tone::Faint, format!("{label:<16}"));
+    for part in ["  ", &label, value] {
+        text.push_str(part);
+    }
+    text.push('\n');
+}
+
+pub(super) fn result(
+    terminal: &Terminal,
+    partition: &TopicPartition,
+    offset: Offset,
+    record: &Record,
+) -> String {
+    match parse(record) {
+        Ok(result) => result_text(terminal, &result),
+        Err(problem) => not_ours(terminal, partition, offset, &problem),
+    }
+}
+
+fn parse(record: &Record) -> Result<ResultRecord, String> {
+    let value = record.value.as_ref().ok_or("the value is null")?;
+    ResultRecord::parse(value).map_err(|error| error.to_string())
+}
+
+fn result_text(terminal: &Terminal, result: &ResultRecord) -> String {
+    let tone = match result.status {
+        ResultStatus::Ok => Tone::Good,
+        ResultStatus::Truncated => Tone::Caution,
+    };
+    let id = harmless(&result.document_id);
+    let mut text = format!("{}\n", terminal.paint(Tone::Strong, id));
+    let status = terminal.paint(tone, result.status.as_str());
+    let finish_reason = harmless(&result.finish_reason);
+    let status = format!("{status} (finish reason {finish_reason})");
+    toned_line(terminal, &mut text, "status", &status);
+    line(terminal, &mut text, "model", &result.model);
+    let timing = result.timing;
+    let time = format!(
+        "{} (model {}, queued {})",
+        milliseconds(timing.total_ms),
+        milliseconds(timing.llm_ms),
+        milliseconds(timing.queued_ms),
+    );
+    line(terminal, &mut text, "processing time", &time);
+    let usage = result.usage;
+    let tokens = format!(
+        "{} ({} prompt, {} completion)",
+        usage.total_tokens, usage.prompt_tokens, usage.completion_tokens
+    );
+    line(terminal, &mut text, "tokens used", &tokens);
+    line(
+        terminal,
+        &mut text,
+        "attempts",
+        &result.attempts.to_string(),
+    );
+    line(
+        terminal,
+        &mut text,
+        "source",
+        &result.source.position().to_string(),
+    );
+    if !result.request_id.is_empty() {
+        line(terminal, &mut text, "request id", &result.request_id);
+    }
+    let answer: Cow<'_, str> = match &result.output {
+        ResultOutput::Text(answer) => Cow::Borrowed(answer),
+        ResultOutput::Data(data) => Cow::Owned(format!("{data:#}")),
+    };
+    line(terminal, &mut text, "answer", "");
+    text.push_str(&terminal.wrapped(&answer, "    "));
+    text.push('\n');
+    text
+}
+
+pub(super) fn result_json(partition: &TopicPartition, offset: Offset, record: &Record) -> String {
+    let value = record
+        .value
+        .as_ref()
+        .and_then(|value| serde_json::from_slice::<Value>(value).ok());
+    let shown = match value {
+        Some(value @ Value::Object(_)) => value,
+        _ => json!({
+            "error": "not a result",
+            "position": position(partition, offset),
+        }),
+    };
+    format!("{shown}\n")
+}
+
+pub(super) fn dead_letter(
+    terminal: &Terminal,
+    partition: &TopicPartition,
+    offset: Offset,
+    record: &Record,
+) -> String {
+    let Some(letter) = DeadLetter::read(record) else {
+        return not_ours(
+            terminal,
+            partition,
+            offset,
+            "the reason headers are missing",
+        );
+    };
+    let name = key_text(record).unwrap_or_else(|| letter.source.to_string());
+    let mut text = format!("{}\n", terminal.paint(Tone::Strong, harmless(&name)));
+    let reason = terminal.paint(Tone::Bad, letter.reason.as_str());
+    toned_line(terminal, &mut text, "reason", &reason);
+    line(terminal, &mut text, "detail", &letter.detail);
+    if let Some(status) = letter.http_status {
+        line(terminal, &mut text, "http status", &status.to_string());
+    }
+    line(
+        terminal,
+        &mut text,
+        "attempts",
+        &letter.attempts.to_string(),
+    );
+    line(terminal, &mut text, "source", &letter.source.to_string());
+    line(terminal, &mut text, "given up at", &letter.at.to_string());
+    if let Some(request_id) = &letter.request_id {
+        line(terminal, &mut text, "request id", request_id);
+    }
+    if headers::text(record, POINTER).is_some() {
+        line(
+            terminal,
+            &mut text,
+            "document",
+            "left out, as it is too large: read it at its source",
+        );
+    }
+    text.push('\n');
+    text
+}
+
+pub(super) fn dead_letter_json(
+    partition: &TopicPartition,
+    offset: Offset,
+    record: &Record,
+) -> String {
+    let shown = match DeadLetter::read(record) {
+        Some(letter) => json!({
+            "reason": letter.reason.as_str(),
+            "detail": letter.detail,
+            "http_status": letter.http_status,
+            "attempts": letter.attempts,
+            "request_id": letter.request_id,
+            "at": letter.at,
+            "key": key_text(record),
+            "source": position(&letter.source.topic_partition, letter.source.offset),
+            "position": position(partition, offset),
+        }),
+        None => json!({
+            "error": "not a dead letter of this program",
+            "position": position(partition, offset),
+        }),
+    };
+    format!("{shown}\n")
+}
+
+fn not_ours(
+    terminal: &Terminal,
+    partition: &TopicPartition,
+    offset: Offset,
+    problem: &str,
+) -> String {
+    let mark = terminal.mark(false);
+    let problem = harmless(problem);
+    format!("{mark} {partition}@{offset} is not a record of this program: {problem}\n\n")
+}
+
+fn position(partition: &TopicPartition, offset: Offset) -> Value {
+    json!({"topic": *partition.topic, "partition": partition.partition, "offset": offset})
+}
+
+fn key_text(record: &Record) -> Option<String> {
+    record
+        .key
+        .as_ref()
+        .map(|key| String::from_utf8_lossy(key).into_owned())
+}
+
+/// `850 ms`, `12.3 s`.
+fn milliseconds(ms: u64) -> String {
+    if ms < 1000 {
+        format!("{ms} ms")
+    } else {
+        format!("{}.{} s", ms / 1000, ms % 1000 / 100)
+    }
+}

@@ -1,0 +1,94 @@
+//! `run`: the processor itself.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::args::RunArgs;
+use super::signals::StopSignals;
+use super::{EXIT_FAILURE, EXIT_USAGE};
+use crate::app::{App, RunEnd};
+use crate::config::Settings;
+use crate::telemetry::{LogGuard, logging};
+
+/// A second signal cuts the drain short, which is what the code for a passed drain deadline says.
+const EXIT_CUT_SHORT: u8 = 2;
+
+pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
+    let guard = match logging::init(&settings.log) {
+        Ok(guard) => guard,
+        Err(error) => return super::usage(&error.to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "the system gives no threads");
+            return EXIT_FAILURE.into();
+        }
+    };
+    let code = runtime.block_on(until_stopped(settings, args.fail_fast, &guard));
+    // Whatever still runs has nothing left to say: what was not committed is done again.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    drop(guard);
+    code.into()
+}
+
+async fn until_stopped(settings: Settings, fail_fast: bool, log: &LogGuard) -> u8 {
+    let mut signals = match StopSignals::new() {
+        Ok(signals) => signals,
+        Err(error) => {
+            tracing::error!(%error, "signals cannot be listened to");
+            return EXIT_FAILURE;
+        }
+    };
+    if let Some(file) = log.file() {
+        tracing::info!(file = %file.display(), "logging to");
+    }
+    let app = match App::build(settings) {
+        Ok(app) => app,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            // A port that is taken is a failure of this start; everything else that fails here is a setting.
+            let is_port = error.is::<crate::telemetry::server::AdminError>();
+            return if is_port { EXIT_FAILURE } else { EXIT_USAGE };
+        }
+    };
+    let drain = CancellationToken::new();
+    let running = app.run(drain.clone(), fail_fast);
+    tokio::pin!(running);
+    let (end, summary) = loop {
+        tokio::select! {
+            ended = &mut running => break ended,
+            signal = signals.next() => {
+                if drain.is_cancelled() {
+                    tracing::warn!(signal, "second signal: ending at once; what is not committed is done again after the restart");
+                    return EXIT_CUT_SHORT;
+                }
+                tracing::info!(signal, "stopping; a second signal ends at once");
+                drain.cancel();
+            }
+        }
+    };
+    match &end {
+        RunEnd::Drained => tracing::info!("drained"),
+        RunEnd::Failed(error) => tracing::error!("{error:#}"),
+        RunEnd::DeadlinePassed { partitions } => tracing::error!(
+            partitions,
+            "pipeline.drain_timeout has passed; what is not committed is done again after the restart"
+        ),
+        RunEnd::Fenced(detail) => {
+            tracing::error!("{detail}: this instance stops, and commits nothing more")
+        }
+    }
+    print_summary(&summary.to_string());
+    end.exit_code()
+}
+
+#[allow(clippy::print_stdout, reason = "the summary is the command's output")]
+fn print_summary(summary: &str) {
+    println!("{summary}");
+}

@@ -1,0 +1,246 @@
+//! The layers above the defaults, and what they have in common: keys are checked against the defaults' tree.
+
+use figment::value::{Dict, Map, Value};
+use figment::{Metadata, Profile, Provider};
+
+use super::{ConfigError, Settings};
+
+/// Variables of the product's promise, and the keys that they set.
+const PROMISED: [(&str, &str); 6] = [
+    ("KAFKA_BROKERS", "kafka.brokers"),
+    ("INPUT_TOPIC", "input.topics"),
+    ("OUTPUT_TOPIC", "output.topic"),
+    ("LLM_URL", "llm.url"),
+    ("MODEL_NAME", "llm.model"),
+    ("LLM_TIMEOUT", "llm.timeout"),
+];
+/// All other keys: `KLP_PIPELINE__ORDER` sets `pipeline.order`.
+const PREFIX: &str = "KLP_";
+
+/// Keys without a default whose values are text even when they look like numbers.
+pub(super) const OPTIONAL_TEXT: [&str; 7] = [
+    "kafka.sasl_password",
+    "llm.api_key",
+    "llm.api_key_file",
+    "llm.ca_file",
+    "prompt.system",
+    "prompt.user",
+    "prompt.user_file",
+];
+
+/// A setting from the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    /// Dotted key, such as `pipeline.order`.
+    pub key: String,
+    /// The value as it was written.
+    pub value: String,
+    /// The flag that set it, for messages.
+    pub flag: String,
+}
+
+/// A provider under another name, for messages.
+pub(super) struct Named<P> {
+    inner: P,
+    name: String,
+}
+
+impl<P> Named<P> {
+    pub(super) fn new(inner: P, name: String) -> Self {
+        Self { inner, name }
+    }
+}
+
+impl<P: Provider> Provider for Named<P> {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.name.clone())
+    }
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        self.inner.data()
+    }
+}
+
+/// What the environment sets.
+pub(super) struct Variables(Dict);
+
+impl Variables {
+    pub(super) fn new(
+        environment: impl IntoIterator<Item = (String, String)>,
+        problems: &mut Vec<String>,
+    ) -> Self {
+        let defaults = defaults();
+        let mut dict = Dict::new();
+        let mut variables: Vec<_> = environment.into_iter().collect();
+        variables.sort();
+        for (name, value) in variables {
+            let promised = PROMISED.iter().find(|(variable, _)| *variable == name);
+            let key = match (promised, name.strip_prefix(PREFIX)) {
+                (Some((_, key)), _) => (*key).to_owned(),
+                (None, Some(path)) => path.to_lowercase().replace("__", "."),
+                (None, None) => continue,
+            };
+            match lookup(&defaults, &key) {
+                Some(default) => insert(&mut dict, &key, typed(&key, default, &value)),
+                None => problems.push(unknown(&key, &format!("environment variable {name}"))),
+            }
+        }
+        Self(dict)
+    }
+}
+
+impl Provider for Variables {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("the environment")
+    }
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
+}
+
+/// What the command line sets.
+pub(super) struct Flags(Dict);
+
+impl Flags {
+    pub(super) fn new(overrides: &[Override], problems: &mut Vec<String>) -> Self {
+        let defaults = defaults();
+        let mut dict = Dict::new();
+        for Override { key, value, flag } in overrides {
+            match lookup(&defaults, key) {
+                Some(default) => insert(&mut dict, key, typed(key, default, value)),
+                None => problems.push(unknown(key, flag)),
+            }
+        }
+        Self(dict)
+    }
+}
+
+impl Provider for Flags {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("the command line")
+    }
+    fn data(&self) -> figment::Result<Map<Profile, Dict>> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
+}
+
+/// Notes every key of a layer that no setting has.
+pub(super) fn check_keys(
+    layer: &impl Provider,
+    name: &str,
+    problems: &mut Vec<String>,
+) -> Result<(), ConfigError> {
+    let data = layer.data().map_err(|error| {
+        // The parser's own words name line and column.
+        ConfigError::new(format!("file {name}: {}", error.kind))
+    })?;
+    let defaults = defaults();
+    for dict in data.values() {
+        check_dict(dict, "", &defaults, name, problems);
+    }
+    Ok(())
+}
+
+fn check_dict(
+    dict: &Dict,
+    prefix: &str,
+    defaults: &serde_json::Value,
+    name: &str,
+    problems: &mut Vec<String>,
+) {
+    for (key, value) in dict {
+        let path = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
+        match (lookup(defaults, &path), value) {
+            (None, _) => problems.push(unknown(&path, &format!("file {name}"))),
+            (Some(serde_json::Value::Object(_)), Value::Dict(_, inner)) => {
+                check_dict(inner, &path, defaults, name, problems);
+            }
+            _ => {}
+        }
+    }
+}
+
+pub(super) fn defaults() -> serde_json::Value {
+    serde_json::to_value(Settings::default()).unwrap_or_default()
+}
+
+fn lookup<'a>(defaults: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    key.split('.')
+        .try_fold(defaults, |value, part| value.get(part))
+}
+
+/// The value of a variable or flag, in the type that the setting has: what is text stays text, whatever it looks like.
+fn typed(key: &str, default: &serde_json::Value, value: &str) -> Value {
+    let is_text = default.is_string() || OPTIONAL_TEXT.contains(&key);
+    match default {
+        _ if is_text => Value::from(value),
+        // INPUT_TOPIC: a list of names, comma separated.
+        serde_json::Value::Array(_) if key == "input.topics" => {
+            let topics = value
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty());
+            let tables = topics
+                .map(|name| Value::from(Dict::from([("name".to_owned(), Value::from(name))])));
+            Value::from(tables.collect::<Vec<_>>())
+        }
+        // Parsing text as a value cannot fail: what is nothing else is a string.
+        _ => value
+            .parse()
+            .unwrap_or_else(|_infallible| Value::from(value)),
+    }
+}
+
+fn insert(dict: &mut Dict, key: &str, value: Value) {
+    let Some((first, rest)) = key.split_once('.') else {
+        dict.insert(key.to_owned(), value);
+        return;
+    };
+    let inner = dict
+        .entry(first.to_owned())
+        .or_insert_with(|| Value::from(Dict::new()));
+    if let Value::Dict(_, inner) = inner {
+        insert(inner, rest, value);
+    }
+}
+
+fn unknown(key: &str, place: &str) -> String {
+    let candidates = leaves(&defaults(), "");
+    let best = candidates
+        .iter()
+        .map(|candidate| {
+            (
+                strsim::normalized_damerau_levenshtein(key, candidate),
+                candidate,
+            )
+        })
+        .max_by(|left, right| left.0.total_cmp(&right.0))
+        .filter(|(similarity, _)| *similarity > 0.5);
+    match best {
+        Some((_, candidate)) => {
+            format!("{key}: unknown key in {place}; did you mean `{candidate}`?")
+        }
+        None => format!("{key}: unknown key in {place}"),
+    }
+}
+
+/// Every key that can be set.
+pub(super) fn leaves(value: &serde_json::Value, prefix: &str) -> Vec<String> {
+    let serde_json::Value::Object(object) = value else {
+        return vec![prefix.to_owned()];
+    };
+    object
+        .iter()
+        .flat_map(|(key, value)| {
+            let path = if prefix.is_empty() {
+                key.clone()
+            } else {
+                format!("{prefix}.{key}")
+            };
+            leaves(value, &path)
+        })
+        .collect()
+}

@@ -1,0 +1,210 @@
+use std::io::Write as _;
+
+use super::*;
+
+fn load(
+    file: &str,
+    environment: &[(&str, &str)],
+    flags: &[(&str, &str)],
+) -> Result<Settings, ConfigError> {
+    let mut toml = tempfile::NamedTempFile::new().unwrap();
+    toml.write_all(file.as_bytes()).unwrap();
+    let environment = environment
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+    let overrides: Vec<_> = flags
+        .iter()
+        .map(|(key, value)| Override {
+            key: (*key).to_owned(),
+            value: (*value).to_owned(),
+            flag: "--set".to_owned(),
+        })
+        .collect();
+    Settings::load(Some(toml.path()), environment, &overrides)
+}
+
+fn problem(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> String {
+    let error = load(file, environment, flags).unwrap_err();
+    assert_eq!(error.problems().len(), 1, "{error}");
+    error.problems()[0].clone()
+}
+
+#[test]
+fn the_promised_variables_have_the_promised_defaults() {
+    let settings = Settings::load(None, [], &[]).unwrap();
+    assert_eq!(settings.kafka.brokers, "localhost:9092");
+    assert_eq!(settings.input.topics[0].name, "financial-documents");
+    assert_eq!(settings.output.topic, "llm-results");
+    assert_eq!(settings.llm.url, "http://localhost:8000");
+    assert_eq!(settings.llm.model, "mistralai/Mistral-7B-Instruct-v0.2");
+    assert_eq!(settings.llm.timeout.as_secs(), 30);
+    assert_eq!(settings.kafka.commit_topic(), "kafka-llm-processor-commits");
+}
+
+#[test]
+fn each_layer_overrides_the_one_below() {
+    let file = "[llm]\nmodel = \"file\"\nconcurrency = 2\nattempts = 7\n";
+    let environment = [("MODEL_NAME", "environment"), ("KLP_LLM__CONCURRENCY", "3")];
+    let settings = load(file, &environment, &[("llm.concurrency", "4")]).unwrap();
+    assert_eq!(settings.llm.attempts, 7);
+    assert_eq!(settings.llm.model, "environment");
+    assert_eq!(settings.llm.concurrency, 4);
+}
+
+#[test]
+fn promised_variables_are_read() {
+    let settings = load(
+        "",
+        &[
+            ("KAFKA_BROKERS", "a:1,b:2"),
+            ("INPUT_TOPIC", "one, two"),
+            ("OUTPUT_TOPIC", "out"),
+            ("LLM_URL", "http://gpu:8000"),
+            ("LLM_TIMEOUT", "1.5"),
+        ],
+        &[],
+    )
+    .unwrap();
+    assert_eq!(settings.kafka.bootstrap(), ["a:1", "b:2"]);
+    assert_eq!(settings.input.topics.len(), 2);
+    assert_eq!(settings.input.topics[1].name, "two");
+    assert_eq!(settings.llm.timeout.as_millis(), 1_500);
+    assert_eq!(
+        load("", &[("LLM_TIMEOUT", "2m")], &[])
+            .unwrap()
+            .llm
+            .timeout
+            .as_secs(),
+        120
+    );
+}
+
+#[test]
+fn text_that_looks_like_a_number_stays_text() {
+    let settings = load(
+        "",
+        &[
+            ("MODEL_NAME", "007"),
+            ("KLP_KAFKA__SASL_PASSWORD", "0123"),
+            ("KLP_LLM__SEED", "9"),
+        ],
+        &[("kafka.group_id", "1e3")],
+    )
+    .unwrap();
+    assert_eq!(settings.llm.model, "007");
+    assert_eq!(settings.kafka.sasl_password.unwrap().expose(), "0123");
+    assert_eq!(settings.llm.seed, Some(9));
+    assert_eq!(settings.kafka.group_id, "1e3");
+}
+
+/// A new optional key has to say whether it is text.
+#[test]
+fn every_key_without_a_default_has_a_known_type() {
+    let numbers = ["llm.seed", "llm.top_p"];
+    let defaults = layers::defaults();
+    for key in layers::leaves(&defaults, "") {
+        let value = key.split('.').fold(&defaults, |value, part| &value[part]);
+        if value.is_null() {
+            assert!(
+                layers::OPTIONAL_TEXT.contains(&key.as_str()) || numbers.contains(&key.as_str()),
+                "{key} has no default: add it to OPTIONAL_TEXT or to this test's numbers"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_unknown_key_is_an_error_with_a_suggestion_in_every_layer() {
+    let message = problem("[pipelin]\norder = \"key\"\n", &[], &[]);
+    assert!(
+        message.contains("pipelin") && message.contains("unknown key in file"),
+        "{message}"
+    );
+    let message = problem("[pipeline]\nordr = \"key\"\n", &[], &[]);
+    assert!(
+        message.contains("did you mean `pipeline.order`?"),
+        "{message}"
+    );
+    let message = problem("", &[("KLP_PIPELINE__ORDR", "key")], &[]);
+    assert!(
+        message.contains("KLP_PIPELINE__ORDR") && message.contains("`pipeline.order`"),
+        "{message}"
+    );
+    let message = problem("", &[], &[("llm.concurency", "8")]);
+    assert!(
+        message.contains("--set") && message.contains("`llm.concurrency`"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_bad_value_names_key_value_and_layer() {
+    let message = problem("[pipeline]\norder = \"sideways\"\n", &[], &[]);
+    assert!(
+        message.contains("pipeline.order")
+            && message.contains("sideways")
+            && message.contains("file"),
+        "{message}"
+    );
+    let message = problem("", &[("KLP_LLM__CONCURRENCY", "many")], &[]);
+    assert!(
+        message.contains("llm.concurrency")
+            && message.contains("many")
+            && message.contains("environment"),
+        "{message}"
+    );
+    let message = problem("", &[("LLM_TIMEOUT", "soon")], &[]);
+    assert!(
+        message.contains("llm.timeout") && message.contains("soon"),
+        "{message}"
+    );
+    let message = problem("", &[], &[("llm.concurrency", "0")]);
+    assert!(
+        message.contains("llm.concurrency = 0") && message.contains("command line"),
+        "{message}"
+    );
+    let message = problem("", &[("KAFKA_BROKERS", "localhost")], &[]);
+    assert!(
+        message.contains("KAFKA_BROKERS") && message.contains("host:port"),
+        "{message}"
+    );
+}
+
+#[test]
+fn one_topic_for_two_purposes_is_refused() {
+    let message = problem("", &[("OUTPUT_TOPIC", "financial-documents")], &[]);
+    assert!(
+        message.contains("output.topic") && message.contains("INPUT_TOPIC"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_broken_file_is_named_with_its_line() {
+    let message = problem("[llm\n", &[], &[]);
+    assert!(
+        message.contains("file ") && message.contains("line 1"),
+        "{message}"
+    );
+    let missing = Settings::load(Some(Path::new("no/such.toml")), [], &[]).unwrap_err();
+    assert!(missing.to_string().contains("no/such.toml"), "{missing}");
+}
+
+#[test]
+fn exactly_once_is_refused_until_a_driver_has_it() {
+    let message = problem("", &[("KLP_PROCESSING__GUARANTEE", "exactly_once")], &[]);
+    assert!(
+        message.contains("processing.guarantee = exactly_once"),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_generation_follows_what_decides_an_answer() {
+    let base = load("", &[], &[]).unwrap();
+    let same = load("", &[("KLP_KAFKA__GROUP_ID", "other")], &[]).unwrap();
+    let other = load("", &[("MODEL_NAME", "other")], &[]).unwrap();
+    assert_eq!(base.generation(), same.generation());
+    assert_ne!(base.generation(), other.generation());
+    assert_eq!(base.generation().len(), 16);
+}

@@ -1,0 +1,154 @@
+//! Checks of values, within a section and across sections. Each message begins with the key.
+
+use figment::Figment;
+
+use super::Settings;
+use crate::kafka::SecurityProtocol;
+use crate::offsets::Guarantee;
+
+/// Most open documents: beyond it the commit record could outgrow its bound of 512 KiB, as every other document may be unfinished.
+const READ_AHEAD_RECORDS_MAX: usize = 20_000;
+/// Least bytes of open documents: four fetches of the smallest size.
+const READ_AHEAD_BYTES_MIN: usize = 64 * 1024;
+/// Kafka's own bound on the name of a topic.
+const TOPIC_NAME_MAX: usize = 249;
+
+/// What is wrong, one sentence each; empty when nothing is.
+pub(super) fn problems(settings: &Settings) -> Vec<String> {
+    let mut problems = Vec::new();
+    kafka(settings, &mut problems);
+    topics(settings, &mut problems);
+    pipeline(settings, &mut problems);
+    problems.extend(settings.llm.validate());
+    problems.extend(settings.prompt.validate());
+    problems
+}
+
+/// Adds the layer that set the key, which the problem begins with.
+pub(super) fn with_layer(problem: String, figment: &Figment) -> String {
+    let key = problem.split([' ', ':']).next().unwrap_or_default();
+    match figment.find_metadata(key) {
+        Some(metadata) if !metadata.name.contains("Settings") => {
+            format!("{problem} (from {})", metadata.name)
+        }
+        _ => problem,
+    }
+}
+
+fn kafka(settings: &Settings, problems: &mut Vec<String>) {
+    let kafka = &settings.kafka;
+    if kafka.bootstrap().is_empty() {
+        problems.push(
+            "kafka.brokers (KAFKA_BROKERS) is empty: set host:port, comma separated".to_owned(),
+        );
+    }
+    for broker in kafka.bootstrap() {
+        let port = broker
+            .rsplit_once(':')
+            .and_then(|(host, port)| (!host.is_empty()).then_some(port));
+        if port
+            .and_then(|port| port.parse::<u16>().ok())
+            .is_none_or(|port| port == 0)
+        {
+            problems.push(format!(
+                "kafka.brokers (KAFKA_BROKERS) = `{broker}`: must be host:port, such as localhost:9092"
+            ));
+        }
+    }
+    if kafka.group_id.is_empty() {
+        problems.push("kafka.group_id is empty: it names the commit topic, so set one".to_owned());
+    }
+    if kafka.replication_factor == 0 || kafka.replication_factor < -1 {
+        problems.push(format!(
+            "kafka.replication_factor = {}: must be at least 1, or -1 for the broker's default",
+            kafka.replication_factor
+        ));
+    }
+    for (key, duration) in [
+        ("kafka.request_timeout", kafka.request_timeout),
+        ("kafka.connect_timeout", kafka.connect_timeout),
+        ("input.fetch_wait", settings.input.fetch_wait),
+    ] {
+        if duration.is_zero() {
+            problems.push(format!("{key} = 0s: must be longer"));
+        }
+    }
+    if kafka.security_protocol == SecurityProtocol::SaslPlaintext
+        && (kafka.sasl_username.is_empty() || kafka.sasl_password.is_none())
+    {
+        problems.push(
+            "kafka.security_protocol = SASL_PLAINTEXT needs kafka.sasl_username and kafka.sasl_password (KLP_KAFKA__SASL_PASSWORD)"
+                .to_owned(),
+        );
+    }
+}
+
+fn topics(settings: &Settings, problems: &mut Vec<String>) {
+    if settings.input.topics.is_empty() {
+        problems.push("input.topics (INPUT_TOPIC) is empty: name at least one topic".to_owned());
+    }
+    let commit_topic = settings.kafka.commit_topic();
+    let ours = [
+        (
+            "output.topic (OUTPUT_TOPIC)",
+            settings.output.topic.as_str(),
+        ),
+        ("dead_letters.topic", settings.dead_letters.topic.as_str()),
+        ("kafka.commit_topic", commit_topic.as_str()),
+    ];
+    let inputs = settings
+        .input
+        .topics
+        .iter()
+        .map(|topic| ("input.topics (INPUT_TOPIC)", topic.name.as_str()));
+    let mut seen: Vec<(&str, &str)> = Vec::new();
+    for (key, name) in inputs.chain(ours) {
+        if !is_topic_name(name) {
+            problems.push(format!(
+                "{key} = `{name}`: a topic's name has 1 to {TOPIC_NAME_MAX} of the characters a-z, A-Z, 0-9, `.`, `_` and `-`"
+            ));
+        } else if let Some((other, _)) = seen.iter().find(|(_, seen)| *seen == name) {
+            problems.push(format!(
+                "{key} = `{name}` is the topic of {other} too: each needs its own"
+            ));
+        }
+        seen.push((key, name));
+    }
+    if settings.input.content_field.is_empty() {
+        problems.push(
+            "input.content_field is empty: name the JSON field that holds the text".to_owned(),
+        );
+    }
+}
+
+fn pipeline(settings: &Settings, problems: &mut Vec<String>) {
+    let pipeline = &settings.pipeline;
+    if pipeline.read_ahead_records < settings.llm.concurrency
+        || pipeline.read_ahead_records > READ_AHEAD_RECORDS_MAX
+    {
+        problems.push(format!(
+            "pipeline.read_ahead_records = {}: must lie between llm.concurrency ({}) and {READ_AHEAD_RECORDS_MAX}",
+            pipeline.read_ahead_records, settings.llm.concurrency
+        ));
+    }
+    if pipeline.read_ahead_bytes < READ_AHEAD_BYTES_MIN {
+        problems.push(format!(
+            "pipeline.read_ahead_bytes = {}: must be at least {READ_AHEAD_BYTES_MIN}",
+            pipeline.read_ahead_bytes
+        ));
+    }
+    if settings.processing.guarantee == Guarantee::ExactlyOnce {
+        problems.push(
+            "processing.guarantee = exactly_once: the rskafka driver has no transactions; set at_least_once"
+                .to_owned(),
+        );
+    }
+}
+
+fn is_topic_name(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    (1..=TOPIC_NAME_MAX).contains(&name.len())
+        && name != "."
+        && name != ".."
+        && name.chars().all(legal)
+}

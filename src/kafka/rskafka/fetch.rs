@@ -1,0 +1,187 @@
+//! The fetch side: one partition client, so one connection, per input partition.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use rskafka::client::partition::{OffsetAt, PartitionClient};
+use rskafka::record::RecordAndOffset;
+use tokio::time::sleep;
+
+use super::super::{Fetched, KafkaConfig, KafkaError, LogReader, RecordStream, Source};
+use super::{Connector, error};
+use crate::types::{Header, Offset, Record, TopicPartition};
+
+/// Reads input partitions.
+#[derive(Debug)]
+pub struct RskafkaSource {
+    connector: Arc<Connector>,
+    /// Sees where an emptied batch ends, which rskafka does not tell.
+    gaps: Arc<dyn LogReader>,
+}
+
+impl RskafkaSource {
+    /// A source that connects when it is first used. `gaps` steps over batches that compaction emptied.
+    #[must_use]
+    pub fn new(config: KafkaConfig, gaps: Arc<dyn LogReader>) -> Self {
+        Self {
+            connector: Arc::new(Connector::new(config)),
+            gaps,
+        }
+    }
+}
+
+#[async_trait]
+impl Source for RskafkaSource {
+    async fn open(
+        &self,
+        partition: &TopicPartition,
+        start: Offset,
+    ) -> Result<Box<dyn RecordStream>, KafkaError> {
+        let client = self.connector.partition(partition).await?;
+        Ok(Box::new(RskafkaStream {
+            connector: Arc::clone(&self.connector),
+            gaps: Arc::clone(&self.gaps),
+            partition: partition.clone(),
+            client: Some(client),
+            position: start,
+        }))
+    }
+
+    async fn bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError> {
+        let client = self.connector.partition(partition).await?;
+        bounds(&self.connector, &client, partition).await
+    }
+}
+
+async fn bounds(
+    connector: &Connector,
+    client: &PartitionClient,
+    partition: &TopicPartition,
+) -> Result<(Offset, Offset), KafkaError> {
+    let mut offsets = [Offset::ZERO; 2];
+    for (offset, at) in offsets
+        .iter_mut()
+        .zip([OffsetAt::Earliest, OffsetAt::Latest])
+    {
+        let answer = connector
+            .within("list offsets", Duration::ZERO, client.get_offset(at))
+            .await?;
+        *offset = answer
+            .map(Offset::new)
+            .map_err(|error| error::translate("list offsets of", Some(partition), &error))?;
+    }
+    Ok(offsets.into())
+}
+
+struct RskafkaStream {
+    connector: Arc<Connector>,
+    gaps: Arc<dyn LogReader>,
+    partition: TopicPartition,
+    /// `None` after a call that ran into its deadline: the next call dials again.
+    client: Option<Arc<PartitionClient>>,
+    position: Offset,
+}
+
+#[async_trait]
+impl RecordStream for RskafkaStream {
+    async fn next(&mut self, max_bytes: usize, wait: Duration) -> Result<Fetched, KafkaError> {
+        let client = match &self.client {
+            Some(client) => Arc::clone(client),
+            None => Arc::clone(
+                self.client
+                    .insert(self.connector.partition(&self.partition).await?),
+            ),
+        };
+        let bytes = 1..i32::try_from(max_bytes).unwrap_or(i32::MAX).max(2);
+        let wait_ms = i32::try_from(wait.as_millis()).unwrap_or(i32::MAX);
+        let fetch = client.fetch_records(self.position.value(), bytes, wait_ms);
+        let answer = match self.connector.within("fetch", wait, fetch).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.client = None;
+                return Err(error);
+            }
+        };
+        let (records, high_watermark) = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.fetch_error(&client, &error).await),
+        };
+        let high_watermark = Offset::new(high_watermark);
+        let records: Vec<_> = records.into_iter().map(from_rskafka).collect();
+        match records.last() {
+            Some((last, _)) => self.position = last.next(),
+            None if high_watermark > self.position => self.step_over_gap(wait).await?,
+            None => {}
+        }
+        Ok(Fetched {
+            records,
+            next_offset: self.position,
+            high_watermark,
+        })
+    }
+}
+
+impl RskafkaStream {
+    /// There is something before the high watermark, and rskafka found no record in it: a batch that compaction emptied, which it drops
+    /// without telling where it ended. Without this step the broker would answer at once, again and again.
+    async fn step_over_gap(&mut self, wait: Duration) -> Result<(), KafkaError> {
+        let seen = self
+            .gaps
+            .read(&self.partition, self.position, Duration::ZERO)
+            .await?;
+        let end = seen
+            .records
+            .first()
+            .map_or(seen.next_offset, |(first, _)| *first);
+        if end > self.position {
+            self.position = end;
+        } else {
+            sleep(wait).await;
+        }
+        Ok(())
+    }
+
+    async fn fetch_error(
+        &mut self,
+        client: &PartitionClient,
+        error: &rskafka::client::error::Error,
+    ) -> KafkaError {
+        if error::is_unreadable(error) {
+            return KafkaError::Unreadable {
+                partition: self.partition.clone(),
+                offset: self.position,
+                detail: error.to_string(),
+            };
+        }
+        if error::is_out_of_range(error) {
+            return match bounds(&self.connector, client, &self.partition).await {
+                Ok(bounds) => error::out_of_range(&self.partition, self.position, bounds),
+                Err(error) => error,
+            };
+        }
+        self.client = None;
+        error::translate("fetch from", Some(&self.partition), error)
+    }
+}
+
+fn from_rskafka(record: RecordAndOffset) -> (Offset, Record) {
+    let offset = Offset::new(record.offset);
+    let record = record.record;
+    let headers = record
+        .headers
+        .into_iter()
+        .map(|(name, value)| Header {
+            name,
+            value: Some(Bytes::from(value)),
+        })
+        .collect();
+    let record = Record {
+        key: record.key.map(Bytes::from),
+        value: record.value.map(Bytes::from),
+        headers,
+        timestamp_ms: record.timestamp.timestamp_millis(),
+    };
+    (offset, record)
+}

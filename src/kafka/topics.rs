@@ -1,0 +1,227 @@
+//! The topics of a run: what must be there, what may be created, and what is refused.
+
+use std::collections::BTreeMap;
+
+use uuid::Uuid;
+
+use super::KafkaError;
+use super::wire::{Cluster, NewTopic, TopicDescription};
+
+/// Recovery reads the commit topic from its start, so it must stay short: small segments, cleaned early.
+const COMMIT_TOPIC_CONFIGS: [(&str, &str); 3] = [
+    ("cleanup.policy", "compact"),
+    ("segment.bytes", "16777216"),
+    ("min.cleanable.dirty.ratio", "0.1"),
+];
+/// Partitions or replicas as the broker's own defaults say.
+const BROKER_DEFAULT: i32 = -1;
+
+/// What a run needs.
+#[derive(Debug, Clone)]
+pub struct WantedTopics {
+    /// Topics to read.
+    pub inputs: Vec<String>,
+    /// Topic of the results.
+    pub output: String,
+    /// Topic of the dead letters.
+    pub dead_letters: String,
+    /// Topic of the commits.
+    pub commits: String,
+    /// Whether missing ones are created.
+    pub create: bool,
+    /// Replication factor of created ones; −1 takes the broker's default.
+    pub replication_factor: i16,
+}
+
+/// What is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Topics {
+    /// Input topics with id and number of partitions.
+    pub inputs: Vec<(String, Uuid, i32)>,
+    /// Partitions of the output topic.
+    pub output_partitions: i32,
+    /// Partitions of the dead-letter topic.
+    pub dead_letter_partitions: i32,
+    /// Partitions of the commit topic.
+    pub commit_partitions: i32,
+}
+
+/// Why the topics cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicsError {
+    /// Kafka cannot be asked, or not now: worth another try.
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// Somebody has to create it.
+    #[error(
+        "{key}: topic `{topic}` does not exist and kafka.create_topics = false: create it, or allow its creation"
+    )]
+    Missing {
+        /// The setting that names the topic.
+        key: &'static str,
+        /// The topic.
+        topic: String,
+    },
+    /// Commits would be deleted by age, and finished work would be repeated.
+    #[error(
+        "kafka.commit_topic: topic `{topic}` has cleanup.policy = {policy} and must have `compact`, or commits are deleted by age; change it with kafka-configs --alter --topic {topic} --add-config cleanup.policy=compact, or name another topic"
+    )]
+    NotCompacted {
+        /// The topic.
+        topic: String,
+        /// Its policy.
+        policy: String,
+    },
+}
+
+impl TopicsError {
+    /// Whether only a person can heal it.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        match self {
+            Self::Missing { .. } | Self::NotCompacted { .. } => true,
+            Self::Kafka(_) => false,
+        }
+    }
+}
+
+/// Looks the topics up, and creates what is missing where that is allowed. Refuses before anything is created.
+///
+/// # Errors
+/// As [`TopicsError`] says.
+///
+/// # Cancel safety
+/// Safe; some topics may have been created.
+pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, TopicsError> {
+    let mut found = describe(cluster, wanted).await?;
+    if found.contains_key(&wanted.commits) {
+        check_compacted(cluster, &wanted.commits).await?;
+    }
+    if !wanted.create {
+        refuse_missing(wanted, &found)?;
+    }
+    for input in &wanted.inputs {
+        if !found.contains_key(input) {
+            create(cluster, wanted, input, BROKER_DEFAULT, &[]).await?;
+        }
+    }
+    if wanted.inputs.iter().any(|input| !found.contains_key(input)) {
+        found = describe(cluster, wanted).await?;
+    }
+    let mut partitions = wanted
+        .inputs
+        .iter()
+        .filter_map(|input| found.get(input))
+        .map(|topic| topic.partitions)
+        .max()
+        .unwrap_or(1);
+    partitions = partitions.max(1);
+    let mut created = false;
+    for (topic, configs) in [
+        (&wanted.output, &[][..]),
+        (&wanted.dead_letters, &[][..]),
+        (&wanted.commits, &COMMIT_TOPIC_CONFIGS[..]),
+    ] {
+        if !found.contains_key(topic) {
+            create(cluster, wanted, topic, partitions, configs).await?;
+            created = true;
+        }
+    }
+    if created {
+        found = describe(cluster, wanted).await?;
+    }
+    let get = |topic: &String| {
+        found.get(topic).ok_or_else(|| KafkaError::UnknownTopic {
+            topic: topic.clone(),
+        })
+    };
+    Ok(Topics {
+        inputs: wanted
+            .inputs
+            .iter()
+            .map(|input| get(input).map(|topic| (input.clone(), topic.id, topic.partitions)))
+            .collect::<Result<_, _>>()?,
+        output_partitions: get(&wanted.output)?.partitions,
+        dead_letter_partitions: get(&wanted.dead_letters)?.partitions,
+        commit_partitions: get(&wanted.commits)?.partitions,
+    })
+}
+
+async fn describe(
+    cluster: &Cluster,
+    wanted: &WantedTopics,
+) -> Result<BTreeMap<String, TopicDescription>, KafkaError> {
+    let mut names: Vec<&str> = wanted.inputs.iter().map(String::as_str).collect();
+    names.extend([
+        wanted.output.as_str(),
+        &wanted.dead_letters,
+        &wanted.commits,
+    ]);
+    let found = cluster.describe_topics(&names).await?;
+    Ok(found
+        .into_iter()
+        .filter_map(|(name, topic)| topic.map(|topic| (name, topic)))
+        .collect())
+}
+
+fn refuse_missing(
+    wanted: &WantedTopics,
+    found: &BTreeMap<String, TopicDescription>,
+) -> Result<(), TopicsError> {
+    let ours = [
+        ("output.topic (OUTPUT_TOPIC)", &wanted.output),
+        ("dead_letters.topic", &wanted.dead_letters),
+        ("kafka.commit_topic", &wanted.commits),
+    ];
+    let inputs = wanted
+        .inputs
+        .iter()
+        .map(|topic| ("input.topics (INPUT_TOPIC)", topic));
+    match inputs
+        .chain(ours)
+        .find(|(_, topic)| !found.contains_key(*topic))
+    {
+        Some((key, topic)) => Err(TopicsError::Missing {
+            key,
+            topic: topic.clone(),
+        }),
+        None => Ok(()),
+    }
+}
+
+/// `compact` must be the whole policy: with `compact,delete` commits of quiet partitions would be deleted by age.
+async fn check_compacted(cluster: &Cluster, topic: &str) -> Result<(), TopicsError> {
+    let configs = cluster.topic_configs(topic, &["cleanup.policy"]).await?;
+    let policy = configs
+        .get("cleanup.policy")
+        .and_then(|config| config.value.clone())
+        .unwrap_or_else(|| "unknown".to_owned());
+    if policy == "compact" {
+        return Ok(());
+    }
+    Err(TopicsError::NotCompacted {
+        topic: topic.to_owned(),
+        policy,
+    })
+}
+
+async fn create(
+    cluster: &Cluster,
+    wanted: &WantedTopics,
+    name: &str,
+    partitions: i32,
+    configs: &[(&str, &str)],
+) -> Result<(), KafkaError> {
+    let topic = NewTopic {
+        name: name.to_owned(),
+        partitions,
+        replication_factor: wanted.replication_factor,
+        configs: configs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    };
+    cluster.create_topic(&topic).await?;
+    tracing::info!(topic = name, partitions, "topic created");
+    Ok(())
+}

@@ -1,0 +1,519 @@
+//! The cluster as this program knows it: who leads and coordinates what, a pool of connections per broker, and the one retry loop.
+//!
+//! # Invariants
+//! 1. Every operation ends within `kafka.request_timeout` plus what it waits on purpose, retries included.
+//! 2. What is known about leaders and coordinators is forgotten as soon as an answer contradicts it.
+//!
+//! All that we ask may be asked twice: nothing here appends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::{
+    FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse, TopicName,
+};
+use kafka_protocol::protocol::StrBytes;
+use tokio::time::{Instant, sleep};
+
+use super::api::{Call, check_code, only, server_error};
+use super::connection::{BrokerVersions, Deadline, join_address};
+use super::pool::{Lane, Lent, Pools, lock};
+use crate::kafka::{KafkaConfig, KafkaError};
+use crate::retry::Backoff;
+use crate::types::TopicPartition;
+
+/// First and longest ceiling of the waits between tries: a leader moves within seconds.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Answers of `FindCoordinator` for a group, not for a transaction.
+const KEY_TYPE_GROUP: i8 = 0;
+
+/// A Kafka cluster. Cheap to clone; clones share connections and what is known.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: KafkaConfig,
+    known: Mutex<Known>,
+    pools: Pools,
+}
+
+/// What brokers told us; each entry goes when an answer contradicts it.
+#[derive(Debug, Default)]
+struct Known {
+    brokers: HashMap<i32, Arc<str>>,
+    controller: Option<i32>,
+    /// Leader and its epoch.
+    leaders: HashMap<TopicPartition, (i32, i32)>,
+    coordinators: HashMap<String, Arc<str>>,
+    /// The broker that answered last: asked first.
+    last_good: Option<Arc<str>>,
+}
+
+/// Who is asked.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Target<'a> {
+    /// Any broker.
+    Any,
+    /// The controller: with ZooKeeper it alone creates topics.
+    Controller,
+    /// The leader of a partition.
+    Leader(&'a TopicPartition),
+    /// The coordinator of a group.
+    Coordinator(&'a str),
+}
+
+/// What a failed attempt means for the next.
+#[derive(Debug)]
+enum Failure {
+    /// Trying again is useless, or not ours to decide.
+    Final(KafkaError),
+    /// Another way may lead there.
+    Passing(KafkaError),
+}
+
+impl Failure {
+    fn asking(error: KafkaError) -> Self {
+        if error.is_transient() {
+            Self::Passing(error)
+        } else {
+            Self::Final(error)
+        }
+    }
+
+    /// When no broker at all answers there is nothing to learn from trying at once again.
+    fn routing(error: KafkaError) -> Self {
+        match error {
+            KafkaError::Unreachable { .. } => Self::Final(error),
+            other => Self::asking(other),
+        }
+    }
+}
+
+/// The broker that answers for a target.
+#[derive(Debug, Clone)]
+struct Route {
+    address: Arc<str>,
+    leader_epoch: i32,
+}
+
+/// What a request builder may need to know about the way.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    /// The version that was agreed on.
+    pub(super) version: i16,
+    /// The leader epoch that we know, −1 when there is none: a broker that knows a newer one refuses.
+    pub(super) leader_epoch: i32,
+}
+
+impl Cluster {
+    /// Describes a cluster; nothing is dialled before the first request.
+    #[must_use]
+    pub fn new(config: &KafkaConfig) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                config: config.clone(),
+                known: Mutex::default(),
+                pools: Pools::default(),
+            }),
+        }
+    }
+
+    pub(super) fn config(&self) -> &KafkaConfig {
+        &self.inner.config
+    }
+
+    /// The one loop that retries: finds the broker, asks, checks; on a passing failure forgets the way and starts over, until the
+    /// deadline. When no broker at all can be reached it ends at once: whether to wait for a whole cluster is the caller's choice.
+    ///
+    /// # Cancel safety
+    /// Safe: the connection in use is closed; the broker may still act on the request.
+    pub(super) async fn ask<R: Call, T>(
+        &self,
+        target: Target<'_>,
+        wait: Duration,
+        build: impl Fn(Way) -> R,
+        check: impl Fn(R::Response) -> Result<T, KafkaError>,
+    ) -> Result<T, KafkaError> {
+        let deadline = Deadline::within(self.inner.config.request_timeout.saturating_add(wait));
+        let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        loop {
+            let answer = self.attempt(target, wait, deadline, &build).await;
+            let error = match answer.and_then(|response| check(response).map_err(Failure::asking)) {
+                Ok(answer) => return Ok(answer),
+                Err(Failure::Final(error)) => return Err(error),
+                Err(Failure::Passing(error)) => error,
+            };
+            self.forget(target);
+            let delay = backoff.next_delay();
+            if Instant::now() + delay >= deadline.at {
+                return Err(error);
+            }
+            tracing::debug!(%error, operation = R::OPERATION, "asking Kafka again");
+            sleep(delay).await;
+        }
+    }
+
+    async fn attempt<R: Call>(
+        &self,
+        target: Target<'_>,
+        wait: Duration,
+        deadline: Deadline,
+        build: impl Fn(Way) -> R,
+    ) -> Result<R::Response, Failure> {
+        let Some(route) = self
+            .route(target, deadline)
+            .await
+            .map_err(Failure::routing)?
+        else {
+            return self
+                .ask_any(deadline, build)
+                .await
+                .map_err(Failure::routing);
+        };
+        let lane = if wait.is_zero() {
+            Lane::Request
+        } else {
+            Lane::LongPoll
+        };
+        self.ask_at(&route.address, lane, deadline, |version| {
+            build(Way {
+                version,
+                leader_epoch: route.leader_epoch,
+            })
+        })
+        .await
+        .map_err(Failure::asking)
+    }
+
+    /// Asks any broker that can be reached for the topics' metadata (`None`: of all topics), and learns from the answer.
+    pub(super) async fn metadata(
+        &self,
+        topics: Option<&[&str]>,
+        deadline: Deadline,
+    ) -> Result<MetadataResponse, KafkaError> {
+        let response = self.ask_any(deadline, |_| metadata_request(topics)).await?;
+        self.known().learn(&response);
+        Ok(response)
+    }
+
+    /// The versions that a broker speaks, any broker.
+    pub(super) async fn versions(&self) -> Result<Arc<BrokerVersions>, KafkaError> {
+        let deadline = Deadline::within(self.inner.config.request_timeout);
+        self.ask_any(deadline, |_| metadata_request(Some(&[])))
+            .await?;
+        let candidates = self.known().candidates(&self.inner.config);
+        let Some(address) = candidates.first() else {
+            return Ok(Arc::default());
+        };
+        let lent = self.lend(address, Lane::Request, deadline).await?;
+        let versions = Arc::clone(lent.versions());
+        lent.give_back();
+        Ok(versions)
+    }
+
+    /// Asks the first broker that answers: the last good one, then those known, then `kafka.brokers`. Each gets an even part of the
+    /// time that is left, so that one that hangs leaves time for the next.
+    async fn ask_any<R: Call>(
+        &self,
+        deadline: Deadline,
+        build: impl Fn(Way) -> R,
+    ) -> Result<R::Response, KafkaError> {
+        let candidates = self.known().candidates(&self.inner.config);
+        let mut left = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
+        let mut details = Vec::new();
+        for address in &candidates {
+            let share = deadline.at.saturating_duration_since(Instant::now()) / left.max(1);
+            left = left.saturating_sub(1);
+            let way = |version| {
+                build(Way {
+                    version,
+                    leader_epoch: -1,
+                })
+            };
+            let share = deadline.at_most(share, "this broker's part of kafka.request_timeout");
+            let asked = self.ask_at(address, Lane::Request, share, way);
+            match asked.await {
+                Ok(response) => {
+                    self.known().last_good = Some(Arc::clone(address));
+                    return Ok(response);
+                }
+                Err(KafkaError::Unreachable { detail, .. }) => {
+                    details.push(format!("{address}: {detail}"));
+                }
+                Err(error @ KafkaError::Disconnected { .. }) => details.push(error.to_string()),
+                Err(error @ KafkaError::Timeout { .. }) if left > 0 => {
+                    details.push(format!("{address}: {error}"));
+                }
+                Err(error) => {
+                    self.known().last_good = None;
+                    return Err(error);
+                }
+            }
+        }
+        self.known().last_good = None;
+        Err(KafkaError::Unreachable {
+            brokers: self.inner.config.brokers.clone(),
+            detail: if details.is_empty() {
+                "the list is empty".to_owned()
+            } else {
+                details.join("; ")
+            },
+        })
+    }
+
+    /// Asks one broker. A connection that lay idle may be closed while the request is on its way: then the next one is taken, in the
+    /// end a new one.
+    async fn ask_at<R: Call>(
+        &self,
+        address: &Arc<str>,
+        lane: Lane,
+        deadline: Deadline,
+        build: impl Fn(i16) -> R,
+    ) -> Result<R::Response, KafkaError> {
+        loop {
+            let mut lent = self.lend(address, lane, deadline).await?;
+            let was_idle = lent.was_idle();
+            let version = lent.versions().choose::<R>()?;
+            match lent.exchange(&build(version), version, deadline).await {
+                Ok(response) => {
+                    lent.give_back();
+                    return Ok(response);
+                }
+                Err(KafkaError::Disconnected { .. }) if was_idle => {}
+                Err(KafkaError::Disconnected { operation, detail }) => {
+                    return Err(KafkaError::Disconnected {
+                        operation,
+                        detail: format!(
+                            "{detail} (on a new connection: does kafka.security_protocol fit this listener?)"
+                        ),
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Finds out whom to ask; `None` stands for any broker.
+    async fn route(
+        &self,
+        target: Target<'_>,
+        deadline: Deadline,
+    ) -> Result<Option<Route>, KafkaError> {
+        let route = self.known().route(target);
+        if route.is_some() {
+            return Ok(route);
+        }
+        match target {
+            Target::Any => Ok(None),
+            Target::Controller => {
+                self.metadata(Some(&[]), deadline).await?;
+                let route = self.known().route(target);
+                route
+                    .map(Some)
+                    .ok_or_else(|| server_error("Metadata", ResponseError::NotController, 41, None))
+            }
+            Target::Leader(partition) => {
+                let response = self.metadata(Some(&[&partition.topic]), deadline).await?;
+                check_partition(response, partition)?;
+                let route = self.known().route(target);
+                route.map(Some).ok_or_else(|| {
+                    let operation = format!("Metadata of {partition}");
+                    server_error(operation, ResponseError::LeaderNotAvailable, 5, None)
+                })
+            }
+            Target::Coordinator(group) => {
+                let answer = self
+                    .ask_any(deadline, |way| find_coordinator_request(group, way.version))
+                    .await?;
+                let address = check_coordinator(group, answer)?;
+                let mut known = self.known();
+                known
+                    .coordinators
+                    .insert(group.to_owned(), Arc::clone(&address));
+                Ok(Some(Route {
+                    address,
+                    leader_epoch: -1,
+                }))
+            }
+        }
+    }
+
+    fn forget(&self, target: Target<'_>) {
+        let mut known = self.known();
+        match target {
+            Target::Any => {}
+            Target::Controller => known.controller = None,
+            Target::Leader(partition) => {
+                known.leaders.remove(partition);
+            }
+            Target::Coordinator(group) => {
+                known.coordinators.remove(group);
+            }
+        }
+    }
+
+    async fn lend(
+        &self,
+        address: &Arc<str>,
+        lane: Lane,
+        deadline: Deadline,
+    ) -> Result<Lent, KafkaError> {
+        let inner = &self.inner;
+        inner
+            .pools
+            .lend(address, lane, &inner.config, deadline)
+            .await
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        lock(&self.inner.known)
+    }
+}
+
+impl Known {
+    fn route(&self, target: Target<'_>) -> Option<Route> {
+        let (address, leader_epoch) = match target {
+            Target::Any => return None,
+            Target::Controller => (self.brokers.get(&self.controller?)?, -1),
+            Target::Leader(partition) => {
+                let (leader, epoch) = self.leaders.get(partition)?;
+                (self.brokers.get(leader)?, *epoch)
+            }
+            Target::Coordinator(group) => (self.coordinators.get(group)?, -1),
+        };
+        Some(Route {
+            address: Arc::clone(address),
+            leader_epoch,
+        })
+    }
+
+    fn learn(&mut self, response: &MetadataResponse) {
+        self.brokers = response
+            .brokers
+            .iter()
+            .map(|broker| (broker.node_id.0, join_address(&broker.host, broker.port)))
+            .collect();
+        self.controller = Some(response.controller_id.0).filter(|id| *id >= 0);
+        for topic in &response.topics {
+            let Some(name) = &topic.name else { continue };
+            let name: Arc<str> = name.as_str().into();
+            for partition in &topic.partitions {
+                let key = TopicPartition::new(Arc::clone(&name), partition.partition_index);
+                if partition.leader_id.0 >= 0 {
+                    let leader = (partition.leader_id.0, partition.leader_epoch);
+                    self.leaders.insert(key, leader);
+                } else {
+                    self.leaders.remove(&key);
+                }
+            }
+        }
+    }
+
+    fn candidates(&self, config: &KafkaConfig) -> Vec<Arc<str>> {
+        let mut known: Vec<_> = self.brokers.values().cloned().collect();
+        known.sort_unstable();
+        let bootstrap = config.bootstrap().into_iter().map(Arc::from);
+        let mut candidates: Vec<Arc<str>> = Vec::new();
+        for address in self.last_good.iter().cloned().chain(known).chain(bootstrap) {
+            if !candidates.contains(&address) {
+                candidates.push(address);
+            }
+        }
+        candidates
+    }
+}
+
+pub(super) fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
+    let topics = topics.map(|names| {
+        names
+            .iter()
+            .map(|name| MetadataRequestTopic::default().with_name(Some(topic_name(name))))
+            .collect()
+    });
+    MetadataRequest::default()
+        .with_topics(topics)
+        .with_allow_auto_topic_creation(false)
+}
+
+/// A topic's name for a request.
+pub(super) fn topic_name(name: &str) -> TopicName {
+    TopicName(StrBytes::from_string(name.to_owned()))
+}
+
+/// Tells a partition that does not exist from one without a leader.
+fn check_partition(
+    response: MetadataResponse,
+    partition: &TopicPartition,
+) -> Result<(), KafkaError> {
+    let name = &*partition.topic;
+    let topic = only("Metadata", name, response.topics, |topic| {
+        topic
+            .name
+            .as_ref()
+            .is_some_and(|found| found.as_str() == name)
+    })?;
+    check_topic(name, topic.error_code)?;
+    let found = topic
+        .partitions
+        .iter()
+        .find(|found| found.partition_index == partition.partition);
+    match found {
+        None => Err(KafkaError::UnknownPartition {
+            partition: partition.clone(),
+        }),
+        // ReplicaNotAvailable (9) speaks of a follower; the leader serves all the same.
+        Some(found) if found.error_code == 9 => Ok(()),
+        Some(found) => check_code(format!("Metadata of {partition}"), found.error_code, None),
+    }
+}
+
+/// A topic's error code in `Metadata`; that it does not exist is an error of its own.
+pub(super) fn check_topic(name: &str, code: i16) -> Result<(), KafkaError> {
+    match ResponseError::try_from_code(code) {
+        Some(ResponseError::UnknownTopicOrPartition) => Err(KafkaError::UnknownTopic {
+            topic: name.to_owned(),
+        }),
+        _ => check_code(format!("Metadata of {name}"), code, None),
+    }
+}
+
+fn find_coordinator_request(group: &str, version: i16) -> FindCoordinatorRequest {
+    let group = StrBytes::from_string(group.to_owned());
+    let request = FindCoordinatorRequest::default().with_key_type(KEY_TYPE_GROUP);
+    if version >= 4 {
+        request.with_coordinator_keys(vec![group])
+    } else {
+        request.with_key(group)
+    }
+}
+
+fn check_coordinator(
+    group: &str,
+    response: FindCoordinatorResponse,
+) -> Result<Arc<str>, KafkaError> {
+    let operation = || format!("FindCoordinator of group {group}");
+    check_code(
+        operation(),
+        response.error_code,
+        response.error_message.as_ref(),
+    )?;
+    // Up to version 3 the one coordinator stands in the answer itself.
+    if response.coordinators.is_empty() && !response.host.is_empty() {
+        return Ok(join_address(&response.host, response.port));
+    }
+    let found = only("FindCoordinator", group, response.coordinators, |found| {
+        found.key.as_str() == group
+    })?;
+    check_code(operation(), found.error_code, found.error_message.as_ref())?;
+    Ok(join_address(&found.host, found.port))
+}
+
+#[cfg(test)]
+mod tests;

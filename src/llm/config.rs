@@ -1,0 +1,395 @@
+//! How to reach the model, what to ask it for, and with which words.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use reqwest::Url;
+use serde::{Deserialize, Serialize};
+
+use crate::types::Secret;
+
+/// The most calls that may be allowed to run at once: beyond it the connections alone would be the bottleneck.
+const CONCURRENCY_MAX: usize = 10_000;
+/// The most attempts that a document may be given.
+const ATTEMPTS_MAX: u32 = 1_000;
+/// The longest that a timeout, wait or deadline may be set to.
+const DURATION_MAX: Duration = Duration::from_hours(24 * 7);
+
+/// What becomes of an answer that the server cut at `max_tokens` (`finish_reason` `length`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum OnTruncated {
+    /// It is a result, marked by its finish reason.
+    #[default]
+    Accept,
+    /// The document is asked again with twice `max_tokens`, then four times; what is still cut is accepted. Each try costs an attempt.
+    RetryLonger,
+    /// The document goes to the dead letters.
+    DeadLetter,
+}
+
+/// Section `[llm]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LlmConfig {
+    /// Base URL of the server, with or without `/v1`. Also `LLM_URL`. Default `http://localhost:8000`.
+    pub url: String,
+    /// Served model name. Also `MODEL_NAME`. Default `mistralai/Mistral-7B-Instruct-v0.2`.
+    pub model: String,
+    /// The longest that one attempt may take; after each timeout of a document it grows by half, up to four times. Also `LLM_TIMEOUT`.
+    /// Default 30 s.
+    #[serde(with = "crate::types::duration")]
+    pub timeout: Duration,
+    /// vLLM's `--api-key`, sent as `Authorization: Bearer`. Default none.
+    pub api_key: Option<Secret>,
+    /// A file with the key, instead of `api_key`; read again while the server refuses the key. Default none.
+    pub api_key_file: Option<PathBuf>,
+    /// PEM certificates that are trusted beside the system's. Default none.
+    pub ca_file: Option<PathBuf>,
+    /// Calls that may run at once. Default 64.
+    pub concurrency: usize,
+    /// Attempts that one document may spend. Default 5.
+    pub attempts: u32,
+    /// Time that one document may spend on calls and on waits between them; it stands still while the work is held or throttled.
+    /// Default 10 min.
+    #[serde(with = "crate::types::duration")]
+    pub deadline: Duration,
+    /// The most tokens of an answer. Default 1024.
+    pub max_tokens: u32,
+    /// Sampling temperature, 0 to 2; always sent, as the model's own default may differ. Default 0.
+    pub temperature: f64,
+    /// Nucleus sampling, above 0 to 1; not sent when absent. Default none.
+    pub top_p: Option<f64>,
+    /// Sampling seed; not sent when absent. Default none.
+    pub seed: Option<i64>,
+    /// What becomes of an answer that was cut at `max_tokens`. Default `accept`.
+    pub on_truncated: OnTruncated,
+    /// The largest answer body that is read, in bytes. Default 16 MiB.
+    pub response_bytes_max: usize,
+    /// Ceiling of the first wait between two attempts; it doubles each time, and each wait is drawn evenly from zero to it.
+    /// Default 250 ms.
+    #[serde(with = "crate::types::duration")]
+    pub retry_backoff_initial: Duration,
+    /// Where that ceiling stops growing. Default 10 s.
+    #[serde(with = "crate::types::duration")]
+    pub retry_backoff_max: Duration,
+    /// The longest `Retry-After` that is followed; a longer one is cut to this. Default 60 s.
+    #[serde(with = "crate::types::duration")]
+    pub retry_after_max: Duration,
+}
+
+impl Default for LlmConfig {
+    fn default() -> Self {
+        Self {
+            url: "http://localhost:8000".to_owned(),
+            model: "mistralai/Mistral-7B-Instruct-v0.2".to_owned(),
+            timeout: Duration::from_secs(30),
+            api_key: None,
+            api_key_file: None,
+            ca_file: None,
+            concurrency: 64,
+            attempts: 5,
+            deadline: Duration::from_mins(10),
+            max_tokens: 1024,
+            temperature: 0.0,
+            top_p: None,
+            seed: None,
+            on_truncated: OnTruncated::default(),
+            response_bytes_max: 16 * 1024 * 1024,
+            retry_backoff_initial: Duration::from_millis(250),
+            retry_backoff_max: Duration::from_secs(10),
+            retry_after_max: Duration::from_mins(1),
+        }
+    }
+}
+
+impl LlmConfig {
+    /// What is wrong with the settings, one sentence each with key and value; empty when nothing is. Reads no file.
+    #[must_use]
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if let Err(problem) = self.base_url() {
+            problems.push(problem);
+        } else if self.ca_file.is_some() && !self.is_https() {
+            problems.push(format!(
+                "llm.ca_file is set, but llm.url = `{}` does not use https: remove the one or change the other",
+                self.url
+            ));
+        }
+        if self.model.trim().is_empty() {
+            problems.push(
+                "llm.model (MODEL_NAME) is empty: set the name that vLLM serves the model under"
+                    .to_owned(),
+            );
+        }
+        if self.api_key.is_some() && self.api_key_file.is_some() {
+            problems
+                .push("llm.api_key and llm.api_key_file are both set: keep one of them".to_owned());
+        }
+        if let Some(key) = &self.api_key
+            && let Err(problem) = super::auth::check(key.expose())
+        {
+            problems.push(format!("llm.api_key {problem}"));
+        }
+        self.validate_bounds(&mut problems);
+        self.validate_durations(&mut problems);
+        problems
+    }
+
+    fn validate_bounds(&self, problems: &mut Vec<String>) {
+        if self.concurrency == 0 || self.concurrency > CONCURRENCY_MAX {
+            problems.push(format!(
+                "llm.concurrency = {}: must lie between 1 and {CONCURRENCY_MAX}",
+                self.concurrency
+            ));
+        }
+        if self.attempts == 0 || self.attempts > ATTEMPTS_MAX {
+            problems.push(format!(
+                "llm.attempts = {}: must lie between 1 and {ATTEMPTS_MAX}",
+                self.attempts
+            ));
+        }
+        if self.max_tokens == 0 {
+            problems.push("llm.max_tokens = 0: must be at least 1".to_owned());
+        }
+        if !(0.0..=2.0).contains(&self.temperature) {
+            problems.push(format!(
+                "llm.temperature = {}: must lie between 0 and 2",
+                self.temperature
+            ));
+        }
+        if let Some(top_p) = self.top_p
+            && !(top_p > 0.0 && top_p <= 1.0)
+        {
+            problems.push(format!(
+                "llm.top_p = {top_p}: must be above 0 and at most 1"
+            ));
+        }
+        if self.response_bytes_max < 1024 {
+            problems.push(format!(
+                "llm.response_bytes_max = {}: must be at least 1024",
+                self.response_bytes_max
+            ));
+        }
+    }
+
+    fn validate_durations(&self, problems: &mut Vec<String>) {
+        let written = |duration: Duration| humantime::format_duration(duration).to_string();
+        for (key, value) in [
+            ("llm.timeout", self.timeout),
+            ("llm.deadline", self.deadline),
+            ("llm.retry_backoff_initial", self.retry_backoff_initial),
+            ("llm.retry_backoff_max", self.retry_backoff_max),
+            ("llm.retry_after_max", self.retry_after_max),
+        ] {
+            if value.is_zero() || value > DURATION_MAX {
+                problems.push(format!(
+                    "{key} = {}: must be above 0 and at most {}",
+                    written(value),
+                    written(DURATION_MAX)
+                ));
+            }
+        }
+        if self.deadline < self.timeout {
+            problems.push(format!(
+                "llm.deadline = {}: must not be below llm.timeout = {}, or no attempt could use its time",
+                written(self.deadline),
+                written(self.timeout)
+            ));
+        }
+        if self.retry_backoff_max < self.retry_backoff_initial {
+            problems.push(format!(
+                "llm.retry_backoff_max = {}: must not be below llm.retry_backoff_initial = {}",
+                written(self.retry_backoff_max),
+                written(self.retry_backoff_initial)
+            ));
+        }
+    }
+
+    /// Whether the server is spoken to over TLS.
+    pub(super) fn is_https(&self) -> bool {
+        self.url
+            .trim()
+            .get(..8)
+            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+    }
+
+    /// The base URL without a trailing slash and without `/v1`, which every path brings itself.
+    ///
+    /// # Errors
+    /// A sentence that names key and value.
+    pub(super) fn base_url(&self) -> Result<String, String> {
+        let text = self.url.trim();
+        let at = format!("llm.url (LLM_URL) = `{}`", redacted(text));
+        if text.contains(',') {
+            return Err(format!("{at}: name one server"));
+        }
+        let url = Url::parse(text)
+            .map_err(|error| format!("{at}: {error}; write it like http://localhost:8000"))?;
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(format!("{at}: must begin with http:// or https://"));
+        }
+        if url.host_str().is_none_or(str::is_empty) {
+            return Err(format!("{at}: has no host"));
+        }
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(format!(
+                "{at}: must hold no user or password; use llm.api_key"
+            ));
+        }
+        if url.query().is_some() || url.fragment().is_some() {
+            return Err(format!("{at}: must have no `?` or `#` part"));
+        }
+        let base = url.as_str().trim_end_matches('/');
+        Ok(base.strip_suffix("/v1").unwrap_or(base).to_owned())
+    }
+}
+
+/// A URL for a message: what stands before an `@` may be a password.
+fn redacted(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if at > scheme => format!(
+            "{}://***{}",
+            url.get(..scheme).unwrap_or_default(),
+            url.get(at..).unwrap_or_default()
+        ),
+        _ => url.to_owned(),
+    }
+}
+
+/// Section `[prompt]`: MiniJinja templates. In scope are the document's fields, `content`, `document_id` and `kafka`
+/// (`key`, `headers`, `topic`, `partition`, `offset`, `timestamp`).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PromptConfig {
+    /// Template of a system message. Default none, as some chat templates refuse that role.
+    pub system: Option<String>,
+    /// Template of the user message. Default: summarise a financial document and extract its key facts.
+    pub user: Option<String>,
+    /// A file with that template, instead of `user`. Default none.
+    pub user_file: Option<PathBuf>,
+}
+
+impl PromptConfig {
+    /// What is wrong with the settings, one sentence each; empty when nothing is. Reads no file and parses nothing.
+    #[must_use]
+    pub fn validate(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.user.is_some() && self.user_file.is_some() {
+            problems
+                .push("prompt.user and prompt.user_file are both set: keep one of them".to_owned());
+        }
+        for (key, template) in [("prompt.system", &self.system), ("prompt.user", &self.user)] {
+            if template.as_ref().is_some_and(|text| text.trim().is_empty()) {
+                problems.push(format!(
+                    "{key} = ``: is empty; remove it or write a template"
+                ));
+            }
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn problems(change: impl FnOnce(&mut LlmConfig)) -> Vec<String> {
+        let mut config = LlmConfig::default();
+        change(&mut config);
+        config.validate()
+    }
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(LlmConfig::default().validate(), Vec::<String>::new());
+        assert_eq!(PromptConfig::default().validate(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let error = serde_json::from_str::<LlmConfig>(r#"{"concurency": 3}"#).unwrap_err();
+        assert!(error.to_string().contains("concurency"), "{error}");
+    }
+
+    #[test]
+    fn durations_are_read_in_seconds_or_with_units() {
+        let config: LlmConfig =
+            serde_json::from_str(r#"{"timeout": 2, "deadline": "3m"}"#).unwrap();
+        assert_eq!(config.timeout, Duration::from_secs(2));
+        assert_eq!(config.deadline, Duration::from_mins(3));
+    }
+
+    #[test]
+    fn a_problem_names_key_and_value() {
+        for (change, expected) in [
+            (
+                Box::new(|c: &mut LlmConfig| c.concurrency = 0) as Box<dyn FnOnce(&mut LlmConfig)>,
+                "llm.concurrency = 0",
+            ),
+            (Box::new(|c| c.attempts = 0), "llm.attempts = 0"),
+            (Box::new(|c| c.temperature = 2.5), "llm.temperature = 2.5"),
+            (
+                Box::new(|c| c.temperature = f64::NAN),
+                "llm.temperature = NaN",
+            ),
+            (Box::new(|c| c.top_p = Some(0.0)), "llm.top_p = 0"),
+            (Box::new(|c| c.max_tokens = 0), "llm.max_tokens = 0"),
+            (Box::new(|c| c.timeout = Duration::ZERO), "llm.timeout = 0s"),
+            (
+                Box::new(|c| c.deadline = Duration::from_secs(1)),
+                "llm.deadline = 1s",
+            ),
+            (
+                Box::new(|c| c.url = "localhost:8000".into()),
+                "`localhost:8000`",
+            ),
+            (
+                Box::new(|c| c.url = "http://a:1,http://b:2".into()),
+                "`http://a:1,http://b:2`",
+            ),
+            (
+                Box::new(|c| c.ca_file = Some("ca.pem".into())),
+                "llm.ca_file",
+            ),
+            (
+                Box::new(|c| c.api_key = Some(Secret::new("a\nb"))),
+                "llm.api_key",
+            ),
+        ] {
+            let problems = problems(change);
+            assert!(
+                problems.iter().any(|problem| problem.contains(expected)),
+                "{expected}: {problems:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_password_in_the_url_is_refused_and_not_repeated() {
+        let problems = problems(|config| config.url = "http://user:hunter2@host:1".to_owned());
+        assert_eq!(problems.len(), 1);
+        assert!(!problems[0].contains("hunter2"), "{problems:?}");
+    }
+
+    #[test]
+    fn the_base_url_loses_slash_and_version() {
+        for url in [
+            "http://h:1",
+            "http://h:1/",
+            "http://h:1/v1",
+            "http://h:1/v1/",
+        ] {
+            let config = LlmConfig {
+                url: url.to_owned(),
+                ..LlmConfig::default()
+            };
+            assert_eq!(config.base_url().as_deref(), Ok("http://h:1"));
+        }
+        let config = LlmConfig {
+            url: "https://h/models/a/v1".to_owned(),
+            ..LlmConfig::default()
+        };
+        assert_eq!(config.base_url().as_deref(), Ok("https://h/models/a"));
+    }
+}

@@ -1,0 +1,449 @@
+//! One model server: how it is called, what it has shown of itself, and whether work for it is held.
+//!
+//! # Invariants
+//! 1. While the work is held nothing but the probe is sent.
+//! 2. A hold ends by a probe that went well: a chat completion of one token with the parameters that documents use. It is tried at
+//!    once and then at least every second or so.
+//! 3. A fault of the endpoint holds at once; [`FAILURES_TO_HOLD`] transient failures without a success in between hold as well.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::api::{self, Answer, CHAT_PATH, ChatRequest, MODELS_PATH};
+use super::auth::Authorization;
+use super::classify::{self, Failure, Fault, Target};
+use super::gate::{Gate, Hold};
+use super::metrics::LlmMetrics;
+use super::policy::View;
+use super::transport::{Call, Transport, TransportError};
+use super::{LlmConfig, LlmError, Message, ServedModel};
+use crate::clock;
+use crate::retry::Backoff;
+
+/// Transient failures in a row, over all documents, that hold the work. At a steady failure rate of three in ten a row of ten comes
+/// once in a hundred thousand calls, and costs one probe.
+const FAILURES_TO_HOLD: u32 = 10;
+/// Ceilings of the waits between two probes.
+const PROBE_WAIT_INITIAL: Duration = Duration::from_millis(250);
+/// See [`PROBE_WAIT_INITIAL`]; with the probe itself it must stay below the two seconds in which work resumes.
+const PROBE_WAIT_MAX: Duration = Duration::from_secs(1);
+/// The longest that listing the models may take; it decides nothing when it takes longer.
+const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
+/// A hold whose first probe neither succeeds nor fails is reported after this.
+const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
+/// How often a hold is reported.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+
+/// Header of a request's name, from client to server and back in the answer's `id`.
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C trace context.
+static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The request parameters that every document shares.
+#[derive(Debug, Clone)]
+pub(super) struct Parameters {
+    pub(super) model: String,
+    pub(super) temperature: f64,
+    pub(super) top_p: Option<f64>,
+    pub(super) seed: Option<i64>,
+    pub(super) max_tokens: u32,
+}
+
+impl Parameters {
+    pub(super) fn new(config: &LlmConfig) -> Self {
+        Self {
+            model: config.model.clone(),
+            temperature: config.temperature,
+            top_p: config.top_p,
+            seed: config.seed,
+            max_tokens: config.max_tokens,
+        }
+    }
+
+    /// A request body. Messages are text and numbers are finite, so writing it cannot fail; an empty body would be refused.
+    pub(super) fn body(&self, messages: &[Message], max_tokens: u32) -> Bytes {
+        let request = ChatRequest {
+            model: &self.model,
+            messages,
+            temperature: self.temperature,
+            max_tokens,
+            top_p: self.top_p,
+            seed: self.seed,
+        };
+        serde_json::to_vec(&request).map_or_else(|_error| Bytes::new(), Bytes::from)
+    }
+}
+
+/// What calls have shown, over all documents.
+#[derive(Debug, Default)]
+struct Record {
+    failures_in_row: u32,
+    last_success: Option<Instant>,
+}
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    transport: Arc<dyn Transport>,
+    url: String,
+    authorization: Authorization,
+    parameters: Parameters,
+    timeout: Duration,
+    gate: Gate,
+    record: Mutex<Record>,
+    outages: AtomicU64,
+    /// Whether documents are asked about with a system message: the probe must then have one too, as a chat template may refuse it.
+    with_system: AtomicBool,
+    metrics: LlmMetrics,
+}
+
+impl Endpoint {
+    pub(super) fn new(
+        config: &LlmConfig,
+        transport: Arc<dyn Transport>,
+        metrics: LlmMetrics,
+    ) -> Result<Self, LlmError> {
+        Ok(Self {
+            transport,
+            url: config.base_url().map_err(LlmError::Setting)?,
+            authorization: Authorization::new(config)?,
+            parameters: Parameters::new(config),
+            timeout: config.timeout,
+            gate: Gate::new(),
+            record: Mutex::default(),
+            outages: AtomicU64::new(0),
+            with_system: AtomicBool::new(false),
+            metrics,
+        })
+    }
+
+    pub(super) const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    pub(super) const fn parameters(&self) -> &Parameters {
+        &self.parameters
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            url: &self.url,
+            model: &self.parameters.model,
+        }
+    }
+
+    /// The memory that policy asks for.
+    pub(super) fn view(&self) -> View {
+        View {
+            held: self.gate.is_held(),
+            last_success: self.record().last_success,
+            outages: self.outages.load(Ordering::Acquire),
+        }
+    }
+
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Learns how the probe must ask.
+    pub(super) fn note_messages(&self, messages: &[Message]) {
+        if messages.iter().any(|message| message.role == "system") {
+            self.with_system.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// A document was answered.
+    pub(super) fn note_success(&self) {
+        let mut record = self.record();
+        record.failures_in_row = 0;
+        record.last_success = Some(Instant::now());
+    }
+
+    /// A call failed; holds the work when that is the endpoint's fault or one of too many.
+    pub(super) fn note_failure(&self, failure: &Failure) {
+        match failure.fault {
+            Fault::Endpoint => self.hold(&failure.detail),
+            Fault::Transient
+            | Fault::Disconnected
+            | Fault::TimedOut
+            | Fault::Aborted
+            | Fault::Unreadable
+            | Fault::Empty => {
+                let failures = {
+                    let mut record = self.record();
+                    record.failures_in_row = record.failures_in_row.saturating_add(1);
+                    record.failures_in_row
+                };
+                if failures >= FAILURES_TO_HOLD {
+                    self.hold(&format!(
+                        "{} (LLM_URL) failed {failures} times in a row, the last time: {}",
+                        self.url, failure.detail
+                    ));
+                }
+            }
+            Fault::Capacity { .. } | Fault::Request | Fault::Document(_) | Fault::TooLong => {}
+        }
+    }
+
+    /// Holds the work, if it is not held already. What is told of it is the keeper's business.
+    pub(super) fn hold(&self, reason: &str) {
+        if self.gate.hold(reason) {
+            self.metrics.hold_began();
+        }
+    }
+
+    fn release(&self) -> Option<Hold> {
+        {
+            let mut record = self.record();
+            record.failures_in_row = 0;
+            record.last_success = Some(Instant::now());
+        }
+        // After the record: a document that wakes must see that the probe succeeded.
+        let hold = self.gate.release()?;
+        self.metrics.hold_ended(hold.began.elapsed());
+        Some(hold)
+    }
+
+    /// One chat completion.
+    pub(super) async fn chat(
+        &self,
+        body: Bytes,
+        request_id: &str,
+        traceparent: Option<&str>,
+        within: Duration,
+    ) -> Result<Answer, Failure> {
+        let mut headers = HeaderMap::with_capacity(4);
+        if let Some(key) = self.authorization.header() {
+            headers.insert(AUTHORIZATION, key);
+        }
+        if let Ok(value) = HeaderValue::from_str(request_id) {
+            headers.insert(REQUEST_ID.clone(), value);
+        }
+        if let Some(Ok(value)) = traceparent.map(HeaderValue::from_str) {
+            headers.insert(TRACEPARENT.clone(), value);
+        }
+        let call = Call {
+            path: CHAT_PATH,
+            headers,
+            body: Some(body),
+        };
+        let reply = timeout(within, self.transport.exchange(call))
+            .await
+            .unwrap_or(Err(TransportError::TimedOut))
+            .map_err(|error| classify::transport(self.target(), &error))?;
+        classify::reply(
+            self.target(),
+            reply.status,
+            &reply.headers,
+            &reply.body,
+            clock::now(),
+        )
+    }
+
+    /// Lists the served models: reachable, right key, right model, room for the answer. A server that has no such list is not
+    /// judged by it (`None`).
+    pub(super) async fn models(&self) -> Result<Option<Vec<ServedModel>>, Failure> {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = self.authorization.header() {
+            headers.insert(AUTHORIZATION, key);
+        }
+        let call = Call {
+            path: MODELS_PATH,
+            headers,
+            body: None,
+        };
+        let reply = timeout(MODELS_TIMEOUT, self.transport.exchange(call))
+            .await
+            .unwrap_or(Err(TransportError::TimedOut))
+            .map_err(|error| classify::transport(self.target(), &error))?;
+        match reply.status {
+            200 => Ok(api::read_models(&reply.body)),
+            401 | 403 | 407 => classify::reply(
+                self.target(),
+                reply.status,
+                &reply.headers,
+                &reply.body,
+                clock::now(),
+            )
+            .map(|_| None),
+            _ => Ok(None),
+        }
+    }
+
+    /// What the list of models says against our settings.
+    pub(super) fn objection(&self, models: &[ServedModel]) -> Option<String> {
+        let Parameters {
+            model, max_tokens, ..
+        } = &self.parameters;
+        let Some(served) = models.iter().find(|served| served.id == *model) else {
+            return Some(classify::unknown_model(self.target(), Some(models)));
+        };
+        let context = served.max_model_len?;
+        (u64::from(*max_tokens) > context).then(|| {
+            format!(
+                "llm.max_tokens = {max_tokens} is more than the {context} tokens of context of `{model}` at {}: lower llm.max_tokens",
+                self.url
+            )
+        })
+    }
+
+    /// Finds out whether a document would be answered now.
+    ///
+    /// # Errors
+    /// The failure, with the setting to change in its sentence.
+    pub(super) async fn probe(&self) -> Result<Option<ServedModel>, Failure> {
+        // A list that does not come in time or fails on the server's side decides nothing: the completion does.
+        let models = match self.models().await {
+            Ok(models) => models,
+            Err(failure) if failure.fault == Fault::Endpoint => return Err(failure),
+            Err(_undecided) => None,
+        };
+        let objection = models.as_deref().and_then(|models| self.objection(models));
+        let found = models.unwrap_or_default();
+        let served = found
+            .into_iter()
+            .find(|served| served.id == self.parameters.model);
+        if let (Some(_known), Some(objection)) = (&served, &objection) {
+            return Err(setup_failure(objection));
+        }
+        let result = match self.probe_chat().await {
+            Err(failure) if failure.fault == Fault::Disconnected => self.probe_chat().await,
+            result => result,
+        };
+        match (result, objection) {
+            (Ok(()), _) => Ok(served),
+            // The list says which names there are, the refusal does not.
+            (Err(failure), Some(objection)) if failure.fault == Fault::Endpoint => {
+                Err(setup_failure(&objection))
+            }
+            (Err(failure), _) => Err(failure),
+        }
+    }
+
+    async fn probe_chat(&self) -> Result<(), Failure> {
+        let message = |role: &str, content: &str| Message {
+            role: role.to_owned(),
+            content: content.to_owned(),
+        };
+        let mut messages = Vec::with_capacity(2);
+        if self.with_system.load(Ordering::Relaxed) {
+            messages.push(message("system", "Answer briefly."));
+        }
+        messages.push(message("user", "Are you there?"));
+        let request_id = format!("klp-probe-{}", short_random());
+        let body = self.parameters.body(&messages, 1);
+        match self.chat(body, &request_id, None, self.timeout).await {
+            Ok(_answer) => Ok(()),
+            // The one token of a reasoning model is no text, and still an answer.
+            Err(failure) if failure.fault == Fault::Empty => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Probes while the work is held, tells of it, and lets it flow again. Ends at shutdown.
+    pub(super) async fn keep(&self, shutdown: CancellationToken) {
+        let work = async {
+            self.look_at_start().await;
+            loop {
+                self.gate.held().await;
+                self.keep_one_hold().await;
+            }
+        };
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Lists the models once at the start, so that a wrong setting is told before the first document comes.
+    async fn look_at_start(&self) {
+        match self.models().await {
+            Ok(Some(models)) => match self.objection(&models) {
+                Some(objection) => self.hold(&objection),
+                None => tracing::info!(
+                    url = %self.url, model = %self.parameters.model, "the model server is ready"
+                ),
+            },
+            Ok(None) => {}
+            Err(failure) if failure.fault == Fault::Endpoint => self.hold(&failure.detail),
+            Err(failure) => {
+                tracing::debug!(error = %failure.detail, "the models could not be listed");
+            }
+        }
+    }
+
+    async fn keep_one_hold(&self) {
+        let mut backoff = Backoff::new(PROBE_WAIT_INITIAL, PROBE_WAIT_MAX);
+        let mut next_report = Instant::now() + FIRST_REPORT_AFTER;
+        let mut confirmed = false;
+        loop {
+            let probe = self.probe();
+            tokio::pin!(probe);
+            let outcome = loop {
+                tokio::select! {
+                    biased;
+                    outcome = &mut probe => break outcome,
+                    // A probe may hang as long as a call: the hold is told of all the same.
+                    () = sleep_until(next_report) => self.report(&mut next_report),
+                }
+            };
+            let Err(failure) = outcome else { break };
+            let changed = self.gate.explain(&failure.detail);
+            if changed || !confirmed || Instant::now() >= next_report {
+                self.report(&mut next_report);
+            }
+            if !confirmed {
+                confirmed = true;
+                self.outages.fetch_add(1, Ordering::AcqRel);
+            }
+            sleep(backoff.next_delay()).await;
+            self.authorization.reload();
+        }
+        let Some(hold) = self.release() else { return };
+        let length = hold.began.elapsed();
+        let held_for = humantime::format_duration(length.saturating_sub(Duration::from_nanos(
+            u64::from(length.subsec_nanos() % 1_000_000),
+        )));
+        if confirmed {
+            tracing::info!(url = %self.url, %held_for, "the model server answers again: the work goes on");
+        } else {
+            tracing::info!(
+                url = %self.url, %held_for, reason = %hold.reason,
+                "the model server was checked after failures, and answers: the work goes on"
+            );
+        }
+    }
+
+    /// Tells of the hold: when the first probe has failed or takes long, when the reason changes, and each minute.
+    fn report(&self, next_report: &mut Instant) {
+        *next_report = Instant::now() + REPORT_EVERY;
+        if let Some(hold) = self.gate.current() {
+            tracing::warn!(
+                url = %self.url, reason = %hold.reason, since = %hold.since,
+                "the model server cannot be used: the work is held, nothing is lost"
+            );
+        }
+    }
+}
+
+fn setup_failure(detail: &str) -> Failure {
+    Failure {
+        fault: Fault::Endpoint,
+        detail: detail.to_owned(),
+        status: None,
+    }
+}
+
+/// Eight characters that tell two attempts of one name apart, also over restarts.
+pub(super) fn short_random() -> String {
+    let mut text = uuid::Uuid::new_v4().simple().to_string();
+    text.truncate(8);
+    text
+}

@@ -1,0 +1,184 @@
+//! What the model's side counts. Names are without the service's prefix, which the registry's owner adds.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use super::classify::Fault;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cause {
+    fault: &'static str,
+}
+
+/// The families of the model's side; clones share them.
+#[derive(Debug, Clone)]
+pub struct LlmMetrics {
+    calls: Family<Outcome, Counter>,
+    retries: Family<Cause, Counter>,
+    prompt_tokens: Counter,
+    completion_tokens: Counter,
+    call_duration: Histogram,
+    running: Gauge,
+    limit: Gauge,
+    held: Gauge,
+    holds: Counter,
+    hold_seconds: Counter<f64, AtomicU64>,
+}
+
+impl LlmMetrics {
+    /// Creates the families and registers them.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            calls: Family::default(),
+            retries: Family::default(),
+            prompt_tokens: Counter::default(),
+            completion_tokens: Counter::default(),
+            // 10 ms to 11 min: a long document takes minutes.
+            call_duration: Histogram::new(exponential_buckets(0.01, 2.0, 17)),
+            running: Gauge::default(),
+            limit: Gauge::default(),
+            held: Gauge::default(),
+            holds: Counter::default(),
+            hold_seconds: Counter::default(),
+        };
+        registry.register(
+            "llm_calls",
+            "Calls to the model server by outcome: ok, truncated, or the fault",
+            metrics.calls.clone(),
+        );
+        registry.register(
+            "llm_retries",
+            "Calls that were repeated, by the fault of the call before",
+            metrics.retries.clone(),
+        );
+        registry.register(
+            "llm_prompt_tokens",
+            "Prompt tokens of answered calls",
+            metrics.prompt_tokens.clone(),
+        );
+        registry.register(
+            "llm_completion_tokens",
+            "Completion tokens of answered calls",
+            metrics.completion_tokens.clone(),
+        );
+        registry.register_with_unit(
+            "llm_call_duration",
+            "Time of answered calls, first byte out to last byte in",
+            Unit::Seconds,
+            metrics.call_duration.clone(),
+        );
+        registry.register(
+            "llm_calls_in_flight",
+            "Calls that run now",
+            metrics.running.clone(),
+        );
+        registry.register(
+            "llm_concurrency_limit",
+            "Calls that may run at once",
+            metrics.limit.clone(),
+        );
+        registry.register(
+            "llm_held",
+            "1 while the model server cannot be used and the work is held",
+            metrics.held.clone(),
+        );
+        registry.register(
+            "llm_holds",
+            "Times that the work was held",
+            metrics.holds.clone(),
+        );
+        registry.register(
+            "llm_hold_seconds",
+            "Time that the work was held, counted when a hold ends",
+            metrics.hold_seconds.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn answered(&self, truncated: bool, time: Duration, prompt: u64, completion: u64) {
+        let outcome = if truncated { "truncated" } else { "ok" };
+        self.calls.get_or_create(&Outcome { outcome }).inc();
+        self.call_duration.observe(time.as_secs_f64());
+        self.prompt_tokens.inc_by(prompt);
+        self.completion_tokens.inc_by(completion);
+    }
+
+    pub(super) fn failed(&self, fault: Fault) {
+        let outcome = fault.as_str();
+        self.calls.get_or_create(&Outcome { outcome }).inc();
+    }
+
+    pub(super) fn retried(&self, fault: &'static str) {
+        self.retries.get_or_create(&Cause { fault }).inc();
+    }
+
+    pub(super) fn call_began(&self) {
+        self.running.inc();
+    }
+
+    pub(super) fn call_ended(&self) {
+        self.running.dec();
+    }
+
+    pub(super) fn limited(&self, limit: usize) {
+        self.limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn hold_began(&self) {
+        self.held.set(1);
+        self.holds.inc();
+    }
+
+    pub(super) fn hold_ended(&self, length: Duration) {
+        self.held.set(0);
+        self.hold_seconds.inc_by(length.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_exposed_under_their_documented_names() {
+        let mut registry = Registry::default();
+        let metrics = LlmMetrics::new(&mut registry);
+        metrics.answered(false, Duration::from_millis(20), 5, 3);
+        metrics.answered(true, Duration::from_millis(20), 5, 3);
+        metrics.failed(Fault::Aborted);
+        metrics.retried(Fault::Aborted.as_str());
+        metrics.limited(64);
+        metrics.hold_began();
+        metrics.hold_ended(Duration::from_millis(1500));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "llm_calls_total{outcome=\"ok\"} 1",
+            "llm_calls_total{outcome=\"truncated\"} 1",
+            "llm_calls_total{outcome=\"aborted\"} 1",
+            "llm_retries_total{fault=\"aborted\"} 1",
+            "llm_prompt_tokens_total 10",
+            "llm_completion_tokens_total 6",
+            "llm_call_duration_seconds_count 2",
+            "llm_calls_in_flight 0",
+            "llm_concurrency_limit 64",
+            "llm_held 0",
+            "llm_holds_total 1",
+            "llm_hold_seconds_total 1.5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! From a document to chat messages: MiniJinja templates, parsed at the start and rendered per document.
+//!
+//! Undefined fields are errors, never empty text: a summary of nothing looks like a summary. The error names the field and holds no
+//! text of the document.
+
+use std::path::PathBuf;
+
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
+
+use super::{Message, PromptConfig};
+
+/// What is asked when nothing is configured. One user message, as the chat template of the default model may refuse a system role;
+/// the document last, so that the fixed beginning is shared in vLLM's prefix cache.
+const DEFAULT_USER: &str = "\
+You are a financial analyst. Read the financial document at the end of this message and answer from it alone; add nothing that it \
+does not say.
+
+Write:
+1. Summary: three to five sentences on what the document reports and why it matters.
+2. Key facts, one per line: the company, the kind of document, the period, each important figure with its unit and how it changed, \
+guidance, risks, and dates.
+Write \"not stated\" for what the document leaves open.
+
+Document:
+{{ content }}";
+
+const SYSTEM: &str = "prompt.system";
+const USER: &str = "prompt.user";
+
+/// A template that cannot be used: found at the start.
+#[derive(Debug, thiserror::Error)]
+pub enum PromptSetupError {
+    /// The template's file cannot be read.
+    #[error("prompt.user_file = `{}` cannot be read", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The template cannot be parsed.
+    #[error("{key}, line {line}: {problem}")]
+    Parse {
+        /// The setting, with the file's name when it came from one.
+        key: String,
+        /// Line in the template, from 1.
+        line: usize,
+        /// The parser's word.
+        problem: String,
+    },
+}
+
+/// A document that cannot be put into the template.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{key}, line {line}: {problem}")]
+pub struct PromptError {
+    /// The setting.
+    pub key: &'static str,
+    /// Line in the template, from 1.
+    pub line: usize,
+    /// What is missing or does not fit; holds no document text.
+    pub problem: String,
+}
+
+/// What a template sees of the Kafka record, as `kafka`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
+pub struct KafkaContext {
+    /// Key as text; null when there is none.
+    pub key: Option<String>,
+    /// Headers by name; of one name the last.
+    pub headers: Map<String, Value>,
+    /// Topic.
+    pub topic: String,
+    /// Partition.
+    pub partition: i32,
+    /// Offset.
+    pub offset: i64,
+    /// Timestamp in RFC 3339; null when there is none.
+    pub timestamp: Option<String>,
+}
+
+/// The parsed templates.
+#[derive(Debug)]
+pub struct Prompt {
+    environment: Environment<'static>,
+    has_system: bool,
+    hash: String,
+}
+
+impl Prompt {
+    /// Reads and parses the templates.
+    ///
+    /// # Errors
+    /// When the file cannot be read or a template cannot be parsed; both name the setting.
+    pub fn new(config: &PromptConfig) -> Result<Self, PromptSetupError> {
+        let mut origin = USER.to_owned();
+        let user = match (&config.user_file, &config.user) {
+            (Some(path), _) => {
+                origin = format!("prompt.user_file = `{}`", path.display());
+                std::fs::read_to_string(path).map_err(|source| PromptSetupError::File {
+                    path: path.clone(),
+                    source,
+                })?
+            }
+            (None, Some(template)) => template.clone(),
+            (None, None) => DEFAULT_USER.to_owned(),
+        };
+        let mut hasher = Sha256::new();
+        for part in [config.system.as_deref(), Some(user.as_str())] {
+            // Presence and length first, so that no two pairs of templates run together.
+            let length = part.map_or(u64::MAX, |text| {
+                u64::try_from(text.len()).unwrap_or(u64::MAX)
+            });
+            hasher.update(length.to_be_bytes());
+            hasher.update(part.unwrap_or_default().as_bytes());
+        }
+        let hash = hasher
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let mut environment = Environment::new();
+        environment.set_undefined_behavior(UndefinedBehavior::Strict);
+        // Off in release builds by default, and then errors do not tell where in the template they arose.
+        environment.set_debug(true);
+        environment.set_auto_escape_callback(|_name| AutoEscape::None);
+        if let Some(system) = &config.system {
+            add(&mut environment, SYSTEM, SYSTEM, system.clone())?;
+        }
+        add(&mut environment, USER, &origin, user)?;
+        Ok(Self {
+            environment,
+            has_system: config.system.is_some(),
+            hash,
+        })
+    }
+
+    /// SHA-256 of the templates, in hex.
+    #[must_use]
+    pub fn template_hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// Renders the messages for one document; `context` as [`Prompt::context`] builds it.
+    ///
+    /// # Errors
+    /// When a field is missing or does not fit the template.
+    pub fn render(&self, context: &Value) -> Result<Vec<Message>, PromptError> {
+        let context = to_template(context);
+        let mut messages = Vec::with_capacity(2);
+        if self.has_system {
+            messages.push(self.message("system", SYSTEM, &context)?);
+        }
+        messages.push(self.message("user", USER, &context)?);
+        Ok(messages)
+    }
+
+    /// What templates see: the document's fields at the top level, over them `content`, `document_id` and `kafka`.
+    #[must_use]
+    pub fn context(
+        fields: Map<String, Value>,
+        content: &str,
+        document_id: &str,
+        kafka: KafkaContext,
+    ) -> Value {
+        let mut context = fields;
+        let mut record = Map::new();
+        record.insert("key".to_owned(), kafka.key.into());
+        record.insert("headers".to_owned(), Value::Object(kafka.headers));
+        record.insert("topic".to_owned(), kafka.topic.into());
+        record.insert("partition".to_owned(), kafka.partition.into());
+        record.insert("offset".to_owned(), kafka.offset.into());
+        record.insert("timestamp".to_owned(), kafka.timestamp.into());
+        context.insert("content".to_owned(), content.into());
+        context.insert("document_id".to_owned(), document_id.into());
+        context.insert("kafka".to_owned(), Value::Object(record));
+        Value::Object(context)
+    }
+
+    fn message(
+        &self,
+        role: &str,
+        name: &'static str,
+        context: &minijinja::Value,
+    ) -> Result<Message, PromptError> {
+        let template = self
+            .environment
+            .get_template(name)
+            .map_err(|error| describe(name, "", &error))?;
+        let content = template
+            .render(context.clone())
+            .map_err(|error| describe(name, template.source(), &error))?;
+        Ok(Message {
+            role: role.to_owned(),
+            content,
+        })
+    }
+}
+
+/// JSON as templates see it. Depth is bounded by the JSON parser.
+fn to_template(value: &Value) -> minijinja::Value {
+    match value {
+        Value::Null => minijinja::Value::from(()),
+        Value::Bool(value) => (*value).into(),
+        Value::Number(number) => match (number.as_i64(), number.as_u64(), number.as_f64()) {
+            (Some(number), _, _) => number.into(),
+            (_, Some(number), _) => number.into(),
+            (_, _, Some(number)) => number.into(),
+            _ => number.to_string().into(),
+        },
+        Value::String(text) => text.as_str().into(),
+        Value::Array(values) => values.iter().map(to_template).collect(),
+        Value::Object(fields) => minijinja::Value::from_pairs(
+            fields
+                .iter()
+                .map(|(name, value)| (name.as_str(), to_template(value))),
+        ),
+    }
+}
+
+fn add(
+    environment: &mut Environment<'static>,
+    name: &'static str,
+    origin: &str,
+    source: String,
+) -> Result<(), PromptSetupError> {
+    environment
+        .add_template_owned(name, source)
+        .map_err(|error| PromptSetupError::Parse {
+            key: origin.to_owned(),
+            line: error.line().unwrap_or(1),
+            problem: error
+                .detail()
+                .map_or_else(|| error.kind().to_string(), str::to_owned),
+        })
+}
+
+/// A sentence for a failed rendering. The engine's own words can quote values, so only its kind is taken, and the place in the
+/// template: that is the operator's text.
+fn describe(key: &'static str, source: &str, error: &minijinja::Error) -> PromptError {
+    let expression = error
+        .range()
+        .and_then(|range| source.get(range))
+        .unwrap_or_default();
+    let problem = match error.kind() {
+        ErrorKind::UndefinedError if expression.is_empty() => {
+            "a field of the template is missing in the document".to_owned()
+        }
+        ErrorKind::UndefinedError => format!("field `{expression}` is missing in the document"),
+        kind if expression.is_empty() => kind.to_string(),
+        kind => format!("`{expression}`: {kind}"),
+    };
+    PromptError {
+        key,
+        line: error.line().unwrap_or(1),
+        problem,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn prompt(user: &str) -> Prompt {
+        Prompt::new(&PromptConfig {
+            user: Some(user.to_owned()),
+            ..PromptConfig::default()
+        })
+        .unwrap()
+    }
+
+    fn fields(value: Value) -> Map<String, Value> {
+        match value {
+            Value::Object(fields) => fields,
+            _ => Map::new(),
+        }
+    }
+
+    #[test]
+    fn the_default_is_one_user_message_with_the_document_last() {
+        let prompt = Prompt::new(&PromptConfig::default()).unwrap();
+        let context = Prompt::context(
+            Map::new(),
+            "Revenue <rose> & {{ fell }}",
+            "d",
+            KafkaContext::default(),
+        );
+        let messages = prompt.render(&context).unwrap();
+        assert_eq!(messages.len(), 1);
+        assert_eq!(messages[0].role, "user");
+        assert!(messages[0].content.ends_with("Revenue <rose> & {{ fell }}"));
+    }
+
+    #[test]
+    fn fields_and_kafka_are_in_scope_and_nothing_is_escaped() {
+        let context = Prompt::context(
+            fields(
+                json!({"company": "A & B", "figures": {"revenue": 12.5}, "content": "shadowed"}),
+            ),
+            "text",
+            "doc-1",
+            KafkaContext {
+                key: Some("k".into()),
+                headers: fields(json!({"source": "sec"})),
+                topic: "t".into(),
+                partition: 3,
+                offset: 42,
+                timestamp: Some("2026-01-01T00:00:00Z".into()),
+            },
+        );
+        let rendered = prompt(
+            "{{ company }}|{{ figures.revenue }}|{{ content }}|{{ document_id }}|{{ kafka.key }}|{{ kafka.headers.source }}|\
+             {{ kafka.topic }}/{{ kafka.partition }}@{{ kafka.offset }}|{{ kafka.timestamp }}",
+        )
+        .render(&context)
+        .unwrap();
+        assert_eq!(
+            rendered[0].content,
+            "A & B|12.5|text|doc-1|k|sec|t/3@42|2026-01-01T00:00:00Z"
+        );
+    }
+
+    #[test]
+    fn a_missing_field_is_named_with_its_line() {
+        let error = prompt("one\n{{ figures.revenue }}")
+            .render(&json!({"figures": {"secret": "text"}}))
+            .unwrap_err();
+        assert_eq!(error.line, 2);
+        let message = error.to_string();
+        assert!(message.contains("figures.revenue"), "{message}");
+        assert!(!message.contains("secret"), "{message}");
+        let error = prompt("{{ ticker }}").render(&json!({})).unwrap_err();
+        assert!(error.to_string().contains("`ticker`"), "{error}");
+    }
+
+    #[test]
+    fn an_error_while_rendering_holds_no_document_text() {
+        let error = prompt("{{ content + 1 }}")
+            .render(&json!({"content": "confidential"}))
+            .unwrap_err();
+        assert!(!error.to_string().contains("confidential"), "{error}");
+    }
+
+    #[test]
+    fn a_template_that_cannot_be_parsed_names_setting_and_line() {
+        let error = Prompt::new(&PromptConfig {
+            user: Some("one\ntwo {{ content".into()),
+            ..PromptConfig::default()
+        })
+        .unwrap_err()
+        .to_string();
+        assert!(error.starts_with("prompt.user, line 2: "), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_read_and_a_missing_one_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("prompt.j2");
+        std::fs::write(&path, "Read: {{ content }}").unwrap();
+        let config = |path| PromptConfig {
+            user_file: Some(path),
+            ..PromptConfig::default()
+        };
+        let messages = Prompt::new(&config(path.clone()))
+            .unwrap()
+            .render(&json!({"content": "x"}))
+            .unwrap();
+        assert_eq!(messages[0].content, "Read: x");
+        let error = Prompt::new(&config(folder.path().join("none"))).unwrap_err();
+        assert!(error.to_string().contains("prompt.user_file"), "{error}");
+        std::fs::write(&path, "{% if %}").unwrap();
+        let error = Prompt::new(&config(path)).unwrap_err().to_string();
+        assert!(
+            error.contains("prompt.j2") && error.contains("line 1"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn the_hash_tells_templates_apart() {
+        let with = |system: Option<&str>, user: &str| {
+            Prompt::new(&PromptConfig {
+                system: system.map(str::to_owned),
+                user: Some(user.to_owned()),
+                ..PromptConfig::default()
+            })
+            .unwrap()
+            .template_hash()
+            .to_owned()
+        };
+        assert_eq!(with(None, "ab").len(), 64);
+        assert_eq!(with(None, "ab"), with(None, "ab"));
+        assert_ne!(with(None, "ab"), with(Some("a"), "b"));
+        assert_ne!(with(Some("a"), "bc"), with(Some("ab"), "c"));
+        assert_ne!(with(None, "a"), with(Some(""), "a"));
+    }
+
+    #[test]
+    fn a_system_template_comes_first() {
+        let messages = Prompt::new(&PromptConfig {
+            system: Some("You read {{ kind }}.".into()),
+            user: Some("{{ content }}".into()),
+            ..PromptConfig::default()
+        })
+        .unwrap()
+        .render(&json!({"kind": "filings", "content": "x"}))
+        .unwrap();
+        assert_eq!(messages[0].role, "system");
+        assert_eq!(messages[0].content, "You read filings.");
+        assert_eq!(messages[1].content, "x");
+    }
+}

@@ -1,0 +1,500 @@
+//! The commit protocol: in which order results and the commit that claims them are written, and what an unknown outcome means.
+//!
+//! It stands above the drivers. One that has transactions writes everything in one: begin, results, commit record, end. One that has none
+//! appends the results, waits for every acknowledgement, and only then appends the commit record; whatever of that has an unknown outcome is
+//! written again, which can repeat a result and cannot lose one.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::record::{CommitPosition, CommitRecord, Guarantee, VERSION};
+use super::store::{ClaimError, CommitStore, Owner};
+use crate::clock;
+use crate::kafka::{Batch, End, KafkaError, PartitionSink, StepError};
+use crate::retry::Backoff;
+use crate::types::{Offset, Record, TopicPartition};
+
+/// Most bytes of one appended batch, uncompressed: half of Kafka's default `max.message.bytes`, which counts compressed bytes.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// Most records of one appended batch.
+const BATCH_RECORDS_MAX: usize = 1_000;
+
+const RETRY_INITIAL: Duration = Duration::from_millis(100);
+const RETRY_CAP: Duration = Duration::from_secs(2);
+
+/// A record that is the outcome of an input record: a result or a dead letter.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The input record that it ends.
+    pub source: Offset,
+    /// Where it goes.
+    pub to: TopicPartition,
+    /// What is written.
+    pub record: Record,
+}
+
+/// What becomes durable together.
+#[derive(Debug, Clone)]
+pub struct Flush {
+    /// Outcomes, in the order in which their readers shall see them within a partition.
+    pub outputs: Vec<Output>,
+    /// What may be claimed once they are durable.
+    pub position: CommitPosition,
+}
+
+/// Why a flush ended without being durable. Everything else is tried again until it is.
+#[derive(Debug, thiserror::Error)]
+pub enum FlushError {
+    /// Somebody else owns the partition: nothing more may be written.
+    #[error("another instance has taken over {partition}")]
+    Fenced {
+        /// The input partition.
+        partition: TopicPartition,
+    },
+    /// A commit record could not be made.
+    #[error("the commit record of {partition} cannot be written")]
+    Record {
+        /// The input partition.
+        partition: TopicPartition,
+        /// Why.
+        source: super::record::RecordError,
+    },
+}
+
+/// Hears of trouble while a flush is tried again and again.
+pub trait FlushObserver: Send + Sync {
+    /// A step failed and will be tried again.
+    fn step_failed(&self, step: &'static str, error: &StepError);
+    /// A record was larger than its topic accepts; `replaced` tells whether another was written instead.
+    fn too_large(&self, source: Offset, replaced: bool);
+    /// The flush went through after a step had failed.
+    fn recovered(&self);
+}
+
+/// Makes a smaller record of one that its topic does not accept; `None` when it cannot be made smaller.
+pub type Shrink = dyn Fn(Output) -> Option<Output> + Send + Sync;
+
+/// Writes for the owner of one input partition. It has one user and does one flush at a time.
+pub struct Committer {
+    /// The input partition.
+    pub partition: TopicPartition,
+    sink: Box<dyn PartitionSink>,
+    store: CommitStore,
+    owner: Owner,
+    topic_id: Uuid,
+    committed: Option<CommitPosition>,
+    observer: Box<dyn FlushObserver>,
+    shrink: Box<Shrink>,
+}
+
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Committer")
+            .field("partition", &self.partition)
+            .field("owner", &self.owner)
+            .field("committed", &self.committed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Committer {
+    /// A committer for `owner`; its first flush, without outputs, is the claim.
+    pub fn new(
+        partition: TopicPartition,
+        topic_id: Uuid,
+        owner: Owner,
+        sink: Box<dyn PartitionSink>,
+        store: CommitStore,
+        observer: Box<dyn FlushObserver>,
+        shrink: Box<Shrink>,
+    ) -> Self {
+        Self {
+            partition,
+            sink,
+            store,
+            owner,
+            topic_id,
+            committed: None,
+            observer,
+            shrink,
+        }
+    }
+
+    /// Makes a flush durable; tries again until it is.
+    ///
+    /// # Errors
+    /// As [`FlushError`] says.
+    ///
+    /// # Panics
+    /// When the position lies before what was committed (invariant 2).
+    ///
+    /// # Cancel safety
+    /// Not safe: what was sent stays sent. Drop it only when the process ends.
+    pub async fn flush(&mut self, flush: Flush) -> Result<(), FlushError> {
+        if let Some(committed) = &self.committed {
+            assert!(
+                flush.position.next_offset >= committed.next_offset,
+                "commit offset of {} would fall from {} to {}",
+                self.partition,
+                committed.next_offset,
+                flush.position.next_offset
+            );
+        }
+        let mut attempt = Attempt::new(&self.partition);
+        if self.sink.is_transactional() {
+            self.flush_in_transaction(&flush, &mut attempt).await?;
+        } else {
+            let mut lanes = Lanes::new(flush.outputs);
+            while let Err(error) = self.append_all(&mut lanes).await {
+                attempt.again("append", error, &*self.observer).await?;
+            }
+            let commit = self.commit_record(&flush.position)?;
+            self.append_commit(commit, &mut attempt).await?;
+        }
+        if attempt.failed {
+            self.observer.recovered();
+        }
+        self.committed = Some(flush.position);
+        Ok(())
+    }
+
+    /// What the last flush made durable.
+    #[must_use]
+    pub fn committed(&self) -> Option<&CommitPosition> {
+        self.committed.as_ref()
+    }
+
+    /// Who writes.
+    #[must_use]
+    pub fn owner(&self) -> &Owner {
+        &self.owner
+    }
+
+    fn commit_record(&self, position: &CommitPosition) -> Result<CommitRecord, FlushError> {
+        Ok(CommitRecord {
+            v: VERSION,
+            topic_id: self.topic_id,
+            owner: self.owner.instance.clone(),
+            owner_epoch: self.owner.epoch,
+            guarantee: if self.sink.is_transactional() {
+                Guarantee::ExactlyOnce
+            } else {
+                Guarantee::AtLeastOnce
+            },
+            next_offset: position.next_offset,
+            done: position.done.clone(),
+            audit: None,
+            at: clock::now(),
+        })
+    }
+
+    fn commit_batch(&self, commit: &CommitRecord) -> Result<Batch, FlushError> {
+        let record = commit
+            .clone()
+            .into_record(&self.partition)
+            .map_err(|source| FlushError::Record {
+                partition: self.partition.clone(),
+                source,
+            })?;
+        Ok(Batch {
+            to: self.store.partition_of(&self.partition),
+            records: vec![record],
+        })
+    }
+
+    /// Appends the commit record until it is acknowledged. Repeating it is harmless: it says the same.
+    async fn append_commit(
+        &mut self,
+        commit: CommitRecord,
+        attempt: &mut Attempt,
+    ) -> Result<(), FlushError> {
+        let batch = [self.commit_batch(&commit)?];
+        loop {
+            let outcome = self.sink.append(&batch).await.into_iter().next();
+            match outcome.unwrap_or_else(|| Err(no_outcome())) {
+                Ok(()) => return Ok(()),
+                Err(error) => attempt.again("commit", error, &*self.observer).await?,
+            }
+        }
+    }
+
+    /// Appends what is in the lanes and waits for every acknowledgement. Outputs of one partition go out in their order, one batch at a
+    /// time; the partitions side by side. Ends at the first failure: what was not acknowledged stays in the lanes.
+    async fn append_all(&mut self, lanes: &mut Lanes) -> Result<(), StepError> {
+        while !lanes.is_empty() {
+            let batches = lanes.next_batches();
+            let mut outcomes = self.sink.append(&batches).await.into_iter();
+            let mut failure = None;
+            for batch in &batches {
+                let sent = batch.records.len();
+                match outcomes.next().unwrap_or_else(|| Err(no_outcome())) {
+                    Ok(()) => lanes.acknowledged(&batch.to, sent),
+                    Err(StepError::Refused(KafkaError::TooLarge { .. }))
+                        if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
+                    Err(StepError::Fenced) => return Err(StepError::Fenced),
+                    Err(error) => failure = Some(error),
+                }
+            }
+            if let Some(error) = failure {
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    async fn flush_in_transaction(
+        &mut self,
+        flush: &Flush,
+        attempt: &mut Attempt,
+    ) -> Result<(), FlushError> {
+        let commit = self.commit_record(&flush.position)?;
+        let commit_batch = [self.commit_batch(&commit)?];
+        loop {
+            match self.write_in_transaction(flush, &commit_batch).await {
+                Ok(()) => {
+                    if self.commit_transaction(&commit, attempt).await? {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    attempt.again("transaction", error, &*self.observer).await?;
+                    self.abort(attempt).await?;
+                }
+            }
+        }
+    }
+
+    /// Everything of a transaction but its end.
+    async fn write_in_transaction(
+        &mut self,
+        flush: &Flush,
+        commit: &[Batch; 1],
+    ) -> Result<(), StepError> {
+        self.sink.begin().await?;
+        self.append_all(&mut Lanes::new(flush.outputs.clone()))
+            .await?;
+        let outcome = self.sink.append(commit).await.into_iter().next();
+        outcome.unwrap_or_else(|| Err(no_outcome()))
+    }
+
+    /// Ends the transaction; true when it was committed, false when it was not and the flush begins again. An unknown outcome is repeated
+    /// with the same end. Once that is refused, whatever is still open is aborted (it would hide the log's end from us), and then the
+    /// commit record decides, as it is part of the transaction.
+    async fn commit_transaction(
+        &mut self,
+        commit: &CommitRecord,
+        attempt: &mut Attempt,
+    ) -> Result<bool, FlushError> {
+        loop {
+            match self.sink.end(End::Commit).await {
+                Ok(()) => return Ok(true),
+                Err(error) => {
+                    let refused = matches!(error, StepError::Refused(_));
+                    attempt
+                        .again("end of transaction", error, &*self.observer)
+                        .await?;
+                    if refused {
+                        self.abort(attempt).await?;
+                        return self.is_in_the_log(commit, attempt).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn is_in_the_log(
+        &mut self,
+        commit: &CommitRecord,
+        attempt: &mut Attempt,
+    ) -> Result<bool, FlushError> {
+        loop {
+            match self.store.load(&self.partition).await {
+                Ok(loaded) => {
+                    return Ok(loaded.newest.is_some_and(|(_, newest)| newest == *commit));
+                }
+                Err(ClaimError::Kafka(error)) => {
+                    let error = StepError::OutcomeUnknown(error);
+                    attempt
+                        .again("reading the commit back", error, &*self.observer)
+                        .await?;
+                }
+                Err(ClaimError::Record {
+                    partition, source, ..
+                }) => {
+                    return Err(FlushError::Record { partition, source });
+                }
+                Err(ClaimError::Lost { partition, .. }) => {
+                    return Err(FlushError::Fenced { partition });
+                }
+            }
+        }
+    }
+
+    async fn abort(&mut self, attempt: &mut Attempt) -> Result<(), FlushError> {
+        loop {
+            match self.sink.end(End::Abort).await {
+                Ok(()) => return Ok(()),
+                Err(error) => attempt.again("abort", error, &*self.observer).await?,
+            }
+        }
+    }
+}
+
+/// A driver answers once per batch; one that does not leaves the outcome unknown.
+fn no_outcome() -> StepError {
+    StepError::OutcomeUnknown(KafkaError::Protocol {
+        operation: "append",
+        detail: "the driver gave no outcome for a batch".to_owned(),
+    })
+}
+
+/// One flush's tries: its back-off, and whether any step failed.
+struct Attempt {
+    partition: TopicPartition,
+    backoff: Backoff,
+    failed: bool,
+}
+
+impl Attempt {
+    fn new(partition: &TopicPartition) -> Self {
+        Self {
+            partition: partition.clone(),
+            backoff: Backoff::new(RETRY_INITIAL, RETRY_CAP),
+            failed: false,
+        }
+    }
+
+    /// Reports a failed step and waits before the next try; being fenced ends it.
+    async fn again(
+        &mut self,
+        step: &'static str,
+        error: StepError,
+        observer: &dyn FlushObserver,
+    ) -> Result<(), FlushError> {
+        if matches!(error, StepError::Fenced) {
+            return Err(FlushError::Fenced {
+                partition: self.partition.clone(),
+            });
+        }
+        self.failed = true;
+        observer.step_failed(step, &error);
+        tokio::time::sleep(self.backoff.next_delay()).await;
+        Ok(())
+    }
+}
+
+/// Outputs by the partition they go to, each lane in order.
+struct Lanes(BTreeMap<TopicPartition, Lane>);
+
+struct Lane {
+    waiting: VecDeque<Output>,
+    records_max: usize,
+}
+
+impl Lanes {
+    fn new(outputs: Vec<Output>) -> Self {
+        let mut lanes: BTreeMap<TopicPartition, Lane> = BTreeMap::new();
+        for output in outputs {
+            lanes
+                .entry(output.to.clone())
+                .or_insert_with(|| Lane {
+                    waiting: VecDeque::new(),
+                    records_max: BATCH_RECORDS_MAX,
+                })
+                .waiting
+                .push_back(output);
+        }
+        Self(lanes)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The head of each lane, as much as one batch takes, and at least one record.
+    fn next_batches(&self) -> Vec<Batch> {
+        let heads = self.0.iter().map(|(to, lane)| {
+            let mut bytes = 0;
+            let fits = lane
+                .waiting
+                .iter()
+                .take(lane.records_max)
+                .take_while(|output| {
+                    bytes += output.record.size();
+                    bytes <= BATCH_BYTES_MAX
+                });
+            let count = fits.count().max(1);
+            let records = lane
+                .waiting
+                .iter()
+                .take(count)
+                .map(|output| output.record.clone())
+                .collect();
+            Batch {
+                to: to.clone(),
+                records,
+            }
+        });
+        heads.collect()
+    }
+
+    fn acknowledged(&mut self, to: &TopicPartition, count: usize) {
+        if let Some(lane) = self.0.get_mut(to) {
+            lane.waiting.drain(..count.min(lane.waiting.len()));
+            lane.records_max = BATCH_RECORDS_MAX;
+            if lane.waiting.is_empty() {
+                self.0.remove(to);
+            }
+        }
+    }
+
+    /// A batch was refused for its size: halve it, or replace its only record. False when nothing smaller can be made.
+    fn make_smaller(
+        &mut self,
+        to: &TopicPartition,
+        count: usize,
+        shrink: &Shrink,
+        observer: &dyn FlushObserver,
+    ) -> bool {
+        let Some(lane) = self.0.get_mut(to) else {
+            return true;
+        };
+        if count > 1 {
+            lane.records_max = (count / 2).max(1);
+            return true;
+        }
+        let Some(output) = lane.waiting.pop_front() else {
+            return true;
+        };
+        let source = output.source;
+        let smaller = shrink(output.clone());
+        observer.too_large(source, smaller.is_some());
+        match smaller {
+            // It may go elsewhere; where it goes on in the same lane it keeps its turn.
+            Some(smaller) if smaller.to == *to => lane.waiting.push_front(smaller),
+            Some(smaller) => {
+                if lane.waiting.is_empty() {
+                    self.0.remove(to);
+                }
+                self.0
+                    .entry(smaller.to.clone())
+                    .or_insert_with(|| Lane {
+                        waiting: VecDeque::new(),
+                        records_max: BATCH_RECORDS_MAX,
+                    })
+                    .waiting
+                    .push_front(smaller);
+            }
+            None => {
+                lane.waiting.push_front(output);
+                return false;
+            }
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,60 @@
+//! What the pipeline counts beyond what the status board counts: how results become durable.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabel {
+    step: &'static str,
+}
+
+/// The families of the pipeline.
+#[derive(Debug, Clone)]
+pub struct PipelineMetrics {
+    flush_duration: Histogram,
+    flushed: Counter,
+    step_failures: Family<StepLabel, Counter>,
+}
+
+impl PipelineMetrics {
+    /// Registers the families.
+    pub fn new(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            flush_duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
+            flushed: Counter::default(),
+            step_failures: Family::default(),
+        };
+        registry.register_with_unit(
+            "flush_duration",
+            "Time to make results and their commit durable",
+            Unit::Seconds,
+            metrics.flush_duration.clone(),
+        );
+        registry.register(
+            "flushed_records",
+            "Results and dead letters that are durable",
+            metrics.flushed.clone(),
+        );
+        registry.register(
+            "kafka_step_failures",
+            "Steps of the commit protocol that failed and were tried again",
+            metrics.step_failures.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn flushed(&self, records: usize, duration: Duration) {
+        self.flushed
+            .inc_by(u64::try_from(records).unwrap_or(u64::MAX));
+        self.flush_duration.observe(duration.as_secs_f64());
+    }
+
+    pub(super) fn step_failed(&self, step: &'static str) {
+        self.step_failures.get_or_create(&StepLabel { step }).inc();
+    }
+}

@@ -1,0 +1,319 @@
+//! From an input record to what ends it: a result, or a dead letter.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use tokio::time::Instant;
+
+use super::Services;
+use super::config::Partitioner;
+use crate::clock;
+use crate::llm::{
+    CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, Prompt, Slot,
+};
+use crate::offsets::Output;
+use crate::records::dead_letter::{self, DeadLetter};
+use crate::records::document::{Document, Parsed, SkipReason};
+use crate::records::headers;
+use crate::records::partitioner::partition_for_key;
+use crate::records::result::{
+    ResultOutput, ResultRecord, ResultSource, ResultStatus, ResultTiming, ResultUsage,
+    SCHEMA_VERSION,
+};
+use crate::telemetry::status::ResultCount;
+use crate::types::{DeadLetterReason, Offset, Record, SourcePosition, TopicPartition};
+
+/// How a record ended.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// With a record to write: a result or a dead letter.
+    Output(Output, Count),
+    /// With nothing: it is no document.
+    Skipped(SkipReason),
+    /// Not at all: the process is stopping, and it will be asked again.
+    Abandoned,
+}
+
+/// What an outcome adds to the counts once it is durable.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Count {
+    pub(super) attempts: u32,
+    pub(super) ending: Ending,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ending {
+    Result(ResultCount),
+    DeadLetter(DeadLetterReason),
+}
+
+/// The topics that outcomes go to, and how their partitions are chosen.
+#[derive(Debug)]
+pub struct Destinations {
+    /// Topic of the results.
+    pub output: Arc<str>,
+    /// How many partitions it has; at least 1.
+    pub output_partitions: i32,
+    /// How a result's partition is chosen.
+    pub partitioner: Partitioner,
+    /// Topic of the dead letters.
+    pub dead_letters: Arc<str>,
+    /// How many partitions it has; at least 1.
+    pub dead_letter_partitions: i32,
+    /// Names us in dead letters.
+    pub group_id: String,
+}
+
+impl Destinations {
+    fn result(&self, source: &TopicPartition, record: Record, offset: Offset) -> Output {
+        let partition = match (&record.key, self.partitioner) {
+            (Some(key), Partitioner::Key) => partition_for_key(key, self.output_partitions),
+            _ => source.partition.rem_euclid(self.output_partitions.max(1)),
+        };
+        Output {
+            source: offset,
+            to: TopicPartition {
+                topic: Arc::clone(&self.output),
+                partition,
+            },
+            record,
+        }
+    }
+
+    fn dead_letter(&self, source: &TopicPartition, record: Record, offset: Offset) -> Output {
+        let partition = source
+            .partition
+            .rem_euclid(self.dead_letter_partitions.max(1));
+        Output {
+            source: offset,
+            to: TopicPartition {
+                topic: Arc::clone(&self.dead_letters),
+                partition,
+            },
+            record,
+        }
+    }
+
+    /// A smaller record for one that its topic does not accept: a result becomes a dead letter, a dead letter a pointer to the input record.
+    /// A pointer cannot be made smaller.
+    #[must_use]
+    pub fn shrink(&self, source: &TopicPartition, output: Output) -> Option<Output> {
+        let offset = output.source;
+        let record = &output.record;
+        if output.to.topic == self.dead_letters {
+            if headers::text(record, dead_letter::POINTER).is_some() {
+                return None;
+            }
+            let pointer = DeadLetter::read(record)?.pointer(record, &self.group_id);
+            return Some(self.dead_letter(source, pointer, offset));
+        }
+        let letter = DeadLetter {
+            reason: DeadLetterReason::ResultTooLarge,
+            detail: format!(
+                "the result has {} bytes and topic `{}` does not accept it: raise its max.message.bytes or lower llm.max_tokens, then send the document again",
+                record.size(),
+                output.to.topic
+            ),
+            http_status: None,
+            attempts: 0,
+            request_id: None,
+            at: clock::now(),
+            source: SourcePosition {
+                topic_partition: source.clone(),
+                offset,
+            },
+        };
+        Some(self.dead_letter(source, letter.pointer(record, &self.group_id), offset))
+    }
+}
+
+/// One record on its way.
+#[derive(Debug)]
+pub(super) struct Work {
+    pub(super) position: SourcePosition,
+    pub(super) record: Record,
+    pub(super) fetched_at: Instant,
+}
+
+/// Takes a record to its end: parse, render, complete, and build what is written.
+pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Outcome {
+    let config = &services.input;
+    let document = match Document::parse(
+        &work.record,
+        &work.position,
+        config.format,
+        &config.content_field,
+    ) {
+        Parsed::Document(document) => document,
+        Parsed::Skip(reason) => return Outcome::Skipped(reason),
+        Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
+    };
+    let context = prompt_context(&document, &work.position);
+    let messages = match services.prompt.render(&context) {
+        Ok(messages) => messages,
+        Err(error) => {
+            let detail = error.to_string();
+            return give_up(services, work, bad(DeadLetterReason::PromptFailed, detail));
+        }
+    };
+    let traceparent = headers::traceparent(&work.record).map(str::to_owned);
+    let request = CompletionRequest {
+        document_id: document.id.clone(),
+        position: work.position.clone(),
+        messages,
+        traceparent: traceparent.clone(),
+    };
+    let sent_at = Instant::now();
+    match services.complete.complete(request, slot).await {
+        Ok(completion) => {
+            let answered = Answered {
+                document_id: document.id,
+                traceparent,
+                sent_at,
+                completion,
+            };
+            answered.into_outcome(services, work)
+        }
+        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, reason),
+        Err(CompleteError::Abandoned) => Outcome::Abandoned,
+    }
+}
+
+fn bad(reason: DeadLetterReason, detail: String) -> GiveUp {
+    GiveUp {
+        reason,
+        detail,
+        attempts: 0,
+        http_status: None,
+        request_id: None,
+    }
+}
+
+/// What a template can use.
+fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
+    let headers = document.headers.iter();
+    let kafka = KafkaContext {
+        key: document.key.clone(),
+        headers: headers
+            .map(|(name, value)| (name.clone(), value.as_str().into()))
+            .collect(),
+        topic: position.topic_partition.topic.to_string(),
+        partition: position.topic_partition.partition,
+        offset: position.offset.value(),
+        timestamp: document.timestamp.map(|at| at.to_string()),
+    };
+    Prompt::context(document.fields.clone(), &document.text, &document.id, kafka)
+}
+
+fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
+    let GiveUp {
+        reason,
+        detail,
+        attempts,
+        http_status,
+        request_id,
+    } = reason;
+    tracing::warn!(
+        position = %work.position,
+        %reason,
+        detail,
+        attempts,
+        request_id,
+        "document goes to the dead letters"
+    );
+    let source = work.position.clone();
+    let letter = DeadLetter {
+        reason,
+        detail,
+        http_status,
+        attempts,
+        request_id,
+        at: clock::now(),
+        source,
+    };
+    let destinations = &services.destinations;
+    let record = letter.record(&work.record, &destinations.group_id);
+    let output =
+        destinations.dead_letter(&work.position.topic_partition, record, work.position.offset);
+    Outcome::Output(
+        output,
+        Count {
+            attempts,
+            ending: Ending::DeadLetter(reason),
+        },
+    )
+}
+
+/// An answer with what is needed to write it down.
+struct Answered {
+    document_id: String,
+    traceparent: Option<String>,
+    sent_at: Instant,
+    completion: Completion,
+}
+
+impl Answered {
+    fn into_outcome(self, services: &Services, work: &Work) -> Outcome {
+        let completion = self.completion;
+        let cut = completion.finish_reason == "length";
+        let status = if cut {
+            ResultStatus::Truncated
+        } else {
+            ResultStatus::Ok
+        };
+        let timing = ResultTiming {
+            queued_ms: millis(self.sent_at.saturating_duration_since(work.fetched_at)),
+            llm_ms: millis(completion.llm_time),
+            total_ms: millis(work.fetched_at.elapsed()),
+        };
+        let usage = ResultUsage {
+            prompt_tokens: completion.usage.prompt_tokens,
+            completion_tokens: completion.usage.completion_tokens,
+            total_tokens: completion.usage.total_tokens,
+            calls: completion.usage.calls,
+        };
+        let attempts = completion.attempts;
+        let count = ResultCount {
+            truncated: cut,
+            prompt_tokens: usage.prompt_tokens,
+            completion_tokens: usage.completion_tokens,
+            llm: completion.llm_time,
+            total: work.fetched_at.elapsed(),
+        };
+        let record = ResultRecord {
+            schema: SCHEMA_VERSION,
+            document_id: self.document_id,
+            status,
+            output: ResultOutput::Text(completion.text),
+            finish_reason: completion.finish_reason,
+            model: completion.model,
+            system_fingerprint: completion.system_fingerprint,
+            generation: services.generation.clone(),
+            prompt_hash: services.prompt.template_hash().to_owned(),
+            usage,
+            timing,
+            attempts,
+            truncated: cut.then(|| "output".to_owned()),
+            source: ResultSource::new(&work.position, work.record.timestamp_ms),
+            request_id: completion.request_id,
+            completed_at: clock::now(),
+        }
+        .into_record(work.record.key.clone(), self.traceparent.as_deref());
+        let output = services.destinations.result(
+            &work.position.topic_partition,
+            record,
+            work.position.offset,
+        );
+        Outcome::Output(
+            output,
+            Count {
+                attempts,
+                ending: Ending::Result(count),
+            },
+        )
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,224 @@
+//! Becoming the owner of an input partition: fence, find the newest commit, claim, and see that the claim holds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+use uuid::Uuid;
+
+use super::config::OnDataLoss;
+use super::{Services, error_chain};
+use crate::kafka::{PartitionSink, RecordStream, StepError};
+use crate::offsets::{
+    ClaimError, CommitPosition, Committer, Flush, FlushError, FlushObserver, Owner, Resume, Shrink,
+    recover,
+};
+use crate::retry::Backoff;
+use crate::types::{Offset, TopicPartition};
+
+const RETRY_INITIAL: Duration = Duration::from_millis(200);
+const RETRY_CAP: Duration = Duration::from_secs(5);
+
+/// An input partition that is ours.
+pub(super) struct Taken {
+    /// Has made the claim; its position is where work goes on.
+    pub(super) committer: Committer,
+    pub(super) stream: Box<dyn RecordStream>,
+    /// Where to look for other claims from.
+    pub(super) claim: Claim,
+}
+
+/// What the watch over claims needs to know about one partition.
+#[derive(Debug, Clone)]
+pub(super) struct Claim {
+    pub(super) partition: TopicPartition,
+    pub(super) owner: Owner,
+    pub(super) claimed_at: Option<Offset>,
+    pub(super) from: Offset,
+}
+
+/// Why a partition cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum TakeOverError {
+    /// Somebody else claimed it at the same moment.
+    #[error(transparent)]
+    Lost(ClaimError),
+    /// The claim could not be written for good.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+}
+
+/// One try's failure: what is worth another try, and what is not.
+enum Failure {
+    Again(String),
+    End(TakeOverError),
+}
+
+/// Takes the partition over; waits for whatever keeps it from that.
+///
+/// # Cancel safety
+/// Safe in effect: a claim that was written and is not used is overruled by the next one.
+pub(super) async fn take_over(
+    services: &Arc<Services>,
+    partition: &TopicPartition,
+    topic_id: Uuid,
+) -> Result<Taken, TakeOverError> {
+    let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_CAP);
+    loop {
+        match try_take_over(services, partition, topic_id).await {
+            Ok(taken) => {
+                services.release(partition);
+                return Ok(taken);
+            }
+            Err(Failure::End(error)) => return Err(error),
+            Err(Failure::Again(reason)) => {
+                services.hold_for(partition, &reason);
+                sleep(backoff.next_delay()).await;
+            }
+        }
+    }
+}
+
+async fn try_take_over(
+    services: &Arc<Services>,
+    partition: &TopicPartition,
+    topic_id: Uuid,
+) -> Result<Taken, Failure> {
+    let again = |error: &dyn std::error::Error| Failure::Again(error_chain(error));
+    let sink: Box<dyn PartitionSink> =
+        services
+            .sink
+            .take_over(partition)
+            .await
+            .map_err(|error| match error {
+                StepError::Fenced => {
+                    Failure::Again("another instance is taking over too".to_owned())
+                }
+                error => again(&error),
+            })?;
+    let loaded = services
+        .store
+        .load(partition)
+        .await
+        .map_err(|error| again(&error))?;
+    let (log_start, high_watermark) = services
+        .source
+        .bounds(partition)
+        .await
+        .map_err(|error| again(&error))?;
+    let newest = loaded.newest.map(|(_, record)| record);
+    let position = match recover(
+        newest.as_ref(),
+        topic_id,
+        log_start,
+        high_watermark,
+        services.input.start,
+    ) {
+        Resume::From(position) => position,
+        Resume::DataLoss(loss) if services.input.on_data_loss == OnDataLoss::Resume => {
+            let next_offset = loss.resume_at();
+            tracing::error!(%partition, %next_offset, "{loss}; going on as input.on_data_loss = resume says");
+            CommitPosition {
+                next_offset,
+                done: Vec::new(),
+            }
+        }
+        Resume::DataLoss(loss) => {
+            return Err(Failure::Again(format!(
+                "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {}, or another kafka.group_id to begin anew",
+                loss.resume_at()
+            )));
+        }
+    };
+    let owner = Owner {
+        instance: services.instance.clone(),
+        epoch: newest
+            .map_or(0, |record| record.owner_epoch)
+            .saturating_add(1),
+    };
+    let stream = services
+        .source
+        .open(partition, position.next_offset)
+        .await
+        .map_err(|error| again(&error))?;
+    let mut committer = Committer::new(
+        partition.clone(),
+        topic_id,
+        owner.clone(),
+        sink,
+        services.store.clone(),
+        Box::new(Observer {
+            services: Arc::clone(services),
+            partition: partition.clone(),
+        }),
+        shrink(services, partition),
+    );
+    tracing::info!(%partition, next_offset = %position.next_offset, owner_epoch = owner.epoch, "taking the partition over");
+    committer
+        .flush(Flush {
+            outputs: Vec::new(),
+            position,
+        })
+        .await
+        .map_err(|error| Failure::End(error.into()))?;
+    match services
+        .store
+        .verify(partition, &owner, None, loaded.end)
+        .await
+    {
+        Ok((claimed_at, from)) => Ok(Taken {
+            committer,
+            stream,
+            claim: Claim {
+                partition: partition.clone(),
+                owner,
+                claimed_at,
+                from,
+            },
+        }),
+        Err(error @ ClaimError::Lost { .. }) => Err(Failure::End(TakeOverError::Lost(error))),
+        Err(error) => Err(again(&error)),
+    }
+}
+
+fn shrink(services: &Arc<Services>, partition: &TopicPartition) -> Box<Shrink> {
+    let services = Arc::clone(services);
+    let partition = partition.clone();
+    Box::new(move |output| services.destinations.shrink(&partition, output))
+}
+
+/// Shows a flush's trouble to the operator.
+struct Observer {
+    services: Arc<Services>,
+    partition: TopicPartition,
+}
+
+impl FlushObserver for Observer {
+    fn step_failed(&self, step: &'static str, error: &StepError) {
+        self.services.metrics.step_failed(step);
+        let reason = error
+            .kafka()
+            .map_or_else(|| error_chain(error), |error| error_chain(error));
+        self.services
+            .hold_for(&self.partition, &format!("{step}: {reason}"));
+    }
+
+    fn too_large(&self, source: Offset, replaced: bool) {
+        let position = format!("{}@{source}", self.partition);
+        if replaced {
+            tracing::warn!(
+                position,
+                "the record is larger than its topic's max.message.bytes: a dead letter that points to the input is written instead"
+            );
+        } else {
+            tracing::error!(
+                position,
+                "even the dead letter is larger than the topic's max.message.bytes: raise it, the partition waits"
+            );
+        }
+    }
+
+    fn recovered(&self) {
+        self.services.release(&self.partition);
+    }
+}

@@ -1,0 +1,390 @@
+//! One input partition: fetch, admit, complete, order, append, commit.
+//!
+//! The worker owns everything that belongs to the partition and nothing else touches it. Calls to the model run as tasks that hand
+//! their outcome back; a flush runs beside them, and outcomes gather while it is on its way.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::Services;
+use super::emit::OrderBuffer;
+use super::intake::Intaken;
+use super::outcome::{Count, Outcome, Work, process};
+use super::read_ahead::OpenToken;
+use crate::llm::Slot;
+use crate::offsets::{CommitPosition, Committer, Flush, FlushError, Output, Tracker};
+use crate::telemetry::status::PartitionStatus;
+use crate::types::{Offset, SourcePosition, TopicPartition};
+
+/// A commit is written this often even when nothing moves: an owner is live for three times as long after it.
+const REFRESH: Duration = Duration::from_secs(15);
+/// How often what the worker knows is published; also the pace of commits that only step over gaps.
+const PUBLISH: Duration = Duration::from_secs(1);
+
+/// Why a worker ended before it was drained.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WorkerError {
+    /// Nothing more can be made durable.
+    #[error(transparent)]
+    Flush(#[from] FlushError),
+    /// A call's task panicked: an invariant is broken.
+    #[error("a document's task ended without an outcome")]
+    Task(#[from] JoinError),
+}
+
+/// The outcome of a task, on its way to its turn.
+struct Finished {
+    offset: Offset,
+    outcome: Outcome,
+    open: OpenToken,
+}
+
+/// An outcome whose turn has come, waiting for the next flush.
+struct Gathered {
+    output: Output,
+    count: Count,
+    open: OpenToken,
+}
+
+/// A worker's flush on its way: it comes back with the committer.
+type FlushOnItsWay = BoxFuture<'static, (Committer, Flushed)>;
+
+struct Flushed {
+    result: Result<(), FlushError>,
+    counts: Vec<Count>,
+    /// Dropped when the flush is through: only then do the documents cease to be open.
+    open: Vec<OpenToken>,
+    began: Instant,
+}
+
+pub(super) struct Worker {
+    partition: TopicPartition,
+    services: Arc<Services>,
+    owner_epoch: u64,
+    intake: mpsc::Receiver<Intaken>,
+    drain: CancellationToken,
+
+    tracker: Tracker,
+    queue: VecDeque<(Work, OpenToken)>,
+    admission: Option<BoxFuture<'static, Slot>>,
+    calls: JoinSet<Finished>,
+    order: OrderBuffer<(Outcome, OpenToken)>,
+    gathered: Vec<Gathered>,
+
+    /// Here, unless a flush has it.
+    committer: Option<Committer>,
+    flush: Option<FlushOnItsWay>,
+    committed: CommitPosition,
+    flushed_at: Instant,
+
+    high_watermark: Offset,
+    /// When the batch that begins at an offset was fetched; batches that are finished are forgotten.
+    fetches: BTreeMap<Offset, Instant>,
+    fetch_ended: bool,
+}
+
+impl Worker {
+    /// A worker that goes on from what `committer` has claimed.
+    pub(super) fn new(
+        services: Arc<Services>,
+        committer: Committer,
+        intake: mpsc::Receiver<Intaken>,
+        drain: CancellationToken,
+    ) -> Self {
+        let committed = committer.committed().cloned().unwrap_or_default();
+        Self {
+            partition: committer.partition.clone(),
+            owner_epoch: committer.owner().epoch,
+            intake,
+            drain,
+            tracker: Tracker::new(committed.clone()),
+            queue: VecDeque::new(),
+            admission: None,
+            calls: JoinSet::new(),
+            order: OrderBuffer::new(services.order),
+            gathered: Vec::new(),
+            committer: Some(committer),
+            flush: None,
+            committed,
+            flushed_at: Instant::now(),
+            high_watermark: Offset::ZERO,
+            fetches: BTreeMap::new(),
+            fetch_ended: false,
+            services,
+        }
+    }
+
+    /// Works until it is drained.
+    ///
+    /// # Errors
+    /// As [`WorkerError`] says.
+    ///
+    /// # Cancel safety
+    /// Not safe: drop it only when the process ends. What was not committed is done again.
+    pub(super) async fn run(mut self) -> Result<(), WorkerError> {
+        let mut publish = interval(PUBLISH);
+        publish.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            self.emit();
+            self.begin_flush_when_due();
+            if self.is_drained() {
+                self.publish();
+                return Ok(());
+            }
+            self.ask_for_a_slot();
+            let flush_at = self.flush_due_at();
+            // Completions before intake: what is done makes room for what is new.
+            tokio::select! {
+                biased;
+                (committer, flushed) = ready(&mut self.flush) => self.end_flush(committer, flushed)?,
+                Some(finished) = self.calls.join_next(), if !self.calls.is_empty() => {
+                    self.finish(finished?);
+                    while let Some(finished) = self.calls.try_join_next() {
+                        self.finish(finished?);
+                    }
+                }
+                () = self.drain.cancelled(), if !self.fetch_ended => self.stop_intake(),
+                slot = ready(&mut self.admission) => self.send(slot),
+                intaken = self.intake.recv(), if !self.fetch_ended => match intaken {
+                    Some(intaken) => self.receive(intaken),
+                    None => self.stop_intake(),
+                },
+                () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {}
+                _ = publish.tick() => self.publish(),
+            }
+        }
+    }
+
+    /// Fetched records are tracked and queued; what is no document ends here.
+    fn receive(&mut self, intaken: Intaken) {
+        self.high_watermark = intaken.high_watermark;
+        let fetched_at = Instant::now();
+        if let Some((first, ..)) = intaken.records.first() {
+            self.fetches.insert(*first, fetched_at);
+        }
+        for (offset, record, open) in intaken.records {
+            if !self.tracker.receive(offset) {
+                continue;
+            }
+            self.order.enter(
+                offset,
+                record.key.clone().filter(|key: &Bytes| !key.is_empty()),
+            );
+            let position = SourcePosition {
+                topic_partition: self.partition.clone(),
+                offset,
+            };
+            self.queue.push_back((
+                Work {
+                    position,
+                    record,
+                    fetched_at,
+                },
+                open,
+            ));
+        }
+        self.tracker.advance_to(intaken.next_offset);
+    }
+
+    fn ask_for_a_slot(&mut self) {
+        if self.admission.is_none() && !self.queue.is_empty() {
+            let complete = Arc::clone(&self.services.complete);
+            self.admission = Some(Box::pin(async move { complete.admit().await }));
+        }
+    }
+
+    /// A slot is free: the oldest document in the queue goes to the model.
+    fn send(&mut self, slot: Slot) {
+        let Some((work, open)) = self.queue.pop_front() else {
+            return;
+        };
+        let services = Arc::clone(&self.services);
+        let span = tracing::info_span!("document", position = %work.position);
+        let task = async move {
+            let outcome = process(&services, &work, slot).await;
+            Finished {
+                offset: work.position.offset,
+                outcome,
+                open,
+            }
+        };
+        self.calls.spawn(task.instrument(span));
+    }
+
+    fn finish(&mut self, finished: Finished) {
+        let Finished {
+            offset,
+            outcome,
+            open,
+        } = finished;
+        // An abandoned document stays open: the commit offset does not pass it, and it is asked again after the restart.
+        if !matches!(outcome, Outcome::Abandoned) {
+            self.order.finish(offset, (outcome, open));
+        }
+    }
+
+    /// Outcomes whose turn it is gather for the next flush.
+    fn emit(&mut self) {
+        while let Some((offset, (outcome, open))) = self.order.take_ready() {
+            match outcome {
+                Outcome::Output(output, count) => {
+                    self.gathered.push(Gathered {
+                        output,
+                        count,
+                        open,
+                    });
+                }
+                Outcome::Skipped(reason) => {
+                    tracing::debug!(%offset, reason = reason.as_str(), "record skipped");
+                    self.services.board.count_skipped();
+                    self.tracker.finish(offset);
+                }
+                Outcome::Abandoned => {}
+            }
+        }
+    }
+
+    /// When the next flush may begin; `None` while there is nothing to flush or one is on its way.
+    fn flush_due_at(&self) -> Option<Instant> {
+        if self.flush.is_some() {
+            return None;
+        }
+        let moved = self.tracker.commit_offset() > self.committed.next_offset;
+        let pace = if !self.gathered.is_empty() {
+            self.services.commit_interval
+        } else if moved {
+            PUBLISH
+        } else if self.fetch_ended {
+            return None;
+        } else {
+            REFRESH
+        };
+        let pace = if self.fetch_ended {
+            Duration::ZERO
+        } else {
+            pace
+        };
+        Some(self.flushed_at + pace)
+    }
+
+    fn begin_flush_when_due(&mut self) {
+        if self.flush_due_at().is_none_or(|due| due > Instant::now()) {
+            return;
+        }
+        let Some(mut committer) = self.committer.take() else {
+            return;
+        };
+        let count = self.gathered.len();
+        let mut outputs = Vec::with_capacity(count);
+        let mut counts = Vec::with_capacity(count);
+        let mut open = Vec::with_capacity(count);
+        for gathered in self.gathered.drain(..) {
+            self.tracker.finish(gathered.output.source);
+            outputs.push(gathered.output);
+            counts.push(gathered.count);
+            open.push(gathered.open);
+        }
+        let position = self.tracker.position();
+        let began = Instant::now();
+        self.flush = Some(Box::pin(async move {
+            let result = committer.flush(Flush { outputs, position }).await;
+            (
+                committer,
+                Flushed {
+                    result,
+                    counts,
+                    open,
+                    began,
+                },
+            )
+        }));
+    }
+
+    fn end_flush(&mut self, committer: Committer, flushed: Flushed) -> Result<(), WorkerError> {
+        flushed.result?;
+        self.services
+            .metrics
+            .flushed(flushed.counts.len(), flushed.began.elapsed());
+        flushed
+            .counts
+            .into_iter()
+            .for_each(|count| self.services.count(count));
+        drop(flushed.open);
+        if let Some(committed) = committer.committed() {
+            self.committed = committed.clone();
+        }
+        self.services
+            .commit_offsets
+            .set(&self.partition, self.committed.next_offset);
+        if let Some((batch, _)) = self
+            .fetches
+            .range(..=self.tracker.commit_offset())
+            .next_back()
+        {
+            let batch = *batch;
+            self.fetches = self.fetches.split_off(&batch);
+        }
+        self.committer = Some(committer);
+        self.flushed_at = Instant::now();
+        Ok(())
+    }
+
+    /// What was not sent yet is given back: it is read again after the restart.
+    fn stop_intake(&mut self) {
+        self.fetch_ended = true;
+        self.intake.close();
+        self.queue.clear();
+        self.admission = None;
+    }
+
+    fn is_drained(&self) -> bool {
+        self.fetch_ended
+            && self.calls.is_empty()
+            && self.flush.is_none()
+            && self.flush_due_at().is_none()
+    }
+
+    fn publish(&self) {
+        let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        self.services.board.set_partition(PartitionStatus {
+            topic: self.partition.topic.to_string(),
+            partition: self.partition.partition,
+            owner_epoch: self.owner_epoch,
+            next_fetch_offset: self.tracker.read_end(),
+            commit_offset: self.committed.next_offset,
+            high_watermark: self.high_watermark,
+            open: count(self.tracker.open()),
+            in_flight: count(self.calls.len()),
+            waiting_for_turn: count(self.order.waiting()),
+            oldest_open_ms: self.oldest_open_ms(),
+        });
+    }
+
+    /// Age of the oldest unfinished document, from the moment it was fetched.
+    fn oldest_open_ms(&self) -> Option<u64> {
+        let oldest = self.tracker.oldest_open()?;
+        // Fetch times are kept per batch: the newest one that begins at or before the offset is its own.
+        let (_, fetched_at) = self.fetches.range(..=oldest).next_back()?;
+        u64::try_from(fetched_at.elapsed().as_millis()).ok()
+    }
+}
+
+/// Waits for the future in the slot and empties it; for ever when there is none. Cancel safe: the future stays in the slot.
+async fn ready<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
+    let Some(future) = slot else {
+        return pending().await;
+    };
+    let value = future.await;
+    *slot = None;
+    value
+}

@@ -1,0 +1,153 @@
+//! Fetch, versions 4 to 12.
+//!
+//! A consumer's fetch: long poll until `min_bytes` are there or `max_wait_ms` is over. Stored batches go out as they are, the one
+//! that holds the offset whole even where the offset lies inside it; the last one may be cut off at the limit, as Kafka cuts it. The
+//! first batch of the response comes whole whatever the limits. With one replica the high watermark and the last stable offset are
+//! the end of the log, and no transaction is ever listed as aborted. Sessions are never granted (session id 0, which Kafka answers
+//! when its cache is full), so every fetch is a full one. A diverging epoch is not looked for: consumers do not ask for it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::fetch_request::FetchPartition;
+use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
+use tokio::time::{Instant, timeout_at};
+
+use super::super::connection::Context;
+use super::super::state::{Partition, State};
+use super::{Api, Reply};
+
+/// Kafka's `fetch.max.bytes` of a broker.
+const RESPONSE_BYTES_MAX: usize = 55 * 1024 * 1024;
+/// Longest wait that is granted, whatever the client asks for.
+const WAIT_MAX: Duration = Duration::from_secs(300);
+const READ_COMMITTED: i8 = 1;
+
+impl Api for FetchRequest {
+    const SERVED: (i16, i16) = (4, 12);
+
+    fn topics(&self) -> Vec<String> {
+        self.topics
+            .iter()
+            .map(|topic| topic.topic.to_string())
+            .collect()
+    }
+
+    fn refuse(&self, code: ResponseError) -> FetchResponse {
+        let topics = self.topics.iter().map(|topic| {
+            let partitions = topic
+                .partitions
+                .iter()
+                .map(|partition| failed(partition.partition, code));
+            FetchableTopicResponse::default()
+                .with_topic(topic.topic.clone())
+                .with_partitions(partitions.collect())
+        });
+        FetchResponse::default().with_responses(topics.collect())
+    }
+
+    async fn serve(self, context: &mut Context, _: i16) -> Reply<FetchResponse> {
+        if self.session_id != 0 {
+            let code = ResponseError::FetchSessionIdNotFound.code();
+            return Reply::Answer(FetchResponse::default().with_error_code(code));
+        }
+        let wait = Duration::from_millis(u64::try_from(self.max_wait_ms).unwrap_or(0));
+        let deadline = Instant::now() + wait.min(WAIT_MAX);
+        let mut changes = context.shared.changes();
+        loop {
+            // Marked as seen before the look, so that no change in between is missed.
+            changes.mark_unchanged();
+            let taken = take(&context.shared.state(), &self);
+            let enough = taken.bytes >= usize::try_from(self.min_bytes).unwrap_or(0);
+            let done = enough || taken.has_error || taken.topics.is_empty();
+            if done || timeout_at(deadline, changes.changed()).await.is_err() {
+                return Reply::Answer(FetchResponse::default().with_responses(taken.topics));
+            }
+        }
+    }
+}
+
+/// What one look at the logs brought.
+struct Taken {
+    topics: Vec<FetchableTopicResponse>,
+    bytes: usize,
+    has_error: bool,
+}
+
+fn take(state: &State, request: &FetchRequest) -> Taken {
+    let limit = usize::try_from(request.max_bytes).unwrap_or(0);
+    let limit = limit.min(RESPONSE_BYTES_MAX);
+    let mut taken = Taken {
+        topics: Vec::with_capacity(request.topics.len()),
+        bytes: 0,
+        has_error: false,
+    };
+    for topic in &request.topics {
+        let mut partitions = Vec::with_capacity(topic.partitions.len());
+        for wanted in &topic.partitions {
+            let room = limit.saturating_sub(taken.bytes);
+            let first_whole = taken.bytes == 0;
+            let partition = state
+                .partition(&topic.topic, wanted.partition)
+                .ok_or(ResponseError::UnknownTopicOrPartition);
+            match partition.and_then(|partition| read(partition, wanted, room, first_whole)) {
+                Ok((records, partition)) => {
+                    taken.bytes += records.len();
+                    let is_committed = request.isolation_level == READ_COMMITTED;
+                    partitions.push(found(wanted.partition, partition, records, is_committed));
+                }
+                Err(code) => {
+                    taken.has_error = true;
+                    partitions.push(failed(wanted.partition, code));
+                }
+            }
+        }
+        taken.topics.push(
+            FetchableTopicResponse::default()
+                .with_topic(topic.topic.clone())
+                .with_partitions(partitions),
+        );
+    }
+    taken
+}
+
+fn read<'a>(
+    partition: &'a Partition,
+    wanted: &FetchPartition,
+    room: usize,
+    first_whole: bool,
+) -> Result<(Bytes, &'a Partition), ResponseError> {
+    partition.check_epoch(wanted.current_leader_epoch)?;
+    let log = &partition.log;
+    if !(log.start()..=log.end()).contains(&wanted.fetch_offset) {
+        return Err(ResponseError::OffsetOutOfRange);
+    }
+    let limit = usize::try_from(wanted.partition_max_bytes).unwrap_or(0);
+    let records = log.read(wanted.fetch_offset, limit.min(room), first_whole);
+    Ok((records, partition))
+}
+
+fn found(index: i32, partition: &Partition, records: Bytes, read_committed: bool) -> PartitionData {
+    PartitionData::default()
+        .with_partition_index(index)
+        .with_high_watermark(partition.log.end())
+        .with_last_stable_offset(partition.log.end())
+        .with_log_start_offset(partition.log.start())
+        .with_aborted_transactions(read_committed.then(Vec::new))
+        .with_preferred_read_replica(BrokerId(-1))
+        .with_records(Some(records))
+}
+
+fn failed(index: i32, code: ResponseError) -> PartitionData {
+    PartitionData::default()
+        .with_partition_index(index)
+        .with_error_code(code.code())
+        .with_high_watermark(-1)
+        .with_last_stable_offset(-1)
+        .with_log_start_offset(-1)
+        .with_aborted_transactions(None)
+        .with_preferred_read_replica(BrokerId(-1))
+        .with_records(Some(Bytes::new()))
+}

@@ -1,0 +1,45 @@
+//! How a broker is started.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use crate::types::Secret;
+
+/// Users and passwords of a SASL listener.
+pub type SaslUsers = BTreeMap<String, Secret>;
+
+/// How a broker is started. The defaults are Kafka's, except that topics are not created by asking for them.
+#[derive(Debug, Clone)]
+pub struct BrokerConfig {
+    /// Where to listen. Default: a free port of 127.0.0.1.
+    pub listen: SocketAddr,
+    /// The host that clients are told to connect to. Default: the address it listens on.
+    pub advertised_host: Option<String>,
+    /// With users, clients must authenticate with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Default: none, an open listener.
+    pub sasl: Option<SaslUsers>,
+    /// Largest batch of a topic that does not set `max.message.bytes`. Kafka: `message.max.bytes`, 1048588.
+    pub message_max_bytes: i32,
+    /// Whether asking for a topic creates it. Kafka: `auto.create.topics.enable`, there true. Default: false.
+    pub auto_create_topics: bool,
+    /// Partitions of a topic whose creator does not say. Kafka: `num.partitions`, 1.
+    pub num_partitions: i32,
+    /// Bytes that all logs together may hold; beyond, an append is refused as by a full disk. Default: 1 GiB.
+    pub log_bytes_max: usize,
+    /// Connections at one time; beyond, a new one is closed. Kafka: `max.connections`. Default: 1024.
+    pub connections_max: usize,
+}
+
+impl Default for BrokerConfig {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
+            advertised_host: None,
+            sasl: None,
+            message_max_bytes: 1_048_588,
+            auto_create_topics: false,
+            num_partitions: 1,
+            log_bytes_max: 1024 * 1024 * 1024,
+            connections_max: 1024,
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! A Kafka broker in this process: real TCP, the real protocol, logs in memory.
+//!
+//! One file per API under `api/`, each naming its versions and where it departs from Kafka; adding an API is one file and one
+//! line in the table of `api/mod.rs`. Only what is in that table is advertised.
+//!
+//! # Invariants
+//! 1. What Kafka refuses is refused, with Kafka's code: sizes, checksums, offsets, epochs, names, configurations.
+//! 2. One mutex owns the state; nobody holds it across an await. The state outlives the listener.
+//! 3. Requests of one connection are handled one at a time and answered in their order.
+//! 4. Whatever a client sends, only its own connection ends.
+//! 5. Every task ends with the listener, and the listener with the last handle.
+//!
+//! # What it is not
+//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership,
+//! idempotent producers and transactions.
+
+mod api;
+mod batch;
+mod clock;
+mod config;
+mod connection;
+mod faults;
+mod groups;
+mod handle;
+mod listener;
+mod log;
+mod sasl;
+mod scram;
+mod shared;
+mod state;
+mod topic_config;
+mod validate;
+
+pub use config::{BrokerConfig, SaslUsers};
+pub use faults::{Fault, FaultBuilder, Faults, SeenRequest};
+pub use handle::Broker;
+pub use kafka_protocol::error::ResponseError as ErrorCode;
+pub use kafka_protocol::messages::ApiKey;
+pub use state::Refusal;

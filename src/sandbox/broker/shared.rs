@@ -1,0 +1,64 @@
+//! What the handle, the listener and the connections share.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::watch;
+
+use super::config::BrokerConfig;
+use super::faults::Faults;
+use super::state::State;
+
+/// The one broker's id.
+pub(super) const NODE_ID: i32 = 1;
+
+/// The broker itself, apart from its listener.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub config: BrokerConfig,
+    /// Where it listens; it stays the same over stops and starts.
+    pub address: SocketAddr,
+    pub faults: Faults,
+    state: Mutex<State>,
+    /// Counts changes of logs and topics: fetches that wait for records sleep on it.
+    changes: watch::Sender<u64>,
+}
+
+impl Shared {
+    pub(super) fn new(config: BrokerConfig, address: SocketAddr) -> Self {
+        let state = State::new(&config);
+        Self {
+            config,
+            address,
+            faults: Faults::default(),
+            state: Mutex::new(state),
+            changes: watch::Sender::new(0),
+        }
+    }
+
+    /// The state, for one look.
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and wakes the fetches that wait.
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let result = change(&mut self.state());
+        self.changes.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// To wait for changes from now on.
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Host and port that clients are told.
+    pub(super) fn advertised(&self) -> (String, i32) {
+        let host = match &self.config.advertised_host {
+            Some(host) => host.clone(),
+            None => self.address.ip().to_string(),
+        };
+        (host, i32::from(self.address.port()))
+    }
+}

@@ -1,0 +1,78 @@
+//! What holds the work, told once when it begins, once a minute while it lasts, and once when it ends.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::status::StatusBoard;
+
+/// How often a hold that lasts is told again.
+const REPEAT: Duration = Duration::from_secs(60);
+
+/// Keeps log and status board in step about holds. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Holds {
+    board: StatusBoard,
+    active: Arc<Mutex<HashMap<String, Active>>>,
+}
+
+#[derive(Debug)]
+struct Active {
+    since: Instant,
+    told: Instant,
+    reason: String,
+}
+
+impl Holds {
+    /// Holds shown on `board`.
+    #[must_use]
+    pub fn new(board: StatusBoard) -> Self {
+        Self {
+            board,
+            active: Arc::default(),
+        }
+    }
+
+    /// Something holds the work. `what` names it (`kafka`, `llm`, `partition docs/3`); `reason` says what happened and what to do.
+    pub fn hold(&self, what: &str, reason: &str) {
+        let now = Instant::now();
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        match active.get_mut(what) {
+            Some(hold) if hold.reason == reason && now.duration_since(hold.told) < REPEAT => return,
+            Some(hold) => {
+                hold.told = now;
+                reason.clone_into(&mut hold.reason);
+                let held_seconds = now.duration_since(hold.since).as_secs();
+                tracing::warn!(what, held_seconds, "still waiting: {reason}");
+            }
+            None => {
+                tracing::warn!(what, "waiting: {reason}");
+                let reason = reason.to_owned();
+                active.insert(
+                    what.to_owned(),
+                    Active {
+                        since: now,
+                        told: now,
+                        reason,
+                    },
+                );
+            }
+        }
+        self.board.set_hold(what, reason);
+    }
+
+    /// It no longer does.
+    pub fn release(&self, what: &str) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hold) = active.remove(what) {
+            tracing::info!(
+                what,
+                held_seconds = hold.since.elapsed().as_secs(),
+                "goes on"
+            );
+            self.board.clear_hold(what);
+        }
+    }
+}

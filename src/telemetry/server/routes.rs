@@ -1,0 +1,107 @@
+//! What each path answers. Every answer comes from memory: nothing here waits for Kafka or the model.
+
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use serde::Serialize;
+
+use crate::telemetry::registry::CONTENT_TYPE;
+use crate::telemetry::server::AdminSources;
+use crate::telemetry::status::Status;
+
+/// The longest that an answer may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+const INDEX: &str = "\
+kafka-llm-processor
+
+/status    what it is doing, as JSON
+/metrics   metrics, as OpenMetrics text
+/livez     200 while the event loop turns
+/readyz    200 while documents can flow; else what is waited for
+";
+
+pub(super) fn router(sources: AdminSources) -> Router {
+    Router::new()
+        .route("/", get(|| async { INDEX }))
+        .route("/status", get(status))
+        .route("/metrics", get(metrics))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .layer(middleware::from_fn(within_time))
+        .with_state(sources)
+}
+
+async fn within_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => (StatusCode::SERVICE_UNAVAILABLE, "no answer in time\n").into_response(),
+    }
+}
+
+#[derive(Serialize)]
+struct StatusPage {
+    alive: bool,
+    ready: bool,
+    waiting_for: Vec<&'static str>,
+    #[serde(flatten)]
+    status: Status,
+}
+
+async fn status(State(sources): State<AdminSources>) -> Response {
+    let status = sources.status.snapshot();
+    let waiting_for = sources.health.waiting_for();
+    let page = StatusPage {
+        alive: sources.health.is_alive(),
+        ready: waiting_for.is_empty() && status.holds.is_empty(),
+        waiting_for,
+        status,
+    };
+    Json(page).into_response()
+}
+
+async fn metrics(State(sources): State<AdminSources>) -> Response {
+    match sources.metrics.encode() {
+        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics cannot be encoded");
+            StatusCode::INTERNAL_SERVER_ERROR.into_response()
+        }
+    }
+}
+
+async fn livez(State(sources): State<AdminSources>) -> Response {
+    if sources.health.is_alive() {
+        "alive\n".into_response()
+    } else {
+        let text = "the event loop of the workers does not turn\n";
+        (StatusCode::SERVICE_UNAVAILABLE, text).into_response()
+    }
+}
+
+async fn readyz(State(sources): State<AdminSources>) -> Response {
+    let mut missing = String::new();
+    for name in sources.health.waiting_for() {
+        line(&mut missing, &["not done yet: ", name]);
+    }
+    for hold in sources.status.holds() {
+        line(&mut missing, &["on hold: ", &hold.what, ": ", &hold.reason]);
+    }
+    if missing.is_empty() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, missing).into_response()
+    }
+}
+
+fn line(text: &mut String, parts: &[&str]) {
+    for part in parts {
+        text.push_str(part);
+    }
+    text.push('\n');
+}

@@ -1,0 +1,442 @@
+//! What the process is doing, in one place: the parts publish, the server, the metrics and the summary at exit read.
+//!
+//! A part calls once per thing that happened; the board counts it for `/status`, `/metrics` and the summary alike, so that the
+//! three never disagree. The lock is held for a few instructions and never across an await.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::clock;
+use crate::telemetry::histogram::{DurationHistogram, Quantiles};
+use crate::telemetry::status_metrics::BoardCollector;
+use crate::types::{DeadLetterReason, Offset, TopicPartition};
+
+/// Where the process is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RunState {
+    /// Topics are verified, partitions taken, commits read.
+    Starting,
+    /// Documents flow.
+    Running,
+    /// Documents would flow, but something holds the work: see the holds.
+    Holding,
+    /// No new documents; those in flight are finished.
+    Draining,
+    /// Over.
+    Stopped,
+}
+
+impl RunState {
+    /// The name in `/status`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Holding => "holding",
+            Self::Draining => "draining",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why the work, or a part of it, waits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Hold {
+    /// Who waits for what: `kafka`, `llm`, `partition docs/3`.
+    pub what: String,
+    /// A sentence for the operator, with the setting's name.
+    pub reason: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// One partition, as its worker sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PartitionStatus {
+    /// Input topic.
+    pub topic: String,
+    /// Input partition.
+    pub partition: i32,
+    /// Epoch of our ownership.
+    pub owner_epoch: u64,
+    /// Where the next fetch begins.
+    pub next_fetch_offset: Offset,
+    /// Where a restart would begin, exclusive of what is done beyond it.
+    pub commit_offset: Offset,
+    /// End of the input, exclusive.
+    pub high_watermark: Offset,
+    /// Documents that were fetched and are not yet committed.
+    pub open: u64,
+    /// Of these, those that are with the model.
+    pub in_flight: u64,
+    /// Of these, those that are answered and wait for an earlier one.
+    pub waiting_for_turn: u64,
+    /// Age of the oldest open document.
+    pub oldest_open_ms: Option<u64>,
+}
+
+impl PartitionStatus {
+    /// Records from the commit to the end of the input.
+    #[must_use]
+    pub const fn lag(&self) -> u64 {
+        self.commit_offset.distance_to(self.high_watermark)
+    }
+}
+
+/// What has happened since the start.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+pub struct Totals {
+    /// Results that were written, truncated ones included.
+    pub processed: u64,
+    /// Of these, those whose answer ended at the token limit.
+    pub truncated: u64,
+    /// Documents that were given up, by [`DeadLetterReason::as_str`].
+    pub dead_lettered: BTreeMap<&'static str, u64>,
+    /// Records that are no documents: tombstones.
+    pub skipped: u64,
+    /// Attempts after the first.
+    pub retries: u64,
+    /// Tokens of all prompts.
+    pub prompt_tokens: u64,
+    /// Tokens of all answers.
+    pub completion_tokens: u64,
+}
+
+impl Totals {
+    /// Documents that were given up.
+    #[must_use]
+    pub fn failed(&self) -> u64 {
+        self.dead_lettered.values().sum()
+    }
+}
+
+/// Latencies of the whole run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Latency {
+    /// The model's calls that succeeded.
+    pub llm: Quantiles,
+    /// Documents, from fetched to answered.
+    pub total: Quantiles,
+}
+
+/// A result, as far as it is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ResultCount {
+    /// Whether the answer ended at the token limit.
+    pub truncated: bool,
+    /// Tokens of its prompts.
+    pub prompt_tokens: u64,
+    /// Tokens of its answers.
+    pub completion_tokens: u64,
+    /// The call that succeeded.
+    pub llm: Duration,
+    /// From fetched to answered.
+    pub total: Duration,
+}
+
+/// A picture of the board, as `/status` shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Status {
+    /// Version of the program.
+    pub version: &'static str,
+    /// Where the process is in its life.
+    pub state: RunState,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// For how long it has run.
+    pub uptime_seconds: u64,
+    /// What was decided at start: driver, guarantee, model, …
+    pub info: BTreeMap<&'static str, String>,
+    /// What holds the work, by name.
+    pub holds: Vec<Hold>,
+    /// The partitions that we own, sorted.
+    pub partitions: Vec<PartitionStatus>,
+    /// Counts.
+    pub totals: Totals,
+    /// Latencies.
+    pub latency: Latency,
+}
+
+struct Board {
+    state: RunState,
+    started: Instant,
+    started_at: Timestamp,
+    running_since: Option<Instant>,
+    info: BTreeMap<&'static str, String>,
+    holds: BTreeMap<String, Hold>,
+    partitions: BTreeMap<TopicPartition, PartitionStatus>,
+    totals: Totals,
+    llm: DurationHistogram,
+    total: DurationHistogram,
+}
+
+struct Shared {
+    board: Mutex<Board>,
+    document_seconds: Histogram,
+}
+
+/// The board; cheap to clone.
+#[derive(Clone)]
+pub struct StatusBoard(Arc<Shared>);
+
+impl fmt::Debug for StatusBoard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StatusBoard").finish_non_exhaustive()
+    }
+}
+
+/// 10 ms to 40 min: long documents take minutes, and an outage counts in the total.
+fn seconds_buckets() -> impl Iterator<Item = f64> {
+    exponential_buckets(0.01, 2.0, 18)
+}
+
+impl StatusBoard {
+    /// An empty board in state [`RunState::Starting`]; its counts are registered as metrics.
+    #[must_use]
+    pub fn new(registry: &mut Registry) -> Self {
+        let document_seconds = Histogram::new(seconds_buckets());
+        registry.register_with_unit(
+            "document_duration",
+            "Duration from a document's fetch to its answer, retries and holds included",
+            Unit::Seconds,
+            document_seconds.clone(),
+        );
+        let board = Self(Arc::new(Shared {
+            board: Mutex::new(Board {
+                state: RunState::Starting,
+                started: Instant::now(),
+                started_at: clock::now(),
+                running_since: None,
+                info: BTreeMap::new(),
+                holds: BTreeMap::new(),
+                partitions: BTreeMap::new(),
+                totals: Totals::default(),
+                llm: DurationHistogram::default(),
+                total: DurationHistogram::default(),
+            }),
+            document_seconds,
+        }));
+        registry.register_collector(Box::new(BoardCollector(board.clone())));
+        board
+    }
+
+    /// Notes a fact that was decided at start.
+    pub fn set_info(&self, name: &'static str, value: impl Into<String>) {
+        self.lock().info.insert(name, value.into());
+    }
+
+    /// Enters a state. [`RunState::Holding`] is never entered by hand: running with a hold is holding.
+    pub fn set_state(&self, state: RunState) {
+        let mut board = self.lock();
+        if state == RunState::Running && board.running_since.is_none() {
+            board.running_since = Some(Instant::now());
+        }
+        board.state = state;
+    }
+
+    /// Sets a hold, or renews its reason; the time since when it holds stays. Whether the reason is a new one.
+    pub fn set_hold(&self, what: impl Into<String>, reason: impl Into<String>) -> bool {
+        let (what, reason) = (what.into(), reason.into());
+        let mut board = self.lock();
+        match board.holds.get_mut(&what) {
+            Some(hold) if hold.reason == reason => false,
+            Some(hold) => {
+                hold.reason = reason;
+                true
+            }
+            None => {
+                let hold = Hold {
+                    what: what.clone(),
+                    reason,
+                    since: clock::now(),
+                };
+                board.holds.insert(what, hold);
+                true
+            }
+        }
+    }
+
+    /// Clears a hold; the hold that it was, if it was set.
+    pub fn clear_hold(&self, what: &str) -> Option<Hold> {
+        self.lock().holds.remove(what)
+    }
+
+    /// What holds the work, by name.
+    #[must_use]
+    pub fn holds(&self) -> Vec<Hold> {
+        self.lock().holds.values().cloned().collect()
+    }
+
+    /// Publishes a partition.
+    pub fn set_partition(&self, status: PartitionStatus) {
+        let name = TopicPartition::new(status.topic.as_str(), status.partition);
+        self.lock().partitions.insert(name, status);
+    }
+
+    /// Forgets a partition that is ours no more.
+    pub fn remove_partition(&self, partition: &TopicPartition) {
+        self.lock().partitions.remove(partition);
+    }
+
+    /// Counts a result that was written.
+    pub fn count_result(&self, result: ResultCount) {
+        self.0.document_seconds.observe(result.total.as_secs_f64());
+        let mut board = self.lock();
+        board.llm.record(result.llm);
+        board.total.record(result.total);
+        let totals = &mut board.totals;
+        totals.processed += 1;
+        totals.truncated += u64::from(result.truncated);
+        totals.prompt_tokens += result.prompt_tokens;
+        totals.completion_tokens += result.completion_tokens;
+    }
+
+    /// Counts a document that was given up.
+    pub fn count_dead_letter(&self, reason: DeadLetterReason) {
+        *self
+            .lock()
+            .totals
+            .dead_lettered
+            .entry(reason.as_str())
+            .or_default() += 1;
+    }
+
+    /// Counts a record that was passed over.
+    pub fn count_skipped(&self) {
+        self.lock().totals.skipped += 1;
+    }
+
+    /// Counts attempts after the first.
+    pub fn count_retries(&self, retries: u64) {
+        self.lock().totals.retries += retries;
+    }
+
+    /// A picture of the board.
+    #[must_use]
+    pub fn snapshot(&self) -> Status {
+        let board = self.lock();
+        Status {
+            version: env!("CARGO_PKG_VERSION"),
+            state: board.shown_state(),
+            started_at: board.started_at,
+            uptime_seconds: board.started.elapsed().as_secs(),
+            info: board.info.clone(),
+            holds: board.holds.values().cloned().collect(),
+            partitions: board.partitions.values().cloned().collect(),
+            totals: board.totals.clone(),
+            latency: board.latency(),
+        }
+    }
+
+    /// What the run came to.
+    #[must_use]
+    pub fn summary(&self) -> Summary {
+        let board = self.lock();
+        Summary {
+            totals: board.totals.clone(),
+            latency: board.latency(),
+            elapsed: board.running_since.unwrap_or(board.started).elapsed(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.0.board.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Board {
+    fn shown_state(&self) -> RunState {
+        match self.state {
+            RunState::Running if !self.holds.is_empty() => RunState::Holding,
+            state => state,
+        }
+    }
+
+    fn latency(&self) -> Latency {
+        Latency {
+            llm: self.llm.quantiles(),
+            total: self.total.quantiles(),
+        }
+    }
+}
+
+/// What a run came to; `Display` is the text that is printed at exit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Summary {
+    /// Counts.
+    pub totals: Totals,
+    /// Latencies.
+    pub latency: Latency,
+    /// From the first document that could flow to now.
+    pub elapsed: Duration,
+}
+
+impl Summary {
+    /// Documents that ended per second, in tenths; 0 for a run without time.
+    #[must_use]
+    pub fn documents_per_second_tenths(&self) -> u64 {
+        let ended = self.totals.processed + self.totals.failed();
+        let elapsed_ms = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
+        ended
+            .saturating_mul(10_000)
+            .checked_div(elapsed_ms)
+            .unwrap_or(0)
+    }
+}
+
+impl fmt::Display for Summary {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            totals,
+            latency: Latency { llm, total },
+            elapsed,
+        } = self;
+        let rate = self.documents_per_second_tenths();
+        writeln!(
+            f,
+            "processed   {} documents in {:.1} s, {}.{} per second ({} truncated)",
+            totals.processed,
+            elapsed.as_secs_f64(),
+            rate / 10,
+            rate % 10,
+            totals.truncated,
+        )?;
+        write!(f, "failed      {} dead letters", totals.failed())?;
+        for (index, (reason, count)) in totals.dead_lettered.iter().enumerate() {
+            write!(
+                f,
+                "{}{reason} {count}",
+                if index == 0 { ": " } else { ", " }
+            )?;
+        }
+        writeln!(
+            f,
+            "\nskipped     {} records without content",
+            totals.skipped
+        )?;
+        writeln!(f, "retries     {}", totals.retries)?;
+        writeln!(
+            f,
+            "tokens      {} prompt, {} completion",
+            totals.prompt_tokens, totals.completion_tokens
+        )?;
+        write!(
+            f,
+            "latency     model p50 {} ms, p95 {} ms, max {} ms; document p50 {} ms, p95 {} ms, max {} ms",
+            llm.p50_ms, llm.p95_ms, llm.max_ms, total.p50_ms, total.p95_ms, total.max_ms
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,176 @@
+//! The board as metrics: read at each scrape, so that nothing is counted twice. What the model's side counts with labels of its own
+//! (calls, retries, tokens, durations) is not repeated.
+
+use std::fmt;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Unit;
+
+use crate::telemetry::status::{PartitionStatus, RunState, Status, StatusBoard, Totals};
+use crate::types::DeadLetterReason;
+
+#[derive(Debug)]
+pub(super) struct BoardCollector(pub(super) StatusBoard);
+
+impl Collector for BoardCollector {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let status = self.0.snapshot();
+        encode_totals(&mut encoder, &status.totals)?;
+        encode_state(&mut encoder, &status)?;
+        encode_partitions(&mut encoder, &status.partitions)
+    }
+}
+
+fn encode_totals(encoder: &mut DescriptorEncoder<'_>, totals: &Totals) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "documents",
+        "Results that were written, by status",
+        None,
+        MetricType::Counter,
+    )?;
+    counter(
+        &mut family,
+        "status",
+        "ok",
+        totals.processed - totals.truncated,
+    )?;
+    counter(&mut family, "status", "truncated", totals.truncated)?;
+
+    let mut family = encoder.encode_descriptor(
+        "dead_letters",
+        "Documents that were given up, by reason",
+        None,
+        MetricType::Counter,
+    )?;
+    for reason in DeadLetterReason::ALL {
+        let count = totals
+            .dead_lettered
+            .get(reason.as_str())
+            .copied()
+            .unwrap_or(0);
+        counter(&mut family, "reason", reason.as_str(), count)?;
+    }
+
+    let family = encoder.encode_descriptor(
+        "records_skipped",
+        "Records that are no documents: tombstones",
+        None,
+        MetricType::Counter,
+    )?;
+    ConstCounter::new(totals.skipped).encode(family)
+}
+
+fn counter(family: &mut MetricEncoder<'_>, label: &str, value: &str, count: u64) -> fmt::Result {
+    ConstCounter::new(count).encode(family.encode_family(&[(label, value)])?)
+}
+
+fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Result {
+    let mut family = encoder.encode_descriptor(
+        "state",
+        "1 for the state that the process is in",
+        None,
+        MetricType::Gauge,
+    )?;
+    for state in [
+        RunState::Starting,
+        RunState::Running,
+        RunState::Holding,
+        RunState::Draining,
+        RunState::Stopped,
+    ] {
+        let labels = [("state", state.as_str())];
+        ConstGauge::new(i64::from(state == status.state)).encode(family.encode_family(&labels)?)?;
+    }
+    if status.holds.is_empty() {
+        return Ok(());
+    }
+    let mut family = encoder.encode_descriptor(
+        "hold",
+        "1 for each thing that holds the work",
+        None,
+        MetricType::Gauge,
+    )?;
+    for hold in &status.holds {
+        let labels = [("what", hold.what.as_str())];
+        ConstGauge::new(1_i64).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+fn encode_partitions(
+    encoder: &mut DescriptorEncoder<'_>,
+    partitions: &[PartitionStatus],
+) -> fmt::Result {
+    if partitions.is_empty() {
+        return Ok(());
+    }
+    type Read = fn(&PartitionStatus) -> u64;
+    let gauges: [(&str, &str, Read); 6] = [
+        (
+            "partition_lag_records",
+            "Records from the commit to the end of the input",
+            PartitionStatus::lag,
+        ),
+        (
+            "partition_commit_offset",
+            "Where a restart would begin",
+            |p| offset(p.commit_offset.value()),
+        ),
+        (
+            "partition_high_watermark",
+            "End of the input, exclusive",
+            |p| offset(p.high_watermark.value()),
+        ),
+        (
+            "partition_open_documents",
+            "Documents fetched and not yet committed",
+            |p| p.open,
+        ),
+        (
+            "partition_in_flight_documents",
+            "Documents that are with the model",
+            |p| p.in_flight,
+        ),
+        (
+            "partition_waiting_for_turn_documents",
+            "Documents answered that wait for an earlier one",
+            |p| p.waiting_for_turn,
+        ),
+    ];
+    for (name, help, read) in gauges {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for partition in partitions {
+            let number = partition.partition.to_string();
+            let labels = [
+                ("topic", partition.topic.as_str()),
+                ("partition", number.as_str()),
+            ];
+            ConstGauge::new(read(partition)).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    let mut family = encoder.encode_descriptor(
+        "partition_oldest_open",
+        "Age of the oldest open document",
+        Some(&Unit::Seconds),
+        MetricType::Gauge,
+    )?;
+    for partition in partitions {
+        let number = partition.partition.to_string();
+        let labels = [
+            ("topic", partition.topic.as_str()),
+            ("partition", number.as_str()),
+        ];
+        let age = std::time::Duration::from_millis(partition.oldest_open_ms.unwrap_or(0));
+        ConstGauge::new(age.as_secs_f64()).encode(family.encode_family(&labels)?)?;
+    }
+    Ok(())
+}
+
+/// Offsets are never negative where a partition is owned; −1 stands for not known yet.
+fn offset(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
