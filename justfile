@@ -92,7 +92,7 @@ test-kafka:
 lint:
     {{ cargo }} fmt --check
     {{ cargo }} clippy --all-targets -- -D warnings
-    if command -v cargo-deny > /dev/null; then {{ cargo }} deny --config .deny.toml check bans licenses sources; else echo "cargo-deny is not installed: dependency rules not checked (cargo install cargo-deny --locked)"; fi
+    if command -v cargo-deny > /dev/null; then {{ cargo }} deny --log-level error --config .deny.toml check bans licenses sources; else echo "cargo-deny is not installed: dependency rules not checked (cargo install cargo-deny --locked)"; fi
 
 # the library's documentation
 doc:

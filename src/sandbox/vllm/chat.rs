@@ -11,7 +11,7 @@ use super::faults::Action;
 use super::fields;
 use super::reply::Reply;
 use super::request::{ChatRequest, Format, render};
-use super::server::{Outcome, Shared, header_text, is_json};
+use super::server::{Outcome, Shared, header_text, is_json, unix_seconds};
 use super::{Answers, CHAT_PATH, tokenizer};
 
 /// Build that answers claim to come from, as vLLM writes it; the last part says what it is.
@@ -123,7 +123,7 @@ async fn try_complete(
     Ok(Reply::json(&Completion {
         id: format!("chatcmpl-{id}"),
         object: "chat.completion",
-        created: shared.unix_seconds(),
+        created: unix_seconds(),
         model: shared.model(),
         choices: (0..sequences)
             .map(|index| Choice::new(index, content, &generated))
