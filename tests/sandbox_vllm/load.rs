@@ -23,7 +23,7 @@ fn sample(metrics: &str, name: &str) -> String {
 }
 
 #[tokio::test]
-async fn beyond_max_num_seqs_calls_wait_in_their_order() {
+async fn no_more_than_max_num_seqs_calls_run_at_once() {
     let server = server_with(VllmConfig {
         max_num_seqs: 2,
         latency: Latency::fixed(Duration::from_millis(20)),

@@ -399,3 +399,22 @@ async fn a_format_gives_json() {
         assert!(value(content.as_str().unwrap()).is_object(), "{text}");
     }
 }
+
+#[tokio::test]
+async fn structured_outputs_take_one_constraint() {
+    let server = server().await;
+    let with = |outputs: Value| json!({ "structured_outputs": outputs });
+    let one = chat_body("Hi.", &with(json!({"choice": ["good", "bad"]})));
+    let (_, text) = chat(&server, &one).await;
+    assert_eq!(value(&text)["choices"][0]["message"]["content"], "good");
+    let two = chat_body("Hi.", &with(json!({"json": {}, "regex": "a"})));
+    assert_eq!(
+        chat(&server, &two).await,
+        (400, r#"{"error":{"message":"You can only use one kind of constraints for structured outputs ('json', 'regex' or 'choice').","type":"BadRequestError","param":null,"code":400}}"#.to_owned())
+    );
+    let wrong = json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "objec"}}}});
+    assert_eq!(
+        chat(&server, &chat_body("Hi.", &wrong)).await,
+        (400, r#"{"error":{"message":"Grammar error: Invalid type: objec","type":"BadRequestError","param":null,"code":400}}"#.to_owned())
+    );
+}

@@ -113,7 +113,15 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> Reply {
         let before = text.get(..position).unwrap_or_default();
         position = before.trim_end_matches(char::is_alphabetic).len();
     }
-    let words = if reason.starts_with("trailing characters") {
+    let words = if reason.starts_with("EOF while parsing a value") {
+        // Python skips white space first, and knows that an object's comma wants a name.
+        position = text.len();
+        if text.trim_end().ends_with([',', '{']) {
+            "Expecting property name enclosed in double quotes"
+        } else {
+            "Expecting value"
+        }
+    } else if reason.starts_with("trailing characters") {
         "Extra data"
     } else if reason.starts_with("EOF while parsing a string") {
         "Unterminated string starting at"
