@@ -19,7 +19,7 @@ use kafka_llm_processor::llm::{
 use kafka_llm_processor::types::{
     DeadLetterReason, Offset, Secret, SourcePosition, TopicPartition,
 };
-use llm_stub::{Answer, Stub};
+use llm_stub::{Answer, Stub, tls_server};
 use prometheus_client::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
@@ -230,7 +230,8 @@ async fn retry_after_is_waited_out_without_a_slot() {
     config.concurrency = 1;
     let client = Client::new(&config);
     let throttled = client.start(1, "throttled");
-    eventually("the document waits", || client.state().retrying == 1).await;
+    eventually("the document waits", || client.state().throttled == 1).await;
+    assert_eq!(client.state().retrying, 1);
     let completion = client.ask(2, "other").await.unwrap();
     assert_eq!(completion.text, "answer to other");
     assert!(!throttled.is_finished());
@@ -704,4 +705,20 @@ fn clients_are_built_without_root_certificates() {
         output.status.success() && text.contains("1 passed"),
         "{text}"
     );
+}
+
+#[tokio::test]
+async fn a_server_whose_ca_is_named_is_asked_over_tls() {
+    let mut config = config(&tls_server::start());
+    config.ca_file = Some(tls_server::CA_FILE.into());
+    let completion = Client::new(&config).ask(1, "x").await.unwrap();
+    assert_eq!(completion.text, "over TLS");
+}
+
+#[tokio::test]
+async fn a_server_whose_ca_is_unknown_holds_and_names_the_setting() {
+    let client = Client::new(&config(&tls_server::start()));
+    let document = client.start(1, "x");
+    client.held_because("llm.ca_file").await;
+    document.abort();
 }

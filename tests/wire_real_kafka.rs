@@ -110,6 +110,7 @@ async fn the_wire_connection_works_with_the_real_kafka() {
         a_sasl_listener_without_sasl_is_told_apart();
         a_long_poll_delays_no_other_request(&cluster);
         a_stopped_broker_is_a_timeout_and_survived(&cluster, &broker);
+        a_killed_broker_is_unreachable_at_once(&cluster, &broker);
     }
 }
 
@@ -450,4 +451,19 @@ async fn a_stopped_broker_is_a_timeout_and_survived(cluster: &Cluster, broker: &
     let bounds = hasty.log_bounds(&partition).await;
     bounds.expect("the broker is back");
     cluster.list_topics().await.expect("the others go on");
+}
+
+/// The idle connections of the pool died with the broker: they are noticed, not waited for.
+async fn a_killed_broker_is_unreachable_at_once(cluster: &Cluster, broker: &Broker) {
+    cluster.list_topics().await.expect("a connection");
+    broker.signal("-KILL");
+    let started = Instant::now();
+    let error = loop {
+        match cluster.list_topics().await {
+            Ok(_) => assert!(started.elapsed() < Duration::from_secs(5), "it dies"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, KafkaError::Unreachable { .. }), "{error:?}");
+    assert!(started.elapsed() < Duration::from_secs(5), "at once");
 }

@@ -65,7 +65,7 @@ pub struct CheckItem {
     pub passed: bool,
     /// What was found.
     pub detail: String,
-    /// What to do about a cross.
+    /// What to do about a cross, where the detail does not say it already.
     pub remedy: Option<String>,
 }
 
@@ -179,11 +179,13 @@ async fn check_model(llm: &LlmConfig) -> CheckItem {
             let detail = format!("`{}` answers{}", llm.model, context.unwrap_or_default());
             CheckItem::pass(NAME, detail)
         }
-        Ok(Err(error)) => CheckItem::fail(
-            NAME,
-            chain(&error),
-            "check MODEL_NAME (llm.model), llm.api_key and LLM_URL (llm.url)",
-        ),
+        // The sentence names what to change.
+        Ok(Err(error)) => CheckItem {
+            name: NAME.to_owned(),
+            passed: false,
+            detail: chain(&error),
+            remedy: None,
+        },
         Err(_elapsed) => CheckItem::fail(
             NAME,
             format!("a completion of one token takes longer than {PROBE_WITHIN:?}"),
@@ -193,7 +195,6 @@ async fn check_model(llm: &LlmConfig) -> CheckItem {
 }
 
 async fn check_kafka(cluster: &Cluster, settings: CheckSettings<'_>) -> Vec<CheckItem> {
-    let brokers = &settings.kafka.brokers;
     let found = timeout(PROBE_WITHIN, look(cluster, settings)).await;
     let found = found.unwrap_or(Err(KafkaError::Timeout {
         operation: "check",
@@ -202,11 +203,7 @@ async fn check_kafka(cluster: &Cluster, settings: CheckSettings<'_>) -> Vec<Chec
     match found {
         Ok(found) => judge::kafka(settings, &found, clock::now()),
         Err(error) => vec![
-            CheckItem::fail(
-                "kafka",
-                chain(&error),
-                format!("start Kafka, or set KAFKA_BROKERS (kafka.brokers), which is {brokers}"),
-            ),
+            CheckItem::fail("kafka", chain(&error), judge::kafka_remedy(&error)),
             CheckItem::fail(
                 "topics",
                 "not asked, as Kafka does not answer",

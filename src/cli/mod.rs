@@ -7,6 +7,7 @@ pub mod output;
 pub mod produce;
 pub mod results;
 mod run;
+pub mod samples;
 mod signals;
 
 use std::process::ExitCode;

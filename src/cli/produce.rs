@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::contact;
 use crate::cli::output::Terminal;
+use crate::cli::samples;
 use crate::clock;
 use crate::kafka::rskafka::RskafkaSink;
 use crate::kafka::wire::NewTopic;
@@ -90,6 +91,9 @@ pub enum ProduceError {
         /// The topic.
         topic: String,
     },
+    /// The samples, which a test rules out.
+    #[error("the sample documents cannot be written")]
+    Samples(#[source] serde_json::Error),
     /// Nothing to send.
     #[error("there is no document to send")]
     Nothing,
@@ -117,17 +121,31 @@ pub struct ProduceReport {
     pub elapsed: Duration,
 }
 
-/// Sends the documents of `--file`, or `samples`.
+/// The six sample documents.
 ///
 /// # Errors
-/// When the file cannot be read, Kafka does not answer in time, the topic is missing and must not be created, or documents are not
-/// acknowledged within the deadline.
+/// [`ProduceError::Samples`] when they cannot be written as JSON, which a test rules out.
+pub fn sample_documents() -> Result<Vec<InputDocument>, ProduceError> {
+    let samples = samples::documents().map_err(ProduceError::Samples)?;
+    let documents = samples.into_iter().map(|sample| {
+        let value = sample.value().map_err(ProduceError::Samples)?;
+        Ok(InputDocument {
+            id: sample.id,
+            value: value.into(),
+        })
+    });
+    documents.collect()
+}
+
+/// Sends the documents of `--file`, or the six samples.
+///
+/// # Errors
+/// When the file cannot be read, and as [`send_documents`].
 ///
 /// # Cancel safety
-/// Not to be dropped: documents on their way may or may not arrive. Cancel `shutdown`: it ends after the documents on their way.
+/// As [`send_documents`].
 pub async fn run(
     args: &ProduceArgs,
-    samples: Vec<InputDocument>,
     target: ProduceTarget<'_>,
     terminal: &Terminal,
     out: &mut (dyn Write + Send),
@@ -135,15 +153,34 @@ pub async fn run(
 ) -> Result<ProduceReport, ProduceError> {
     let documents = match &args.file {
         Some(path) => read_file(path)?,
-        None => samples,
+        None => sample_documents()?,
     };
-    let total = documents::planned(&documents, args.count).ok_or(ProduceError::Nothing)?;
+    send_documents(args, &documents, target, terminal, out, shutdown).await
+}
+
+/// Sends documents; of `args` the count and the rate hold.
+///
+/// # Errors
+/// When Kafka does not answer in time, the topic is missing and must not be created, there is nothing to send, or documents are not
+/// acknowledged within the deadline.
+///
+/// # Cancel safety
+/// Not to be dropped: documents on their way may or may not arrive. Cancel `shutdown`: it ends after the documents on their way.
+pub async fn send_documents(
+    args: &ProduceArgs,
+    documents: &[InputDocument],
+    target: ProduceTarget<'_>,
+    terminal: &Terminal,
+    out: &mut (dyn Write + Send),
+    shutdown: &CancellationToken,
+) -> Result<ProduceReport, ProduceError> {
+    let total = documents::planned(documents, args.count).ok_or(ProduceError::Nothing)?;
     let (partitions, created_topic) = open_topic(target).await?;
     let sink = RskafkaSink::new(target.kafka.clone());
     let started = Instant::now();
     let mut progress = Progress::new(terminal, out, target.topic, total);
     let mut plan = Plan {
-        documents: &documents,
+        documents,
         topic: target.topic,
         partitions,
         next: 0,

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument as _;
 
 use super::api::Answer;
-use super::classify::Failure;
+use super::classify::{Failure, Fault};
 use super::endpoint::{Endpoint, short_random};
 use super::gate::Hold;
 use super::limiter::Limiter;
@@ -41,6 +41,8 @@ pub struct LlmState {
     pub waiting: usize,
     /// Documents that wait before their next attempt.
     pub retrying: usize,
+    /// Those of them that wait because the server has too much to do.
+    pub throttled: usize,
 }
 
 #[derive(Debug, Default)]
@@ -48,6 +50,7 @@ struct Levels {
     running: AtomicUsize,
     waiting: AtomicUsize,
     retrying: AtomicUsize,
+    throttled: AtomicUsize,
 }
 
 /// Counts one up while it lives.
@@ -106,10 +109,13 @@ pub struct VllmClient {
 
 impl VllmClient {
     /// Sets the client up and starts its one task, which lists the models once and from then on probes while the work is held. The
-    /// task ends with `shutdown` or with the client. Must be called within a Tokio runtime.
+    /// task ends with `shutdown` or with the client.
     ///
     /// # Errors
     /// When a setting or a file it names is of no use. What the server says or fails to say is no error here.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
     pub fn new(
         config: &LlmConfig,
         transport: Arc<dyn Transport>,
@@ -165,6 +171,7 @@ impl VllmClient {
             running: self.levels.running.load(Ordering::Relaxed),
             waiting: self.levels.waiting.load(Ordering::Relaxed),
             retrying: self.levels.retrying.load(Ordering::Relaxed),
+            throttled: self.levels.throttled.load(Ordering::Relaxed),
         }
     }
 
@@ -195,9 +202,11 @@ impl VllmClient {
         }
     }
 
-    async fn wait_for_retry(&self, delay: Duration) {
+    async fn wait_for_retry(&self, delay: Duration, fault: Fault) {
         if !delay.is_zero() {
             let _retrying = Counted::new(&self.levels.retrying);
+            let _throttled = matches!(fault, Fault::Capacity { .. })
+                .then(|| Counted::new(&self.levels.throttled));
             sleep(delay).await;
         }
     }
@@ -286,7 +295,7 @@ impl<'a> Attempts<'a> {
             loop {
                 match decision {
                     Decision::Retry { delay, .. } => {
-                        self.client.wait_for_retry(delay).await;
+                        self.client.wait_for_retry(delay, failure.fault).await;
                         break;
                     }
                     Decision::DeadLetter(reason) => return Err(self.give_up(reason, failure)),
@@ -382,7 +391,7 @@ impl<'a> Attempts<'a> {
                     return Next::GiveUp(
                         DeadLetterReason::InvalidResponse,
                         Failure {
-                            fault: super::Fault::Empty,
+                            fault: Fault::Document(DeadLetterReason::InvalidResponse),
                             detail: format!(
                                 "the answer was cut at llm.max_tokens = {} or at the end of the context, and llm.on_truncated is dead_letter",
                                 self.max_tokens

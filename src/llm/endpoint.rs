@@ -33,8 +33,8 @@ const FAILURES_TO_HOLD: u32 = 10;
 const PROBE_WAIT_INITIAL: Duration = Duration::from_millis(250);
 /// See [`PROBE_WAIT_INITIAL`]; with the probe itself it must stay below the two seconds in which work resumes.
 const PROBE_WAIT_MAX: Duration = Duration::from_secs(1);
-/// The longest that listing the models may take.
-const MODELS_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest that listing the models may take; it decides nothing when it takes longer.
+const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
 /// A hold whose first probe neither succeeds nor fails is reported after this.
 const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
 /// How often a hold is reported.

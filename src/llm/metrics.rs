@@ -1,5 +1,6 @@
 //! What the model's side counts. Names are without the service's prefix, which the registry's owner adds.
 
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -8,7 +9,6 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
-use std::sync::atomic::AtomicU64;
 
 use super::classify::Fault;
 
@@ -144,5 +144,41 @@ impl LlmMetrics {
     pub(super) fn hold_ended(&self, length: Duration) {
         self.held.set(0);
         self.hold_seconds.inc_by(length.as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_are_exposed_under_their_documented_names() {
+        let mut registry = Registry::default();
+        let metrics = LlmMetrics::new(&mut registry);
+        metrics.answered(false, Duration::from_millis(20), 5, 3);
+        metrics.answered(true, Duration::from_millis(20), 5, 3);
+        metrics.failed(Fault::Aborted);
+        metrics.retried(Fault::Aborted.as_str());
+        metrics.limited(64);
+        metrics.hold_began();
+        metrics.hold_ended(Duration::from_millis(1500));
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            "llm_calls_total{outcome=\"ok\"} 1",
+            "llm_calls_total{outcome=\"truncated\"} 1",
+            "llm_calls_total{outcome=\"aborted\"} 1",
+            "llm_retries_total{fault=\"aborted\"} 1",
+            "llm_prompt_tokens_total 10",
+            "llm_completion_tokens_total 6",
+            "llm_call_duration_seconds_count 2",
+            "llm_calls_in_flight 0",
+            "llm_concurrency_limit 64",
+            "llm_held 0",
+            "llm_holds_total 1",
+            "llm_hold_seconds_total 1.5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
     }
 }

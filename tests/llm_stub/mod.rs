@@ -1,5 +1,7 @@
 //! A model server in a few lines, on raw TCP: answers are scripted byte by byte, so that it can misbehave in every way.
 
+pub(crate) mod tls_server;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

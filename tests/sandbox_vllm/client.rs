@@ -7,21 +7,21 @@ use reqwest::{RequestBuilder, Response};
 use serde_json::{Value, json};
 
 /// No test waits longer for anything.
-pub const DEADLINE: Duration = Duration::from_secs(20);
-pub const MODEL: &str = "mistralai/Mistral-7B-Instruct-v0.2";
-pub const CHAT: &str = "/v1/chat/completions";
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+pub(crate) const MODEL: &str = "mistralai/Mistral-7B-Instruct-v0.2";
+pub(crate) const CHAT: &str = "/v1/chat/completions";
 
 /// A server without latency and with a small context.
-pub async fn server() -> Vllm {
+pub(crate) async fn server() -> Vllm {
     server_with(quick()).await
 }
 
-pub async fn server_with(config: VllmConfig) -> Vllm {
+pub(crate) async fn server_with(config: VllmConfig) -> Vllm {
     Vllm::start(config).await.unwrap()
 }
 
 /// No latency, and the context of the vLLM that the expectations were read from.
-pub fn quick() -> VllmConfig {
+pub(crate) fn quick() -> VllmConfig {
     VllmConfig {
         max_model_len: 2048,
         latency: Latency::ZERO,
@@ -29,7 +29,7 @@ pub fn quick() -> VllmConfig {
     }
 }
 
-pub fn client() -> reqwest::Client {
+pub(crate) fn client() -> reqwest::Client {
     // The client is built with TLS, so that it wants a provider even for plain HTTP. A second installation is refused, harmlessly.
     drop(rustls_graviola::default_provider().install_default());
     reqwest::Client::builder()
@@ -38,16 +38,16 @@ pub fn client() -> reqwest::Client {
         .unwrap()
 }
 
-pub fn get(server: &Vllm, path: &str) -> RequestBuilder {
+pub(crate) fn get(server: &Vllm, path: &str) -> RequestBuilder {
     client().get(format!("{}{path}", server.url()))
 }
 
-pub fn post(server: &Vllm, path: &str) -> RequestBuilder {
+pub(crate) fn post(server: &Vllm, path: &str) -> RequestBuilder {
     client().post(format!("{}{path}", server.url()))
 }
 
 /// A chat completion of one user message, with these fields added or put in place of the usual ones; null leaves one out.
-pub fn chat_body(prompt: &str, fields: Value) -> Value {
+pub(crate) fn chat_body(prompt: &str, fields: &Value) -> Value {
     let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 64, "temperature": 0});
     for (name, value) in fields.as_object().unwrap() {
         body[name] = value.clone();
@@ -55,14 +55,14 @@ pub fn chat_body(prompt: &str, fields: Value) -> Value {
     body
 }
 
-pub async fn chat(server: &Vllm, body: &Value) -> (u16, String) {
+pub(crate) async fn chat(server: &Vllm, body: &Value) -> (u16, String) {
     answer(post(server, CHAT).json(body).send().await.unwrap()).await
 }
 
-pub async fn answer(response: Response) -> (u16, String) {
+pub(crate) async fn answer(response: Response) -> (u16, String) {
     (response.status().as_u16(), response.text().await.unwrap())
 }
 
-pub fn value(text: &str) -> Value {
+pub(crate) fn value(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }

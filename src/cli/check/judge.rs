@@ -5,6 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{CheckItem, CheckSettings, Found};
+use crate::kafka::KafkaError;
 use crate::kafka::wire::TopicDescription;
 use crate::offsets::CommitRecord;
 
@@ -54,6 +55,22 @@ pub(super) fn health(name: &str, url: &str, status: u16) -> CheckItem {
             format!("{url}/health answers {status}"),
             "look at vLLM's log: its engine may be starting or dead",
         ),
+    }
+}
+
+/// What to do when Kafka does not answer as it should.
+pub(super) const fn kafka_remedy(error: &KafkaError) -> &'static str {
+    match error {
+        KafkaError::Authentication { .. } => {
+            "correct kafka.sasl_mechanism, kafka.sasl_username or kafka.sasl_password"
+        }
+        KafkaError::Unreachable { .. }
+        | KafkaError::Timeout { .. }
+        | KafkaError::Disconnected { .. }
+        | KafkaError::Protocol { .. } => {
+            "start Kafka, set KAFKA_BROKERS (kafka.brokers) to its address, or correct kafka.security_protocol"
+        }
+        _ => "look at the brokers' log",
     }
 }
 

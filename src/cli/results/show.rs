@@ -17,11 +17,14 @@ fn line(terminal: &Terminal, text: &mut String, label: &str, value: &str) {
 
 /// Label and text that is already harmless and coloured.
 fn toned_line(terminal: &Terminal, text: &mut String, label: &str, value: &str) {
-    let label = terminal.paint(Tone::Faint, format!("{label:<16}"));
-    for part in ["  ", &label, value] {
+    let label = if value.is_empty() {
+        label.to_owned()
+    } else {
+        format!("{label:<16}")
+    };
+    for part in ["  ", &terminal.paint(Tone::Faint, label), value, "\n"] {
         text.push_str(part);
     }
-    text.push('\n');
 }
 
 pub(super) fn result(

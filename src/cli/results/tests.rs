@@ -142,7 +142,7 @@ async fn a_result_tells_status_time_tokens_and_answer() {
         \x20 attempts        1\n\
         \x20 source          docs/0@41\n\
         \x20 request id      docs-0-41-1\n\
-        \x20 answer          \n\
+        \x20 answer\n\
         \x20   Revenue rose by twelve percent.\n\n"
     );
 }

@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use super::api::{check_code, only, server_error};
 use super::cluster::{Cluster, Target, check_topic, metadata_request, topic_name};
+use super::connection::Deadline;
 use crate::kafka::KafkaError;
 use crate::retry::Backoff;
 
@@ -162,7 +163,7 @@ impl Cluster {
     /// Brokers hear of a new topic some time after the controller. Of a topic that somebody else made we only wait to hear: it may
     /// lack leaders for reasons of its own.
     async fn wait_for_topic(&self, name: &str, creation: Creation) -> Result<(), KafkaError> {
-        let deadline = Instant::now() + self.config().request_timeout;
+        let deadline = Deadline::within(self.config().request_timeout).at;
         let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(500));
         loop {
             let found = self.describe_topics(&[name]).await?.remove(name).flatten();
@@ -389,4 +390,100 @@ fn check_configs(
             (config.name.to_string(), value)
         })
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::messages::BrokerId;
+    use kafka_protocol::messages::create_topics_response::CreatableTopicResult;
+    use kafka_protocol::messages::describe_configs_response::{
+        DescribeConfigsResourceResult, DescribeConfigsResult,
+    };
+    use kafka_protocol::messages::metadata_response::MetadataResponsePartition;
+
+    use super::*;
+
+    fn described(name: &str, code: i16, leaders: &[i32]) -> MetadataResponseTopic {
+        let partitions = (0..).zip(leaders).map(|(index, leader)| {
+            MetadataResponsePartition::default()
+                .with_partition_index(index)
+                .with_leader_id(BrokerId(*leader))
+                .with_replica_nodes(vec![BrokerId(1), BrokerId(2), BrokerId(3)])
+        });
+        MetadataResponseTopic::default()
+            .with_name(Some(topic_name(name)))
+            .with_error_code(code)
+            .with_partitions(partitions.collect())
+    }
+
+    fn is_protocol<T: std::fmt::Debug>(result: Result<T, KafkaError>) -> bool {
+        matches!(result, Err(KafkaError::Protocol { .. }))
+    }
+
+    #[test]
+    fn topics_are_described_in_any_order_and_missing_ones_are_none() {
+        let topics = vec![described("b", 3, &[]), described("a", 0, &[1, -1, 2])];
+        let response = MetadataResponse::default().with_topics(topics);
+        let found = check_descriptions(&["a", "b"], response.clone()).unwrap();
+        assert_eq!(found["b"], None);
+        let a = found["a"].as_ref().unwrap();
+        assert_eq!((a.partitions, a.leaders_missing), (3, 1));
+        assert_eq!(a.replication_factor, 3);
+        let asked_more = check_descriptions(&["a", "b", "c"], response);
+        assert!(is_protocol(asked_more), "nothing said is not missing");
+    }
+
+    #[test]
+    fn a_topic_that_may_not_be_described_is_an_error() {
+        let topics = vec![described("a", 29, &[])];
+        let response = MetadataResponse::default().with_topics(topics);
+        let error = check_descriptions(&["a"], response).unwrap_err();
+        assert!(error.to_string().contains("TopicAuthorizationFailed"));
+        assert!(!error.is_transient());
+    }
+
+    #[test]
+    fn the_answer_about_creation_must_be_about_the_topic() {
+        let answer = |name, code| {
+            let result = CreatableTopicResult::default()
+                .with_name(topic_name(name))
+                .with_error_code(code);
+            check_creation(
+                "a",
+                CreateTopicsResponse::default().with_topics(vec![result]),
+            )
+        };
+        assert_eq!(answer("a", 0).unwrap(), Creation::Created);
+        assert_eq!(answer("a", 36).unwrap(), Creation::AlreadyExists);
+        assert!(answer("a", 41).unwrap_err().is_transient(), "controller");
+        assert!(!answer("a", 38).unwrap_err().is_transient(), "replicas");
+        assert!(is_protocol(answer("b", 0)));
+        assert!(is_protocol(check_creation(
+            "a",
+            CreateTopicsResponse::default()
+        )));
+    }
+
+    #[test]
+    fn only_what_the_topic_sets_is_no_default() {
+        let config = |name: &'static str, source| {
+            DescribeConfigsResourceResult::default()
+                .with_name(StrBytes::from_static_str(name))
+                .with_value(Some(StrBytes::from_static_str("value")))
+                .with_config_source(source)
+        };
+        let result = DescribeConfigsResult::default()
+            .with_resource_type(RESOURCE_TOPIC)
+            .with_resource_name(StrBytes::from_static_str("a"))
+            .with_configs(vec![
+                config("own", 1),
+                config("dynamic", 3),
+                config("static", 5),
+            ]);
+        let response = DescribeConfigsResponse::default().with_results(vec![result]);
+        let configs = check_configs("a", response.clone()).unwrap();
+        assert!(!configs["own"].is_default);
+        assert!(configs["dynamic"].is_default && configs["static"].is_default);
+        assert!(is_protocol(check_configs("b", response)));
+    }
 }

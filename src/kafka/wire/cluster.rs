@@ -141,7 +141,7 @@ impl Cluster {
         build: impl Fn(Way) -> R,
         check: impl Fn(R::Response) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
-        let deadline = Deadline::within(self.inner.config.request_timeout + wait);
+        let deadline = Deadline::within(self.inner.config.request_timeout.saturating_add(wait));
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
             let answer = self.attempt(target, wait, deadline, &build).await;
@@ -227,7 +227,7 @@ impl Cluster {
     ) -> Result<R::Response, KafkaError> {
         let candidates = self.known().candidates(&self.inner.config);
         let mut left = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
-        let mut detail = "the list is empty".to_owned();
+        let mut details = Vec::new();
         for address in &candidates {
             let share = deadline.at.saturating_duration_since(Instant::now()) / left.max(1);
             left = left.saturating_sub(1);
@@ -237,17 +237,20 @@ impl Cluster {
                     leader_epoch: -1,
                 })
             };
-            let asked = self.ask_at(address, Lane::Request, deadline.at_most(share), way);
+            let share = deadline.at_most(share, "this broker's part of kafka.request_timeout");
+            let asked = self.ask_at(address, Lane::Request, share, way);
             match asked.await {
                 Ok(response) => {
                     self.known().last_good = Some(Arc::clone(address));
                     return Ok(response);
                 }
-                Err(KafkaError::Unreachable { detail: why, .. }) => {
-                    detail = format!("{address}: {why}");
+                Err(KafkaError::Unreachable { detail, .. }) => {
+                    details.push(format!("{address}: {detail}"));
                 }
-                Err(error @ KafkaError::Disconnected { .. }) => detail = error.to_string(),
-                Err(error @ KafkaError::Timeout { .. }) if left > 0 => detail = error.to_string(),
+                Err(error @ KafkaError::Disconnected { .. }) => details.push(error.to_string()),
+                Err(error @ KafkaError::Timeout { .. }) if left > 0 => {
+                    details.push(format!("{address}: {error}"));
+                }
                 Err(error) => {
                     self.known().last_good = None;
                     return Err(error);
@@ -257,7 +260,11 @@ impl Cluster {
         self.known().last_good = None;
         Err(KafkaError::Unreachable {
             brokers: self.inner.config.brokers.clone(),
-            detail,
+            detail: if details.is_empty() {
+                "the list is empty".to_owned()
+            } else {
+                details.join("; ")
+            },
         })
     }
 
@@ -507,3 +514,6 @@ fn check_coordinator(
     check_code(operation(), found.error_code, found.error_message.as_ref())?;
     Ok(join_address(&found.host, found.port))
 }
+
+#[cfg(test)]
+mod tests;

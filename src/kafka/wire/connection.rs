@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,24 +32,34 @@ pub(super) const FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
 /// What is allocated for an answer before its bytes arrive; the rest grows with them.
 const FRAME_BYTES_AHEAD: usize = 64 * 1024;
 
+/// Stands for a timeout so long that no clock can hold its end.
+const FOREVER: Duration = Duration::from_secs(60 * 60 * 24 * 365);
+
 /// How long an operation may still take, and how long it was given at its start.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Deadline {
     pub(super) at: Instant,
     pub(super) after: Duration,
+    /// What the operator can change about it.
+    setting: &'static str,
 }
 
 impl Deadline {
     pub(super) fn within(after: Duration) -> Self {
+        let now = Instant::now();
         Self {
-            at: Instant::now() + after,
+            at: now.checked_add(after).unwrap_or(now + FOREVER),
             after,
+            setting: "kafka.request_timeout",
         }
     }
 
-    /// The sooner of this and `after` from now.
-    pub(super) fn at_most(self, after: Duration) -> Self {
-        let sooner = Self::within(after);
+    /// The sooner of this and `after` from now, which comes from `setting`.
+    pub(super) fn at_most(self, after: Duration, setting: &'static str) -> Self {
+        let sooner = Self {
+            setting,
+            ..Self::within(after)
+        };
         if sooner.at < self.at { sooner } else { self }
     }
 }
@@ -107,7 +117,7 @@ impl Connection {
         config: &KafkaConfig,
         deadline: Deadline,
     ) -> Result<Self, KafkaError> {
-        let deadline = deadline.at_most(config.connect_timeout);
+        let deadline = deadline.at_most(config.connect_timeout, "kafka.connect_timeout");
         let stream = dial(address, deadline)
             .await
             .map_err(|error| unreachable(address, &error))?;
@@ -125,8 +135,8 @@ impl Connection {
             Err(KafkaError::Timeout { .. }) => Err(KafkaError::Unreachable {
                 brokers: address.to_string(),
                 detail: format!(
-                    "connected, but no answer within {:?} (kafka.connect_timeout)",
-                    deadline.after
+                    "connected, but no answer within {:?} ({})",
+                    deadline.after, deadline.setting
                 ),
             }),
             Err(KafkaError::Disconnected { operation, detail }) => Err(KafkaError::Unreachable {
@@ -337,7 +347,7 @@ async fn dial(address: &str, deadline: Deadline) -> io::Result<TcpStream> {
     let addresses: Vec<_> = within(
         deadline.at,
         "looking its name up",
-        deadline.after,
+        deadline,
         lookup_host((host, port)),
     )
     .await?
@@ -350,7 +360,7 @@ async fn dial(address: &str, deadline: Deadline) -> io::Result<TcpStream> {
         let dialled = within(
             Instant::now() + share,
             "dialling",
-            deadline.after,
+            deadline,
             connect(socket_address),
         );
         match dialled.await {
@@ -359,6 +369,8 @@ async fn dial(address: &str, deadline: Deadline) -> io::Result<TcpStream> {
                 stream.set_nodelay(true)?;
                 return Ok(stream);
             }
+            // What a name stands for is worth telling; a literal was told already.
+            Err(error) if host.parse::<IpAddr>().is_ok() => last = error,
             Err(error) => last = io::Error::new(error.kind(), format!("{socket_address}: {error}")),
         }
     }
@@ -379,13 +391,16 @@ async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
 async fn within<T>(
     at: Instant,
     what: &str,
-    after: Duration,
+    deadline: Deadline,
     future: impl Future<Output = io::Result<T>>,
 ) -> io::Result<T> {
     timeout_at(at, future).await.map_err(|_elapsed| {
         io::Error::new(
             io::ErrorKind::TimedOut,
-            format!("{what} did not end within {after:?} (kafka.connect_timeout)"),
+            format!(
+                "{what} did not end within {:?} ({})",
+                deadline.after, deadline.setting
+            ),
         )
     })?
 }
@@ -425,3 +440,6 @@ pub(super) fn join_address(host: &str, port: i32) -> Arc<str> {
         format!("{host}:{port}").into()
     }
 }
+
+#[cfg(test)]
+mod tests;

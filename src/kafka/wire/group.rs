@@ -1,7 +1,6 @@
 //! The committed offsets of a consumer group, as lag tools read them. We are no member: generation −1, empty member id.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use kafka_protocol::messages::offset_commit_request::{
@@ -110,9 +109,8 @@ fn check_commit(
 ) -> Result<Vec<RefusedCommit>, KafkaError> {
     let mut codes = BTreeMap::new();
     for topic in &response.topics {
-        let name: Arc<str> = topic.name.as_str().into();
         for partition in &topic.partitions {
-            let key = TopicPartition::new(Arc::clone(&name), partition.partition_index);
+            let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
             codes.insert(key, partition.error_code);
         }
     }
@@ -156,26 +154,24 @@ fn check_fetch(
 ) -> Result<BTreeMap<TopicPartition, Offset>, KafkaError> {
     let operation = || format!("OffsetFetch of group {group}");
     check_code(operation(), response.error_code, None)?;
+    // Up to version 7 the one group's topics stand in the answer itself, from 8 on in a list of groups.
     let mut found: Vec<(TopicPartition, i16, i64)> = Vec::new();
     for topic in &response.topics {
-        let name: Arc<str> = topic.name.as_str().into();
-        found.extend(topic.partitions.iter().map(|partition| {
-            let key = TopicPartition::new(Arc::clone(&name), partition.partition_index);
-            (key, partition.error_code, partition.committed_offset)
-        }));
+        for partition in &topic.partitions {
+            let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
+            found.push((key, partition.error_code, partition.committed_offset));
+        }
     }
-    // From version 8 on the answer is a list of groups.
     if !response.groups.is_empty() {
         let answer = only("OffsetFetch", group, response.groups, |answer| {
             answer.group_id.as_str() == group
         })?;
         check_code(operation(), answer.error_code, None)?;
         for topic in &answer.topics {
-            let name: Arc<str> = topic.name.as_str().into();
-            found.extend(topic.partitions.iter().map(|partition| {
-                let key = TopicPartition::new(Arc::clone(&name), partition.partition_index);
-                (key, partition.error_code, partition.committed_offset)
-            }));
+            for partition in &topic.partitions {
+                let key = TopicPartition::new(topic.name.as_str(), partition.partition_index);
+                found.push((key, partition.error_code, partition.committed_offset));
+            }
         }
     }
     let mut offsets = BTreeMap::new();
@@ -187,4 +183,110 @@ fn check_fetch(
         }
     }
     Ok(offsets)
+}
+
+#[cfg(test)]
+mod tests {
+    use kafka_protocol::messages::offset_commit_response::{
+        OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+    };
+    use kafka_protocol::messages::offset_fetch_response::{
+        OffsetFetchResponseGroup, OffsetFetchResponsePartition, OffsetFetchResponsePartitions,
+        OffsetFetchResponseTopic, OffsetFetchResponseTopics,
+    };
+
+    use super::*;
+
+    fn partition(name: &str, index: i32) -> TopicPartition {
+        TopicPartition::new(name, index)
+    }
+
+    fn answer(codes: &[(&str, i32, i16)]) -> OffsetCommitResponse {
+        let topics = codes.iter().map(|(name, index, code)| {
+            let partition = OffsetCommitResponsePartition::default()
+                .with_partition_index(*index)
+                .with_error_code(*code);
+            OffsetCommitResponseTopic::default()
+                .with_name(topic_name(name))
+                .with_partitions(vec![partition])
+        });
+        OffsetCommitResponse::default().with_topics(topics.collect())
+    }
+
+    #[test]
+    fn partitions_of_one_topic_are_committed_together() {
+        let offsets = [
+            (partition("b", 0), Offset::new(1)),
+            (partition("a", 0), Offset::new(2)),
+            (partition("b", 1), Offset::new(3)),
+        ];
+        let request = commit_request("mirror", &offsets);
+        assert_eq!(request.generation_id_or_member_epoch, -1);
+        assert!(request.member_id.is_empty());
+        let sizes: Vec<_> = request
+            .topics
+            .iter()
+            .map(|topic| (topic.name.as_str(), topic.partitions.len()))
+            .collect();
+        assert_eq!(sizes, [("a", 1), ("b", 2)]);
+    }
+
+    #[test]
+    fn refusals_are_told_by_partition_whatever_their_order() {
+        let offsets = [
+            (partition("a", 0), Offset::new(1)),
+            (partition("b", 0), Offset::new(2)),
+        ];
+        let refused = check_commit("mirror", &offsets, &answer(&[("b", 0, 25), ("a", 0, 0)]));
+        let refused = refused.unwrap();
+        assert_eq!(refused.len(), 1);
+        assert_eq!(refused[0].partition, partition("b", 0));
+        let text = refused[0].error.to_string();
+        assert!(
+            text.contains("UnknownMemberId") && text.contains("b/0") && text.contains("mirror")
+        );
+    }
+
+    #[test]
+    fn a_coordinator_that_moved_fails_the_whole_commit() {
+        let offsets = [(partition("a", 0), Offset::new(1))];
+        for code in [14, 15, 16] {
+            let error = check_commit("mirror", &offsets, &answer(&[("a", 0, code)])).unwrap_err();
+            assert!(error.is_transient(), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_partition_left_out_is_not_taken_for_committed() {
+        let offsets = [(partition("a", 0), Offset::new(1))];
+        let error = check_commit("mirror", &offsets, &answer(&[("a", 1, 0)])).unwrap_err();
+        assert!(matches!(error, KafkaError::Protocol { .. }), "{error:?}");
+    }
+
+    #[test]
+    fn offsets_are_read_from_both_shapes_of_the_answer() {
+        let old = OffsetFetchResponseTopic::default()
+            .with_name(topic_name("a"))
+            .with_partitions(vec![
+                OffsetFetchResponsePartition::default().with_committed_offset(5),
+                OffsetFetchResponsePartition::default()
+                    .with_partition_index(1)
+                    .with_committed_offset(-1),
+            ]);
+        let new = OffsetFetchResponseTopics::default()
+            .with_name(topic_name("a"))
+            .with_partitions(vec![
+                OffsetFetchResponsePartitions::default().with_committed_offset(5),
+            ]);
+        let group = OffsetFetchResponseGroup::default()
+            .with_group_id(group_id("mirror"))
+            .with_topics(vec![new]);
+        let expected = BTreeMap::from([(partition("a", 0), Offset::new(5))]);
+        let response = OffsetFetchResponse::default().with_topics(vec![old]);
+        assert_eq!(check_fetch("mirror", response).unwrap(), expected);
+        let response = OffsetFetchResponse::default().with_groups(vec![group]);
+        assert_eq!(check_fetch("mirror", response.clone()).unwrap(), expected);
+        let error = check_fetch("other", response).unwrap_err();
+        assert!(matches!(error, KafkaError::Protocol { .. }), "{error:?}");
+    }
 }

@@ -7,7 +7,8 @@
 //! # Invariants
 //! 1. Every call ends within `kafka.request_timeout` plus what it waits on purpose.
 //! 2. An answer that is not about what was asked is an error, never taken for an empty one.
-//! 3. No length or count from the wire is trusted before it was compared with the bytes that are there.
+//! 3. No length of a frame, and no length or count in a record batch, is trusted before it was compared with the bytes that are
+//!    there. (The counts in other answers are `kafka-protocol`'s to check, and it trusts them.)
 //!
 //! # Not here
 //! Appends, transactions, group membership, TLS, and codecs other than gzip.
@@ -17,6 +18,8 @@ mod api;
 mod batch;
 mod cluster;
 mod connection;
+#[cfg(test)]
+mod fake;
 mod group;
 mod pool;
 mod reader;

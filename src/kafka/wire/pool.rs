@@ -147,6 +147,6 @@ impl DerefMut for Lent {
 }
 
 /// Nothing panics while one of these locks is held, and what they guard is whole between statements.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -108,30 +108,33 @@ impl Cluster {
         max_bytes: usize,
         wait: Duration,
     ) -> Result<Fetched, KafkaError> {
-        let answer = self
-            .ask(
-                Target::Leader(partition),
-                wait,
-                |way| fetch_request(partition, from, isolation, max_bytes, wait, way),
-                |response| check_fetch(partition, response),
-            )
-            .await?;
-        match answer {
-            Answer::Data(data) => read_data(partition, from, isolation, *data),
-            Answer::OutOfRange => Err(self.out_of_range(partition, from).await?),
+        let mut refused = None;
+        // A new leader may still be catching up with an offset that the old one had: such a refusal is asked for once more.
+        for _ in 0..2 {
+            let answer = self
+                .ask(
+                    Target::Leader(partition),
+                    wait,
+                    |way| fetch_request(partition, from, isolation, max_bytes, wait, way),
+                    |response| check_fetch(partition, response),
+                )
+                .await?;
+            match answer {
+                Answer::Data(data) => return read_data(partition, from, isolation, *data),
+                Answer::OutOfRange => {
+                    // The refusal names no bounds.
+                    let (log_start, high_watermark) = self.log_bounds(partition).await?;
+                    refused = Some((log_start, high_watermark));
+                    if from < log_start || from > high_watermark {
+                        break;
+                    }
+                }
+            }
         }
-    }
-
-    /// The broker's refusal names no bounds, so they are asked for.
-    async fn out_of_range(
-        &self,
-        partition: &TopicPartition,
-        offset: Offset,
-    ) -> Result<KafkaError, KafkaError> {
-        let (log_start, high_watermark) = self.log_bounds(partition).await?;
-        Ok(KafkaError::OffsetOutOfRange {
+        let (log_start, high_watermark) = refused.unwrap_or_default();
+        Err(KafkaError::OffsetOutOfRange {
             partition: partition.clone(),
-            offset,
+            offset: from,
             log_start,
             high_watermark,
         })

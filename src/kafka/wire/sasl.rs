@@ -123,3 +123,51 @@ fn expiry(session_lifetime_ms: i64) -> Option<Instant> {
         .filter(|ms| *ms > 0)?;
     Instant::now().checked_add(Duration::from_millis(lifetime / 100 * 85))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Secret;
+
+    fn config(password: Option<&str>) -> KafkaConfig {
+        KafkaConfig {
+            sasl_username: "alice".to_owned(),
+            sasl_password: password.map(Secret::new),
+            ..KafkaConfig::default()
+        }
+    }
+
+    #[test]
+    fn a_missing_password_names_its_setting() {
+        let detail = start(&config(None)).err().unwrap();
+        assert!(detail.contains("kafka.sasl_password"), "{detail}");
+        assert!(start(&config(Some("secret"))).is_ok());
+    }
+
+    #[test]
+    fn a_mechanism_that_is_not_enabled_names_those_that_are() {
+        let response = SaslHandshakeResponse::default()
+            .with_error_code(33)
+            .with_mechanisms(vec![StrBytes::from_static_str("SCRAM-SHA-512")]);
+        let detail = check_handshake(&response).unwrap_err();
+        assert!(detail.contains("SCRAM-SHA-512") && detail.contains("kafka.sasl_mechanism"));
+    }
+
+    #[test]
+    fn the_brokers_own_words_are_passed_on() {
+        let response = SaslAuthenticateResponse::default().with_error_code(58);
+        let plain = check_step(&response).unwrap_err();
+        assert_eq!(plain, "SaslAuthenticationFailed");
+        let worded = response.with_error_message(Some(StrBytes::from_static_str("who are you")));
+        assert_eq!(check_step(&worded).unwrap_err(), "who are you");
+    }
+
+    #[test]
+    fn a_session_ends_before_the_broker_ends_it() {
+        assert_eq!(expiry(0), None);
+        assert_eq!(expiry(-1), None);
+        let now = Instant::now();
+        let ends = expiry(10_000).unwrap() - now;
+        assert!(ends > Duration::from_secs(8) && ends < Duration::from_secs(9));
+    }
+}

@@ -351,3 +351,24 @@ fn transport_errors_are_told_apart() {
         assert_eq!(transport(TARGET, &error).fault, expected);
     }
 }
+
+proptest::proptest! {
+    /// Total: whatever the server says, there is a judgement, and its sentence holds nothing that was quoted.
+    #[test]
+    fn any_answer_is_judged(status in 0_u16..1000, body in ".{0,300}", param in "[a-z_]{0,20}", kind in "[A-Za-z ]{0,20}") {
+        drop(judge(status, &body));
+        let shaped = serde_json::json!({"error": {"message": format!("'{body}'"), "type": kind, "param": param}});
+        drop(judge(status, &shaped.to_string()));
+        drop(judge(200, &serde_json::json!({"choices": [{"message": body, "finish_reason": kind}], "usage": param}).to_string()));
+    }
+
+    /// Text between quotes never comes through, wherever in the sentence it stands.
+    #[test]
+    fn no_quoted_text_comes_through(before in "[a-z =]{0,40}", secret in "[A-Z]{8,40}", after in "[a-z ]{0,40}") {
+        for quote in ['\'', '"', '`'] {
+            let message = format!("{before} {quote}{secret}{quote}{after}");
+            let detail = failure(400, &error(&message, "BadRequestError", None, 400)).detail;
+            proptest::prop_assert!(!detail.contains(&secret), "{}", detail);
+        }
+    }
+}

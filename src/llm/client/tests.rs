@@ -34,7 +34,7 @@ impl std::fmt::Debug for Fake {
 }
 
 impl Fake {
-    fn new(
+    fn serving(
         rule: impl FnMut(&str, &serde_json::Value) -> Does + Send + 'static,
     ) -> Arc<dyn Transport> {
         Arc::new(Self {
@@ -109,7 +109,7 @@ async fn ask(client: &VllmClient) -> Result<Completion, CompleteError> {
 async fn an_outage_of_an_hour_costs_nothing_but_the_hour() {
     let back = Instant::now() + Duration::from_hours(1);
     let mut chats = 0;
-    let transport = Fake::new(move |path, body| {
+    let transport = Fake::serving(move |path, body| {
         if Instant::now() < back {
             if path == "/v1/chat/completions" && !is_probe(body) {
                 chats += 1;
@@ -136,7 +136,7 @@ async fn an_outage_of_an_hour_costs_nothing_but_the_hour() {
 async fn the_time_of_an_attempt_grows_after_each_timeout() {
     let calls = Arc::new(Mutex::new(Vec::new()));
     let seen = Arc::clone(&calls);
-    let transport = Fake::new(move |path, body| {
+    let transport = Fake::serving(move |path, body| {
         if path == "/v1/chat/completions" && !is_probe(body) {
             seen.lock().unwrap().push(Instant::now());
             Does::Hang
@@ -171,7 +171,7 @@ async fn the_time_of_an_attempt_grows_after_each_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn the_deadline_ends_a_document_between_its_attempts() {
-    let transport = Fake::new(|path, body| {
+    let transport = Fake::serving(|path, body| {
         if path == "/v1/chat/completions" && !is_probe(body) {
             Does::Hang
         } else {
@@ -203,7 +203,7 @@ async fn the_deadline_ends_a_document_between_its_attempts() {
 #[tokio::test(start_paused = true)]
 async fn a_throttled_document_outlives_its_deadline() {
     let free = Instant::now() + Duration::from_hours(1);
-    let transport = Fake::new(move |_, _| {
+    let transport = Fake::serving(move |_, _| {
         if Instant::now() < free {
             Does::Status(503)
         } else {
@@ -256,7 +256,7 @@ async fn a_hold_is_told_when_it_begins_each_minute_and_when_it_ends() {
     let log = Log::default();
     let _guard = log.begin();
     let back = Instant::now() + Duration::from_secs(605);
-    let transport = Fake::new(move |_, _| {
+    let transport = Fake::serving(move |_, _| {
         if Instant::now() < back {
             Does::Refuse
         } else {
@@ -277,7 +277,7 @@ async fn a_hold_is_told_when_it_begins_each_minute_and_when_it_ends() {
 async fn a_hold_whose_probe_hangs_is_told_within_five_seconds() {
     let log = Log::default();
     let _guard = log.begin();
-    let transport = Fake::new(|_, body| {
+    let transport = Fake::serving(|_, body| {
         if is_probe(body) {
             Does::Hang
         } else {
@@ -292,7 +292,7 @@ async fn a_hold_whose_probe_hangs_is_told_within_five_seconds() {
 #[tokio::test(start_paused = true)]
 async fn waiters_for_admission_keep_their_order_through_a_hold() {
     let back = Instant::now() + Duration::from_secs(30);
-    let transport = Fake::new(move |_, _| {
+    let transport = Fake::serving(move |_, _| {
         if Instant::now() < back {
             Does::Refuse
         } else {
@@ -329,7 +329,7 @@ async fn waiters_for_admission_keep_their_order_through_a_hold() {
 async fn shutdown_gives_held_documents_back() {
     let shutdown = CancellationToken::new();
     let metrics = LlmMetrics::new(&mut Registry::default());
-    let transport = Fake::new(|_, _| Does::Refuse);
+    let transport = Fake::serving(|_, _| Does::Refuse);
     let client = VllmClient::new(&LlmConfig::default(), transport, metrics, &shutdown).unwrap();
     let document = client.complete(request(), Slot::unbounded());
     let (result, ()) = tokio::join!(document, async {

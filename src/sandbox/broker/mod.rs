@@ -25,6 +25,7 @@ mod handle;
 mod listener;
 mod log;
 mod sasl;
+mod scram;
 mod shared;
 mod state;
 mod topic_config;

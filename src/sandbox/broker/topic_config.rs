@@ -174,12 +174,29 @@ impl TopicConfig {
         Ok(())
     }
 
+    /// Goes back to the default.
+    pub(super) fn unset(&mut self, name: &str) -> Result<(), String> {
+        if definition(name).is_none() {
+            return Err(format!("Unknown topic config name: {name}"));
+        }
+        self.set.remove(name);
+        Ok(())
+    }
+
+    /// What the broker gives a topic that does not set it.
+    pub(super) fn default_of(&self, definition: &Definition) -> &str {
+        if definition.name == "max.message.bytes" {
+            &self.message_max_bytes
+        } else {
+            definition.default
+        }
+    }
+
     /// The value and whether it was set on the topic.
     pub(super) fn lookup(&self, name: &str) -> Option<(&str, bool)> {
         match self.set.get(name) {
             Some(value) => Some((value, true)),
-            None if name == "max.message.bytes" => Some((&self.message_max_bytes, false)),
-            None => definition(name).map(|definition| (definition.default, false)),
+            None => definition(name).map(|definition| (self.default_of(definition), false)),
         }
     }
 

@@ -110,8 +110,8 @@ fn object(schema: &Value, text: &str, depth: usize) -> Value {
         .into()
 }
 
-/// The document in a prompt: what stands between tags of that name, or after the instruction that ends with the first blank line,
-/// or all of it.
+/// The document in a prompt: what stands between tags of that name, or below a line that ends with `document:`, or after the
+/// instruction that ends with the first blank line, or all of it.
 fn document_of(prompt: &str) -> &str {
     let end = prompt.floor_char_boundary(LOOKED_AT_BYTES);
     let prompt = prompt.get(..end).unwrap_or(prompt);
@@ -120,13 +120,22 @@ fn document_of(prompt: &str) -> &str {
             .split_once("</document>")
             .map_or(inside, |(inside, _)| inside);
     }
+    let announced = prompt.split_inclusive('\n').scan(0, |place, line| {
+        *place += line.len();
+        Some((*place, line))
+    });
+    for (below, line) in announced {
+        if line.trim_end().to_lowercase().ends_with("document:") {
+            return prompt.get(below..).unwrap_or_default();
+        }
+    }
     match prompt.split_once("\n\n") {
         Some((_, rest)) if !rest.trim().is_empty() => rest,
         _ => prompt,
     }
 }
 
-/// Splits at `.`, `!` and `?` before white space, and at blank lines. An abbreviation of one letter or before a figure ends none.
+/// Splits at `.`, `!` and `?` before white space, and at blank lines. An abbreviation ends none.
 fn sentences(text: &str) -> Vec<String> {
     let mut found = Vec::new();
     for paragraph in text.split("\n\n") {
@@ -155,10 +164,12 @@ const ABBREVIATIONS: [&str; 12] = [
 
 fn ends_sentence(word: &str) -> bool {
     let word = word.trim_end_matches(['"', '\'', ')', '”', '’']);
-    let single_letter = word
-        .strip_suffix('.')
-        .is_some_and(|stem| stem.chars().count() == 1);
-    word.ends_with(['.', '!', '?']) && !single_letter && !ABBREVIATIONS.contains(&word)
+    // `J.`, `N.V.`, `U.S.`
+    let letters = word.strip_suffix('.').is_some_and(|stem| {
+        stem.split('.')
+            .all(|part| part.chars().count() == 1 && part.chars().all(char::is_alphabetic))
+    });
+    word.ends_with(['.', '!', '?']) && !letters && !ABBREVIATIONS.contains(&word)
 }
 
 /// Words with a digit.
@@ -171,6 +182,8 @@ fn figures(sentence: &str) -> usize {
 
 fn shortened(sentence: &str) -> String {
     match sentence.char_indices().nth(SENTENCE_CHARS_MAX) {
+        // A headline has no full stop of its own.
+        None if sentence.ends_with(char::is_alphanumeric) => format!("{sentence}."),
         None => sentence.to_owned(),
         Some((end, _)) => {
             let cut = sentence.get(..end).unwrap_or(sentence);
@@ -193,6 +206,16 @@ mod tests {
             extract(DOCUMENT),
             "[simulated answer, no model was run] Aldgate Foods Inc. sells oats. Revenue was $12.5 million, up 4%, in \
              2025. Debt fell to $3 million."
+        );
+    }
+
+    #[test]
+    fn a_document_below_its_line_is_found_and_a_headline_ends() {
+        let prompt = "You are an analyst. Answer.\n\nWrite:\n1. Summary.\n\nDocument:\nOrrin buys Tallis\n\nOrrin N.V. \
+                      pays $4 billion. More follows.";
+        assert_eq!(
+            extract(prompt),
+            format!("{SIMULATED} Orrin buys Tallis. Orrin N.V. pays $4 billion.")
         );
     }
 

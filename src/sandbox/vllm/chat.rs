@@ -11,7 +11,7 @@ use super::faults::Action;
 use super::fields;
 use super::reply::Reply;
 use super::request::{ChatRequest, Format, render};
-use super::server::{Outcome, Shared, header_text, is_json};
+use super::server::{Outcome, Shared, header_text, is_json, unix_seconds};
 use super::{Answers, CHAT_PATH, tokenizer};
 
 /// Build that answers claim to come from, as vLLM writes it; the last part says what it is.
@@ -98,14 +98,7 @@ async fn try_complete(
     };
     let taken = shared.engine.admit(sequences).map_err(refused)?;
     let (prompt_tokens, max_tokens) = fit(shared, request)?;
-    let text = match (&shared.config.answers, &request.format) {
-        (Answers::Fixed(text), _) => text.clone(),
-        (Answers::Extract, Format::Text) => extract(&question(request)),
-        (Answers::Extract, Format::Json) => extract_json(&question(request), None),
-        (Answers::Extract, Format::Schema(schema)) => {
-            extract_json(&question(request), Some(schema))
-        }
-    };
+    let text = said(shared, request);
     let mut generated = generate(&text, max_tokens, &request.stop);
     let ran = taken
         .run(prompt_tokens, generated.tokens)
@@ -130,7 +123,7 @@ async fn try_complete(
     Ok(Reply::json(&Completion {
         id: format!("chatcmpl-{id}"),
         object: "chat.completion",
-        created: shared.unix_seconds(),
+        created: unix_seconds(),
         model: shared.model(),
         choices: (0..sequences)
             .map(|index| Choice::new(index, content, &generated))
@@ -151,6 +144,19 @@ async fn try_complete(
         ec_transfer_params: None,
         metrics: None,
     }))
+}
+
+/// What the model says when nothing cuts it.
+fn said(shared: &Shared, request: &ChatRequest) -> String {
+    if let Answers::Fixed(text) = &shared.config.answers {
+        return text.clone();
+    }
+    match &request.format {
+        Format::Text => extract(&question(request)),
+        Format::Json => extract_json(&question(request), None),
+        Format::Schema(schema) => extract_json(&question(request), Some(schema)),
+        Format::Choice(choice) => choice.clone(),
+    }
 }
 
 /// Checks that the request fits the context; tells its prompt tokens and the tokens that its answer may have.

@@ -299,3 +299,78 @@ impl Drop for Gauge<'_> {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn engine(
+        max_num_seqs: usize,
+        max_num_queued_reqs: Option<usize>,
+    ) -> (Arc<Engine>, watch::Sender<EngineState>) {
+        let (state, watched) = watch::channel(EngineState::Serving);
+        let latency = Latency::fixed(Duration::from_secs(1));
+        let changed = watch::Sender::new(0);
+        let engine = Engine::new(latency, max_num_seqs, max_num_queued_reqs, watched, changed);
+        (Arc::new(engine), state)
+    }
+
+    /// Invariant 1: one at a time, each second, in the order of arrival.
+    #[tokio::test(start_paused = true)]
+    async fn who_waits_runs_in_the_order_of_arrival() {
+        let (engine, _state) = engine(1, None);
+        let start = Instant::now();
+        let ended = Arc::new(Mutex::new(Vec::new()));
+        let calls: Vec<_> = (0..5_u64)
+            .map(|number| {
+                let taken = engine.admit(1).unwrap();
+                let ended = Arc::clone(&ended);
+                tokio::spawn(async move {
+                    assert_eq!(taken.run(0, 0).await, Ok(Ran::Done));
+                    ended
+                        .lock()
+                        .unwrap()
+                        .push((number, start.elapsed().as_secs()));
+                })
+            })
+            .collect();
+        for call in calls {
+            call.await.unwrap();
+        }
+        let expected = [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)];
+        assert_eq!(*ended.lock().unwrap(), expected);
+        assert_eq!(engine.load().peak_running, 1);
+    }
+
+    /// Invariant 2, at the queue's bound: a call that is dropped makes room at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_dropped_call_makes_room() {
+        let (engine, _state) = engine(4, Some(2));
+        let (first, second) = (engine.admit(1).unwrap(), engine.admit(1).unwrap());
+        assert_eq!(engine.admit(1).unwrap_err(), Refused::Busy);
+        drop(second);
+        let third = engine.admit(1).unwrap();
+        assert_eq!(engine.admit(1).unwrap_err(), Refused::Busy);
+        // A call of several sequences counts as several.
+        drop((first, third));
+        assert_eq!(engine.admit(3).unwrap_err(), Refused::Busy);
+        assert!(engine.admit(2).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_tells_how_far_a_call_was() {
+        let (engine, state) = engine(4, None);
+        let call = tokio::spawn(engine.admit(1).unwrap().run(0, 0));
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        state.send_replace(EngineState::Paused);
+        assert_eq!(call.await.unwrap(), Ok(Ran::Aborted(0.25)));
+        assert_eq!((engine.load().running, engine.load().waiting), (0, 0));
+    }
+
+    /// More sequences than slots run as one call that takes all slots.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_of_many_sequences_ends() {
+        let (engine, _state) = engine(2, None);
+        assert_eq!(engine.admit(5).unwrap().run(0, 0).await, Ok(Ran::Done));
+    }
+}

@@ -107,8 +107,21 @@ fn invalid_json(text: &str, error: &serde_json::Error) -> Reply {
         .take(error.line().saturating_sub(1))
         .map(str::len)
         .sum();
-    let position = line_start + error.column().saturating_sub(1);
-    let words = if reason.starts_with("trailing characters") {
+    let mut position = line_start + error.column().saturating_sub(1);
+    if reason.starts_with("expected ident") {
+        // Found inside a word: Python names the word's first letter.
+        let before = text.get(..position).unwrap_or_default();
+        position = before.trim_end_matches(char::is_alphabetic).len();
+    }
+    let words = if reason.starts_with("EOF while parsing a value") {
+        // Python skips white space first, and knows that an object's comma wants a name.
+        position = text.len();
+        if text.trim_end().ends_with([',', '{']) {
+            "Expecting property name enclosed in double quotes"
+        } else {
+            "Expecting value"
+        }
+    } else if reason.starts_with("trailing characters") {
         "Extra data"
     } else if reason.starts_with("EOF while parsing a string") {
         "Unterminated string starting at"

@@ -4,15 +4,23 @@
 //! the behaviour of connections follow vLLM 0.32.0; what was compared with a running one, and what differs, is listed below. Its
 //! answers are extracts of the document behind the words [`SIMULATED`].
 //!
+//! # Compared
+//! 112 requests of every kind were sent to this server and to vLLM 0.32.0 (CPU build, the same context, a tiny model): 99 answers had
+//! the same status, headers and body, or, for a success, the same keys in the same order with the same types. The refusals of the
+//! chat template were compared under the template of the first revisions of Mistral-7B-Instruct-v0.2. The rest differed as follows.
+//!
 //! # Not the same as vLLM
 //! - Served: `/v1/chat/completions`, `/v1/models`, `/health`, `/ping`, `/version`, `/load`, `/metrics`, `/tokenize`,
 //!   `/detokenize`. Nothing else, and no streaming (501).
-//! - Sampling parameters are checked and have no effect. `logprobs`, `tools`, `min_tokens`, `truncate_prompt_tokens`,
-//!   `structured_outputs` and whatever is not read in `request.rs` are ignored, as vLLM ignores unknown fields.
-//! - The tokenizer is a stand-in (`tokenizer.rs`), and so its longest token, which bounds a prompt's characters, is 7 long.
-//! - `response_format` with a JSON schema gives the simplest object of the schema's types; its other rules are not obeyed.
-//! - What vLLM's validation lists once per branch of a union is listed once; JSON syntax errors have a close position. `NaN` is
-//!   a syntax error here.
+//! - Sampling parameters are checked and have no effect. `logprobs`, `tools`, `min_tokens`, `truncate_prompt_tokens` and whatever is
+//!   not read in `request.rs` are ignored, as vLLM ignores unknown fields.
+//! - The tokenizer is a stand-in (`tokenizer.rs`): other counts, and a prompt is refused by its characters from 7 per token on (vLLM:
+//!   the longest token of the model's vocabulary).
+//! - A JSON schema gives the simplest object of the schema's types; its other rules are not obeyed. Of a wrong schema only an unknown
+//!   type is noticed. The other kinds of `structured_outputs` but `json`, `json_object` and `choice` are taken and not obeyed.
+//! - What vLLM's validation lists once per branch of a union (a message, `response_format`) is listed once; JSON syntax errors have a
+//!   close position. `NaN` is a syntax error here, and a finite-number error there.
+//! - Headers: `server` says `simulated-vllm`, and there is no `vary`.
 //! - What is not HTTP gets an empty 400; bodies over 64 MiB a 413.
 //!
 //! # Faults

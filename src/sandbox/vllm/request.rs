@@ -46,6 +46,8 @@ pub(super) enum Format {
     Text,
     Json,
     Schema(Value),
+    /// The first of the choices of `structured_outputs`.
+    Choice(String),
 }
 
 #[derive(Debug)]
@@ -71,6 +73,7 @@ impl ChatRequest {
         let n = fields.integer("n").unwrap_or(1);
         let presence_penalty = fields.float("presence_penalty").unwrap_or(0.0);
         let format = read_format(&mut fields);
+        let structured = read_structured_outputs(object);
         fields.integer_64("seed");
         let stop = read_stop(&mut fields);
         let stream = fields.flag("stream");
@@ -82,6 +85,11 @@ impl ChatRequest {
         if !fields.errors.is_empty() {
             return Err(refuse(&fields.errors));
         }
+        let format = match (structured?, format) {
+            (Some(constraint), _) => constraint,
+            (None, Format::Schema(schema)) => checked_schema(schema)?,
+            (None, format) => format,
+        };
         Ok(Self {
             model,
             messages,
@@ -257,6 +265,14 @@ fn read_format(fields: &mut Fields<'_>) -> Format {
         Some("text") => Format::Text,
         Some("json_object") => Format::Json,
         Some("json_schema") => {
+            if format
+                .pointer("/json_schema/name")
+                .is_none_or(Value::is_null)
+            {
+                let schema = format.get("json_schema").unwrap_or(&Value::Null);
+                let place = "response_format.json_schema.name";
+                fields.refuse("missing", place, "Field required", schema);
+            }
             let schema = format.pointer("/json_schema/schema").cloned();
             schema.map_or(Format::Json, Format::Schema)
         }
@@ -283,6 +299,61 @@ fn read_format(fields: &mut Fields<'_>) -> Format {
             );
             Format::Text
         }
+    }
+}
+
+/// The one constraint of `structured_outputs`. A regular expression, grammar or structural tag is taken and not obeyed.
+fn read_structured_outputs(object: &Map<String, Value>) -> Result<Option<Format>, Reply> {
+    const KINDS: [&str; 6] = [
+        "json",
+        "regex",
+        "choice",
+        "grammar",
+        "json_object",
+        "structural_tag",
+    ];
+    let Some(outputs) = object.get("structured_outputs").and_then(Value::as_object) else {
+        return Ok(None);
+    };
+    let told = |kind: &&&str| outputs.get(**kind).is_some_and(|value| !value.is_null());
+    if KINDS.iter().take(3).filter(told).count() > 1 {
+        return Err(Reply::bad_request(
+            "You can only use one kind of constraints for structured outputs ('json', 'regex' or 'choice').",
+        ));
+    }
+    match KINDS.iter().filter(told).count() {
+        0 => Err(Reply::bad_request(
+            "You must use one kind of structured outputs constraint but none are specified",
+        )),
+        1 => match (outputs.get("json"), outputs.get("choice")) {
+            (Some(Value::String(text)), _) => serde_json::from_str(text)
+                .map_err(|error| Reply::bad_request(&format!("Grammar error: {error}")))
+                .and_then(checked_schema)
+                .map(Some),
+            (Some(schema), _) if !schema.is_null() => checked_schema(schema.clone()).map(Some),
+            (_, Some(Value::Array(choices))) => {
+                let first = choices.first().and_then(Value::as_str).unwrap_or_default();
+                Ok(Some(Format::Choice(first.to_owned())))
+            }
+            _ if outputs.get("json_object") == Some(&Value::Bool(true)) => Ok(Some(Format::Json)),
+            _ => Ok(Some(Format::Text)),
+        },
+        _ => Err(Reply::bad_request(
+            "You can only use one kind of structured outputs constraint but multiple are specified",
+        )),
+    }
+}
+
+/// A schema whose outermost type exists; vLLM's grammar compiler finds more.
+fn checked_schema(schema: Value) -> Result<Format, Reply> {
+    const TYPES: [&str; 7] = [
+        "object", "array", "string", "number", "integer", "boolean", "null",
+    ];
+    match schema.get("type").and_then(Value::as_str) {
+        Some(unknown) if !TYPES.contains(&unknown) => Err(Reply::bad_request(&format!(
+            "Grammar error: Invalid type: {unknown}"
+        ))),
+        _ => Ok(Format::Schema(schema)),
     }
 }
 

@@ -10,7 +10,7 @@ use super::faults::EngineState;
 use super::fields::{self, FieldError, Fields, refuse, whole_number};
 use super::reply::Reply;
 use super::request::{read_messages, render};
-use super::server::{Outcome, Shared, is_json, read};
+use super::server::{Outcome, Shared, is_json, read, unix_seconds};
 use super::{CHAT_PATH, tokenizer};
 
 /// KV cache of the simulated card in tokens: a gauge is made of it, nothing is bounded by it.
@@ -121,7 +121,7 @@ struct ModelPermission {
 }
 
 fn models(shared: &Shared) -> Reply {
-    let created = shared.unix_seconds();
+    let created = unix_seconds();
     let card = |id| ModelCard {
         id,
         object: "model",

@@ -88,11 +88,6 @@ impl Shared {
         format!("{:016x}", number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 
-    #[allow(clippy::unused_self, reason = "the clock is a part of the server")]
-    pub(super) fn unix_seconds(&self) -> i64 {
-        crate::clock::now().as_second()
-    }
-
     fn allows(&self, parts: &Parts) -> bool {
         let Some(key) = &self.config.api_key else {
             return true;
@@ -110,6 +105,11 @@ impl Shared {
             .and_then(|value| value.split_once(' '))
             .is_some_and(|(scheme, token)| scheme.eq_ignore_ascii_case("bearer") && token == key)
     }
+}
+
+/// The `created` of answers.
+pub(super) fn unix_seconds() -> i64 {
+    crate::clock::now().as_second()
 }
 
 /// A header as text.

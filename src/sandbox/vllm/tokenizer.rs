@@ -51,9 +51,7 @@ fn token_bytes(text: &str) -> Option<usize> {
     let (space, body) = text
         .strip_prefix(' ')
         .map_or((0, text), |after_space| (1, after_space));
-    let run = |kind: fn(&u8) -> bool, max: usize| {
-        body.bytes().take(max).take_while(|byte| kind(byte)).count()
-    };
+    let run = |kind: fn(&u8) -> bool, max: usize| body.bytes().take(max).take_while(kind).count();
     let letters = run(u8::is_ascii_alphabetic, LETTERS_MAX);
     let digits = run(u8::is_ascii_digit, DIGITS_MAX);
     let marks = run(u8::is_ascii_punctuation, 1);

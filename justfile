@@ -1,0 +1,151 @@
+# `just up` starts Kafka and vLLM, `just run` the processor. Without a Docker engine `up` starts the built-in sandbox instead.
+
+set shell := ["bash", "-euo", "pipefail", "-c"]
+
+cargo := "cargo"
+binary := "target/release/kafka-llm-processor"
+admin_port := "9100"
+sandbox_pid := "target/sandbox.pid"
+sandbox_log := "target/sandbox.log"
+
+# list the recipes
+default:
+    @{{ just_executable() }} --list --unsorted
+
+# infrastructure only: Kafka on localhost:9092, vLLM on localhost:8000
+up:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if docker info > /dev/null 2>&1 && docker compose version > /dev/null 2>&1; then
+        echo "Starting Kafka and vLLM in containers; the first start downloads the model."
+        docker compose up --detach --wait kafka vllm || {
+            echo "Not everything came up; docker compose logs tells why. vLLM needs a GPU and NVIDIA's container toolkit." >&2
+            echo "To try the processor without them: just down, then just sandbox-start" >&2
+            exit 1
+        }
+        echo "Ready: Kafka on localhost:9092, vLLM on http://localhost:8000. Next: just run"
+        exit
+    fi
+    echo "No Docker engine answers here (or its compose plugin is missing):"
+    echo "starting the sandbox instead, an in-memory Kafka and a SIMULATED vLLM. Its answers come from no model."
+    {{ just_executable() }} cargo={{ cargo }} binary={{ binary }} sandbox-start
+
+# everything in containers, the processor too
+up-all:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    docker info > /dev/null 2>&1 && docker compose version > /dev/null 2>&1 || {
+        echo "just up-all needs a Docker engine with the compose plugin; without one: just up, then just run" >&2
+        exit 1
+    }
+    running=$(docker compose ps --status running --services 2> /dev/null || true)
+    if ! grep -qx processor <<< "$running" && (: < /dev/tcp/127.0.0.1/{{ admin_port }}) 2> /dev/null; then
+        echo "Something listens on port {{ admin_port }}: a processor seems to run on this host. Stop it first; two would share one input." >&2
+        exit 1
+    fi
+    docker compose --profile processor up --detach --wait --build
+
+# the processor on this host, in the foreground; ctrl-c drains it
+run *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if command -v docker > /dev/null; then
+        running=$(docker compose ps --status running --services 2> /dev/null || true)
+        if grep -qx processor <<< "$running"; then
+            echo "The processor already runs in a container; two would share one input." >&2
+            echo "Follow it with: docker compose logs -f processor     Stop it with: docker compose stop processor" >&2
+            exit 1
+        fi
+    fi
+    exec {{ cargo }} run --release -- run {{ arguments }}
+
+# send sample documents: just produce --count 3
+produce *arguments:
+    @{{ cargo }} run --release --quiet -- produce {{ arguments }}
+
+# show results: just results --follow
+results *arguments:
+    @{{ cargo }} run --release --quiet -- results {{ arguments }}
+
+# is everything there? a tick or a cross each
+check *arguments:
+    @{{ cargo }} run --release --quiet -- check {{ arguments }}
+
+# stop what `up` or `up-all` started; Kafka's data and the model stay in their volumes
+down:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    {{ just_executable() }} sandbox-stop
+    if docker info > /dev/null 2>&1 && docker compose version > /dev/null 2>&1; then
+        docker compose --profile processor down
+    fi
+
+# all tests; nothing else to set up
+test *arguments:
+    {{ cargo }} test {{ arguments }}
+
+# the suite against a real Apache Kafka; REAL_KAFKA_TOOLS names the folder of the scripts that start one
+test-kafka:
+    REAL_KAFKA_TOOLS="${REAL_KAFKA_TOOLS:-../shared/tools/real-kafka}" {{ cargo }} test --release --test real_kafka -- --nocapture
+
+# formats, lints, dependency rules
+lint:
+    {{ cargo }} fmt --check
+    {{ cargo }} clippy --all-targets -- -D warnings
+    if command -v cargo-deny > /dev/null; then {{ cargo }} deny --log-level error --config .deny.toml check bans licenses sources; else echo "cargo-deny is not installed: dependency rules not checked (cargo install cargo-deny --locked)"; fi
+
+# the library's documentation
+doc:
+    RUSTDOCFLAGS="-D warnings" {{ cargo }} doc --no-deps
+
+[private]
+sandbox-start:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if [ -f {{ sandbox_pid }} ] && ps -p "$(cat {{ sandbox_pid }})" -o args= 2> /dev/null | grep -q ' sandbox$'; then
+        echo "The sandbox already runs (process $(cat {{ sandbox_pid }})). Next: just run"
+        exit
+    fi
+    for port in 9092 8000; do
+        if (: < /dev/tcp/127.0.0.1/$port) 2> /dev/null; then
+            echo "Port $port is taken by another program; stop it first (a Kafka or vLLM that already runs needs no 'just up': just run)." >&2
+            exit 1
+        fi
+    done
+    {{ cargo }} build --release
+    mkdir -p target
+    nohup {{ binary }} sandbox > {{ sandbox_log }} 2>&1 < /dev/null &
+    pid=$!
+    echo "$pid" > {{ sandbox_pid }}
+    for _ in $(seq 150); do
+        if ! kill -0 "$pid" 2> /dev/null; then
+            echo "The sandbox ended at once. Its last words ({{ sandbox_log }}):" >&2
+            tail -n 5 {{ sandbox_log }} >&2
+            rm -f {{ sandbox_pid }}
+            exit 1
+        fi
+        if (: < /dev/tcp/127.0.0.1/9092) 2> /dev/null && (: < /dev/tcp/127.0.0.1/8000) 2> /dev/null; then
+            echo "Ready (process $pid): sandbox Kafka on localhost:9092, simulated vLLM on http://localhost:8000. Next: just run"
+            exit
+        fi
+        sleep 0.2
+    done
+    echo "The sandbox does not answer after 30 s; see {{ sandbox_log }}. It is stopped again." >&2
+    kill "$pid"
+    rm -f {{ sandbox_pid }}
+    exit 1
+
+[private]
+sandbox-stop:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    [ -f {{ sandbox_pid }} ] || exit 0
+    pid=$(cat {{ sandbox_pid }})
+    # The number may have been given to another program since.
+    if ps -p "$pid" -o args= 2> /dev/null | grep -q ' sandbox$'; then
+        kill "$pid"
+        for _ in $(seq 50); do kill -0 "$pid" 2> /dev/null || break; sleep 0.2; done
+        if kill -0 "$pid" 2> /dev/null; then echo "The sandbox (process $pid) does not end." >&2; exit 1; fi
+        echo "The sandbox (process $pid) is stopped; its topics are gone."
+    fi
+    rm -f {{ sandbox_pid }}

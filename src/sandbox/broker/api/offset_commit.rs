@@ -1,0 +1,100 @@
+//! OffsetCommit, versions 2 to 8.
+//!
+//! For clients without membership: generation −1 and an empty member. There are no members yet, so every other generation or member is
+//! refused as Kafka refuses it for a group without members: 25 for a known group, 22 for an unknown one. Retention is not served:
+//! offsets stay.
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::offset_commit_request::OffsetCommitRequestPartition;
+use kafka_protocol::messages::offset_commit_response::{
+    OffsetCommitResponsePartition, OffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
+
+use super::super::connection::Context;
+use super::super::groups::Committed;
+use super::super::state::State;
+use super::{Api, Reply};
+
+/// Kafka's `offset.metadata.max.bytes`.
+const METADATA_BYTES_MAX: usize = 4096;
+
+impl Api for OffsetCommitRequest {
+    const SERVED: (i16, i16) = (2, 8);
+
+    fn topics(&self) -> Vec<String> {
+        self.topics
+            .iter()
+            .map(|topic| topic.name.to_string())
+            .collect()
+    }
+
+    fn refuse(&self, code: ResponseError) -> OffsetCommitResponse {
+        respond(self, |_, _| Err(code))
+    }
+
+    async fn serve(self, context: &mut Context, _: i16) -> Reply<OffsetCommitResponse> {
+        let group = self.group_id.to_string();
+        let response = context.shared.change(|state| {
+            let member = check_member(state, &self);
+            respond(&self, |topic, partition| {
+                if state.partition(topic, partition.partition_index).is_none() {
+                    return Err(ResponseError::UnknownTopicOrPartition);
+                }
+                member?;
+                commit(state, &group, topic, partition)
+            })
+        });
+        Reply::Answer(response)
+    }
+}
+
+fn respond(
+    request: &OffsetCommitRequest,
+    mut each: impl FnMut(&str, &OffsetCommitRequestPartition) -> Result<(), ResponseError>,
+) -> OffsetCommitResponse {
+    let topics = request.topics.iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|partition| {
+            let code = each(&topic.name, partition).map_or_else(|code| code.code(), |()| 0);
+            OffsetCommitResponsePartition::default()
+                .with_partition_index(partition.partition_index)
+                .with_error_code(code)
+        });
+        OffsetCommitResponseTopic::default()
+            .with_name(topic.name.clone())
+            .with_partitions(partitions.collect())
+    });
+    OffsetCommitResponse::default().with_topics(topics.collect())
+}
+
+fn check_member(state: &State, request: &OffsetCommitRequest) -> Result<(), ResponseError> {
+    // A negative generation says that the client does not use membership, whatever its member id.
+    if request.generation_id_or_member_epoch < 0 {
+        Ok(())
+    } else if state.groups.find(&request.group_id).is_some() {
+        Err(ResponseError::UnknownMemberId)
+    } else {
+        Err(ResponseError::IllegalGeneration)
+    }
+}
+
+fn commit(
+    state: &mut State,
+    group: &str,
+    topic: &str,
+    partition: &OffsetCommitRequestPartition,
+) -> Result<(), ResponseError> {
+    let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
+    if metadata.len() > METADATA_BYTES_MAX {
+        return Err(ResponseError::OffsetMetadataTooLarge);
+    }
+    let committed = Committed {
+        offset: partition.committed_offset,
+        leader_epoch: partition.committed_leader_epoch,
+        metadata: metadata.to_owned(),
+    };
+    state
+        .groups
+        .commit(group, topic, partition.partition_index, committed);
+    Ok(())
+}

@@ -1,0 +1,214 @@
+//! A sandbox, and the service on it in this process. Every wait is for a condition, under a deadline.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kafka_llm_processor::app::{App, RunEnd};
+use kafka_llm_processor::config::{Override, Settings};
+use kafka_llm_processor::records::dead_letter::DeadLetter;
+use kafka_llm_processor::records::headers;
+use kafka_llm_processor::records::result::ResultRecord;
+use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig};
+use kafka_llm_processor::sandbox::vllm::{Answers, Latency, Vllm, VllmConfig};
+use kafka_llm_processor::telemetry::StatusBoard;
+use kafka_llm_processor::telemetry::status::Summary;
+use kafka_llm_processor::types::{Offset, Record, SourcePosition};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+pub const INPUT: &str = "docs";
+pub const OUTPUT: &str = "results";
+pub const DEAD: &str = "dead";
+pub const COMMITS: &str = "test-commits";
+pub const GROUP: &str = "test";
+
+/// The longest that anything here may take; what takes it has failed.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+pub struct World {
+    pub broker: Broker,
+    pub vllm: Vllm,
+}
+
+impl World {
+    /// A sandbox whose model answers at once.
+    pub async fn new(partitions: i32) -> Self {
+        Self::with_vllm(partitions, VllmConfig { latency: Latency::ZERO, ..VllmConfig::default() }).await
+    }
+
+    pub async fn with_vllm(partitions: i32, config: VllmConfig) -> Self {
+        let broker = Broker::start(BrokerConfig::default()).await.unwrap();
+        broker.create_topic(INPUT, partitions, &[]).unwrap();
+        let config = VllmConfig { answers: Answers::Extract, ..config };
+        let vllm = Vllm::start(config).await.unwrap();
+        Self { broker, vllm }
+    }
+
+    /// Appends documents `first..end` of `text(n)`, spread over the partitions by number, each with its number as key.
+    pub fn produce(&self, numbers: std::ops::Range<usize>, text: impl Fn(usize) -> String) {
+        let partitions = self.broker.partitions(INPUT).unwrap();
+        for number in numbers {
+            let partition = i32::try_from(number % partitions).unwrap();
+            self.put(partition, Some(&format!("k{number}")), Some(&json(number, &text(number))));
+        }
+    }
+
+    /// Appends one record.
+    pub fn put(&self, partition: i32, key: Option<&str>, value: Option<&str>) -> Offset {
+        let record = Record {
+            key: key.map(|key| Bytes::from(key.to_owned())),
+            value: value.map(|value| Bytes::from(value.to_owned())),
+            headers: Vec::new(),
+            timestamp_ms: 1_700_000_000_000,
+        };
+        self.broker.append(INPUT, partition, vec![record]).unwrap()
+    }
+
+    /// Settings for this sandbox; each of `set` is `key=value`.
+    pub fn settings(&self, set: &[&str]) -> Settings {
+        let brokers = format!("kafka.brokers={}", self.broker.bootstrap());
+        let url = format!("llm.url={}", self.vllm.url());
+        let fixed = [
+            brokers.as_str(),
+            url.as_str(),
+            "input.topics=docs",
+            "output.topic=results",
+            "dead_letters.topic=dead",
+            "kafka.group_id=test",
+            "admin.listen=off",
+            "log.file=off",
+            "kafka.request_timeout=2s",
+            "llm.retry_backoff_initial=10ms",
+            "llm.retry_backoff_max=50ms",
+            "input.fetch_wait=50ms",
+        ];
+        let overrides: Vec<_> = fixed
+            .iter()
+            .chain(set)
+            .map(|set| {
+                let (key, value) = set.split_once('=').unwrap();
+                Override { key: key.into(), value: value.into(), flag: "test".into() }
+            })
+            .collect();
+        Settings::load(None, [], &overrides).unwrap()
+    }
+
+    pub fn start(&self, set: &[&str]) -> Running {
+        Running::start(self.settings(set), false)
+    }
+
+    /// Every result, by source.
+    pub fn results(&self) -> BTreeMap<(i32, i64), Vec<ResultRecord>> {
+        let mut results: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for (_, _, record) in self.records(OUTPUT) {
+            let result = ResultRecord::parse(record.value.as_ref().unwrap()).unwrap();
+            let SourcePosition { topic_partition, offset } = headers::source(&record).unwrap();
+            assert_eq!(result.source.position(), headers::source(&record).unwrap());
+            results.entry((topic_partition.partition, offset.value())).or_default().push(result);
+        }
+        results
+    }
+
+    /// Every dead letter, by source.
+    pub fn dead_letters(&self) -> BTreeMap<(i32, i64), (DeadLetter, Record)> {
+        self.records(DEAD)
+            .into_iter()
+            .map(|(_, _, record)| {
+                let letter = DeadLetter::read(&record).unwrap();
+                let source = letter.source.clone();
+                ((source.topic_partition.partition, source.offset.value()), (letter, record))
+            })
+            .collect()
+    }
+
+    /// The values of the commit records of a partition, oldest first.
+    pub fn commits(&self, partition: i32) -> Vec<serde_json::Value> {
+        let key = format!("{INPUT}/{partition}");
+        self.records(COMMITS)
+            .into_iter()
+            .filter(|(_, _, record)| record.key.as_deref() == Some(key.as_bytes()))
+            .map(|(_, _, record)| serde_json::from_slice(record.value.as_ref().unwrap()).unwrap())
+            .collect()
+    }
+
+    pub fn commit_offset(&self, partition: i32) -> Option<i64> {
+        self.commits(partition).last().map(|commit| commit["next_offset"].as_i64().unwrap())
+    }
+
+    /// The commit offset of every partition has reached its end.
+    pub fn is_all_committed(&self) -> bool {
+        let partitions = i32::try_from(self.broker.partitions(INPUT).unwrap()).unwrap();
+        (0..partitions).all(|partition| {
+            let end = self.broker.high_watermark(INPUT, partition).unwrap().value();
+            self.commit_offset(partition) == Some(end)
+        })
+    }
+
+    fn records(&self, topic: &str) -> Vec<(kafka_llm_processor::types::TopicPartition, Offset, Record)> {
+        if self.broker.partitions(topic).is_none() {
+            return Vec::new();
+        }
+        self.broker.records(topic)
+    }
+}
+
+pub struct Running {
+    pub board: StatusBoard,
+    drain: CancellationToken,
+    task: JoinHandle<(RunEnd, Summary)>,
+}
+
+impl Running {
+    pub fn start(settings: Settings, fail_fast: bool) -> Self {
+        let app = App::build(settings).unwrap();
+        let board = app.board();
+        let drain = CancellationToken::new();
+        let task = tokio::spawn(app.run(drain.clone(), fail_fast));
+        Self { board, drain, task }
+    }
+
+    pub fn begin_drain(&self) {
+        self.drain.cancel();
+    }
+
+    /// Waits for the end.
+    pub async fn end(self) -> (RunEnd, Summary) {
+        timeout(DEADLINE, self.task).await.expect("the service ends in time").unwrap()
+    }
+
+    pub async fn drain(self) -> (RunEnd, Summary) {
+        self.begin_drain();
+        self.end().await
+    }
+
+    /// What a crash leaves: nothing more is written, whatever was on its way.
+    pub async fn kill(self) {
+        self.task.abort();
+        assert!(self.task.await.is_err_and(|error| error.is_cancelled()));
+    }
+
+    pub fn hold(&self, what: &str) -> Option<String> {
+        self.board.holds().into_iter().find(|hold| hold.what == what).map(|hold| hold.reason)
+    }
+}
+
+/// Waits until the condition holds.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "never came to be: {what}");
+        sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// A document.
+pub fn json(number: usize, text: &str) -> String {
+    serde_json::json!({"id": format!("d{number}"), "content": text}).to_string()
+}
+
+/// A text that names its number.
+pub fn plain(number: usize) -> String {
+    format!("Document {number} reports revenue of {number} million dollars.")
+}

@@ -1,0 +1,320 @@
+//! The model client against the simulated vLLM: every document ends with exactly one right outcome.
+#![cfg(feature = "sandbox")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kafka_llm_processor::llm::{
+    Complete, CompleteError, Completion, CompletionRequest, HttpTransport, KafkaContext, LlmConfig,
+    LlmError, LlmMetrics, Prompt, PromptConfig, VllmClient,
+};
+use kafka_llm_processor::sandbox::vllm::{
+    Action, EngineState, Fault, Latency, SIMULATED, Vllm, VllmConfig,
+};
+use kafka_llm_processor::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
+use prometheus_client::registry::Registry;
+use serde_json::Map;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// Longer than any wait that is meant to end; a test that meets it has failed.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+type Outcome = Result<Completion, CompleteError>;
+
+fn config(server: &Vllm) -> LlmConfig {
+    LlmConfig {
+        url: server.url(),
+        timeout: Duration::from_secs(2),
+        retry_backoff_initial: Duration::from_millis(10),
+        retry_backoff_max: Duration::from_millis(100),
+        ..LlmConfig::default()
+    }
+}
+
+fn client(config: &LlmConfig) -> Arc<VllmClient> {
+    let metrics = LlmMetrics::new(&mut Registry::default());
+    let transport = Arc::new(HttpTransport::new(config).unwrap());
+    Arc::new(VllmClient::new(config, transport, metrics, &CancellationToken::new()).unwrap())
+}
+
+fn request(offset: i64, content: &str) -> CompletionRequest {
+    let prompt = Prompt::new(&PromptConfig::default()).unwrap();
+    let context = Prompt::context(Map::new(), content, "d", KafkaContext::default());
+    CompletionRequest {
+        document_id: format!("doc-{offset}"),
+        position: SourcePosition {
+            topic_partition: TopicPartition::new("documents", 0),
+            offset: Offset::new(offset),
+        },
+        messages: prompt.render(&context).unwrap(),
+        traceparent: None,
+    }
+}
+
+async fn ask(client: Arc<VllmClient>, offset: i64, content: String) -> Outcome {
+    let slot = client.admit().await;
+    client.complete(request(offset, &content), slot).await
+}
+
+/// Asks about `count` documents at once.
+fn start(client: &Arc<VllmClient>, count: i64) -> JoinSet<Outcome> {
+    let mut tasks = JoinSet::new();
+    for offset in 0..count {
+        tasks.spawn(ask(
+            Arc::clone(client),
+            offset,
+            format!("Document {offset}: revenue rose 12 % to 4.3 billion euro."),
+        ));
+    }
+    tasks
+}
+
+async fn all_answered(tasks: JoinSet<Outcome>) {
+    let outcomes = tokio::time::timeout(PATIENCE, tasks.join_all())
+        .await
+        .expect("a document waits for ever");
+    for outcome in outcomes {
+        outcome.unwrap();
+    }
+}
+
+fn reason(outcome: Outcome) -> DeadLetterReason {
+    match outcome {
+        Err(CompleteError::DeadLetter(give_up)) => give_up.reason,
+        other => panic!("not given up: {other:?}"),
+    }
+}
+
+async fn held_because(client: &VllmClient, part: &str) {
+    let mut holds = client.holds();
+    tokio::time::timeout(
+        PATIENCE,
+        holds.wait_for(|hold| hold.as_ref().is_some_and(|hold| hold.reason.contains(part))),
+    )
+    .await
+    .unwrap_or_else(|_| panic!("`{part}` is not in {:?}", client.state().held))
+    .unwrap();
+}
+
+/// The default model's chat template may refuse a system message: the defaults must not need one.
+#[tokio::test]
+async fn the_defaults_work_with_a_chat_template_that_refuses_the_system_role() {
+    let server = Vllm::start(VllmConfig {
+        accepts_system_role: false,
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let completion = ask(client(&config(&server)), 1, "Revenue rose.".to_owned())
+        .await
+        .unwrap();
+    assert!(completion.text.contains(SIMULATED));
+    assert!(completion.usage.prompt_tokens > 0);
+    assert_eq!(
+        server.requests().last().unwrap().request_id.as_deref(),
+        Some(completion.request_id.as_str())
+    );
+}
+
+#[tokio::test]
+async fn every_fault_once_and_each_document_is_answered() {
+    let server = Vllm::start(VllmConfig {
+        latency: Latency::ZERO,
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let client = client(&config(&server));
+    for action in [
+        Action::answer(500, r#"{"error":{"message":"","code":500}}"#),
+        Action::answer(502, "<html>"),
+        Action::too_many_requests(None),
+        Action::too_many_requests(Some(Duration::ZERO)),
+        Action::HangUp,
+        Action::CutMidBody,
+        Action::HangForEver,
+        Action::Garbage,
+        Action::Abort,
+        Action::NullContent,
+        Action::Delay(Duration::from_millis(50)),
+    ] {
+        server
+            .faults()
+            .push(Fault::new(action).on_path("/v1/chat/completions"));
+    }
+    all_answered(start(&client, 100)).await;
+    assert_eq!(server.faults().pending(), 0);
+}
+
+#[tokio::test]
+async fn an_outage_in_the_middle_costs_no_document() {
+    let server = Vllm::start(VllmConfig {
+        latency: Latency::fixed(Duration::from_millis(20)),
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut config = config(&server);
+    config.attempts = 1;
+    config.concurrency = 16;
+    let client = client(&config);
+    let documents = start(&client, 200);
+    assert!(
+        server
+            .wait_until(PATIENCE, |server| server.calls() > 50)
+            .await
+    );
+    server.stop_listener().await;
+    held_because(&client, "LLM_URL").await;
+    server.start_listener().await.unwrap();
+    all_answered(documents).await;
+}
+
+#[tokio::test]
+async fn a_dead_engine_holds_until_it_serves_again() {
+    let server = Vllm::start(VllmConfig {
+        latency: Latency::fixed(Duration::from_millis(20)),
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut config = config(&server);
+    config.attempts = 2;
+    let client = client(&config);
+    let documents = start(&client, 200);
+    assert!(
+        server
+            .wait_until(PATIENCE, |server| server.calls() > 50)
+            .await
+    );
+    server.faults().set_engine(EngineState::Dead);
+    held_because(&client, "500").await;
+    server.faults().set_engine(EngineState::Serving);
+    all_answered(documents).await;
+}
+
+#[tokio::test]
+async fn refused_admission_is_waited_for_and_costs_no_attempt() {
+    let server = Vllm::start(VllmConfig {
+        latency: Latency::fixed(Duration::from_millis(5)),
+        max_num_seqs: 4,
+        max_num_queued_reqs: Some(8),
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut config = config(&server);
+    config.attempts = 1;
+    config.concurrency = 32;
+    let client = client(&config);
+    let documents = start(&client, 200);
+    all_answered(documents).await;
+    assert!(
+        server.calls() > 200,
+        "nothing was refused: {}",
+        server.calls()
+    );
+    assert!(server.peak_running() <= 4);
+}
+
+#[tokio::test]
+async fn a_document_longer_than_the_context_is_given_up_and_no_other() {
+    let server = Vllm::start(VllmConfig {
+        max_model_len: 600,
+        latency: Latency::ZERO,
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut config = config(&server);
+    config.max_tokens = 64;
+    let client = client(&config);
+    let documents = start(&client, 5);
+    for words in [700, 20_000] {
+        let outcome = ask(Arc::clone(&client), 9, "word ".repeat(words)).await;
+        assert_eq!(reason(outcome), DeadLetterReason::ContextLengthExceeded);
+    }
+    all_answered(documents).await;
+}
+
+/// Each length around the edge, where vLLM's refusal of a prompt that fills the context exactly is worded misleadingly.
+#[tokio::test]
+async fn at_the_edge_of_the_context_a_document_is_answered_or_too_long() {
+    let server = Vllm::start(VllmConfig {
+        max_model_len: 400,
+        latency: Latency::ZERO,
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut config = config(&server);
+    config.max_tokens = 16;
+    let client = client(&config);
+    let (mut answered, mut too_long) = (0, 0);
+    for words in 100..400 {
+        match ask(
+            Arc::clone(&client),
+            words,
+            "word ".repeat(usize::try_from(words).unwrap()),
+        )
+        .await
+        {
+            Ok(_) => answered += 1,
+            Err(CompleteError::DeadLetter(give_up)) => {
+                assert_eq!(give_up.reason, DeadLetterReason::ContextLengthExceeded);
+                too_long += 1;
+            }
+            Err(CompleteError::Abandoned) => panic!("abandoned"),
+        }
+    }
+    assert!(answered > 10 && too_long > 10, "{answered} and {too_long}");
+}
+
+#[tokio::test]
+async fn wrong_settings_are_told_with_what_to_change() {
+    async fn problem(config: LlmConfig) -> String {
+        let transport = Arc::new(HttpTransport::new(&config).unwrap());
+        match VllmClient::preflight(&config, transport).await {
+            Err(LlmError::Unusable(problem)) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+    let server = Vllm::start(VllmConfig {
+        api_key: Some("right".to_owned()),
+        max_model_len: 2048,
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let right = || LlmConfig {
+        api_key: Some(kafka_llm_processor::types::Secret::new("right")),
+        ..config(&server)
+    };
+    let mut no_key = right();
+    no_key.api_key = None;
+    assert!(problem(no_key).await.contains("llm.api_key"));
+    let mut model = right();
+    model.model = "nope".to_owned();
+    let told = problem(model).await;
+    assert!(
+        told.contains("mistralai/Mistral-7B-Instruct-v0.2: set MODEL_NAME"),
+        "{told}"
+    );
+    let mut tokens = right();
+    tokens.max_tokens = 4096;
+    assert!(problem(tokens).await.contains("llm.max_tokens = 4096"));
+    let mut path = right();
+    path.url = format!("{}/elsewhere", server.url());
+    let told = problem(path).await;
+    assert!(told.contains("LLM_URL"), "{told}");
+    let transport = Arc::new(HttpTransport::new(&right()).unwrap());
+    let served = VllmClient::preflight(&right(), transport).await.unwrap();
+    assert_eq!(served.unwrap().max_model_len, Some(2048));
+}
