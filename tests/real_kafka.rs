@@ -2,7 +2,8 @@
 //! (50 ms per call) as the model.
 //!
 //! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh` (default `../shared/tools/real-kafka` beside the crate). Without
-//! it, or without Java, each test says so and passes; with `REAL_KAFKA_REQUIRED=1` that is a failure. The tests take turns.
+//! it, when it is empty, or without Java, each test says so and passes; with `REAL_KAFKA_REQUIRED=1` that is a failure. The tests take
+//! turns.
 //!
 //! What speed and memory are is printed, and held to the bars of `docs/performance.md` only on request, as a debug build or a busy machine
 //! says nothing about either:
