@@ -54,11 +54,14 @@ impl Intake {
         loop {
             self.services.read_ahead.room(self.index).await;
             let max_bytes = self.services.read_ahead.fetch_bytes();
-            match self
-                .stream
-                .next(max_bytes, self.services.input.fetch_wait)
-                .await
-            {
+            let wait = self.services.input.fetch_wait;
+            let fetch = self.stream.next(max_bytes, wait);
+            let (answer, told) = self
+                .services
+                .patiently(&self.partition, "fetch", wait, fetch)
+                .await;
+            failing |= told;
+            match answer {
                 Ok(fetched) => {
                     if failing {
                         self.services.release(&self.partition);

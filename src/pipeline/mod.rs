@@ -70,17 +70,38 @@ pub struct Services {
     pub generation: String,
 }
 
+/// How long Kafka may take for a step before that is told: an operator hears of a dead broker within five seconds, long before
+/// `kafka.request_timeout` ends the step.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 impl Services {
+    /// Waits for a step at Kafka, `extra` longer than [`PATIENCE`] when it waits on purpose; answers with whether it was told that it is
+    /// slow.
+    async fn patiently<T>(
+        &self,
+        partition: &TopicPartition,
+        step: &str,
+        extra: Duration,
+        call: impl Future<Output = T>,
+    ) -> (T, bool) {
+        let what = hold_name(partition);
+        let reason = format!(
+            "{step}: no answer from Kafka (kafka.brokers) for {PATIENCE:?}; asked again after kafka.request_timeout"
+        );
+        let patience = PATIENCE + extra;
+        self.holds.patiently(&what, &reason, patience, call).await
+    }
+
     fn hold(&self, partition: &TopicPartition, error: &KafkaError) {
         self.hold_for(partition, &error_chain(error));
     }
 
     fn hold_for(&self, partition: &TopicPartition, reason: &str) {
-        self.holds.hold(&format!("partition {partition}"), reason);
+        self.holds.hold(&hold_name(partition), reason);
     }
 
     fn release(&self, partition: &TopicPartition) {
-        self.holds.release(&format!("partition {partition}"));
+        self.holds.release(&hold_name(partition));
     }
 
     /// Counts what has become durable.
@@ -92,6 +113,10 @@ impl Services {
             Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),
         }
     }
+}
+
+fn hold_name(partition: &TopicPartition) -> String {
+    format!("partition {partition}")
 }
 
 /// How far each partition has come. Workers write it, the mirror reads it; cheap to clone.

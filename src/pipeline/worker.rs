@@ -296,8 +296,16 @@ impl Worker {
         }
         let position = self.tracker.position();
         let began = Instant::now();
+        let services = Arc::clone(&self.services);
+        let partition = self.partition.clone();
         self.flush = Some(Box::pin(async move {
-            let result = committer.flush(Flush { outputs, position }).await;
+            let flush = committer.flush(Flush { outputs, position });
+            let (result, told) = services
+                .patiently(&partition, "append", Duration::ZERO, flush)
+                .await;
+            if told {
+                services.release(&partition);
+            }
             (
                 committer,
                 Flushed {
