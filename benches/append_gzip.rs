@@ -24,36 +24,48 @@ fn main() {
 
 const RECORDS: usize = 100;
 
-/// Results as they are written: what differs from one to the next is ids, figures, times and the answer's sentences.
-fn batch() -> Vec<u8> {
-    const SENTENCES: [&str; 8] = [
-        "Revenue rose to {} million, driven by subscriptions and a stronger euro.",
-        "The board proposes a dividend of {} cents for each share.",
-        "Operating margin fell by {} basis points after the recall in spring.",
-        "Net debt stands at {} million; a covenant test follows in December.",
-        "Management expects {} openings in the second half and no layoffs.",
-        "The filing names {} pending cases, none of them provisioned.",
-        "Orders on hand cover {} weeks of production at the present pace.",
-        "Auditors noted {} weaknesses in the controls over inventory.",
-    ];
-    let mut random: u64 = 1;
-    let mut next = move |below: u64| {
-        random = random
+/// A generator of numbers below a bound, the same in each run.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self
+            .0
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        (random >> 33) % below
+        (self.0 >> 33) % bound
+    }
+}
+
+/// Made-up words; few of them make up most of a text, as in language.
+fn vocabulary(random: &mut Random) -> Vec<String> {
+    const SYLLABLES: [&str; 16] = [
+        "re", "ven", "ue", "mar", "gin", "ta", "con", "di", "ly", "for", "est", "quar", "ter",
+        "ing", "pro", "s",
+    ];
+    let word = |random: &mut Random| -> String {
+        let syllables = 1 + random.below(4);
+        (0..syllables)
+            .filter_map(|_| SYLLABLES.get(usize::try_from(random.below(16)).unwrap()))
+            .copied()
+            .collect()
     };
+    (0..3_000).map(|_| word(random)).collect()
+}
+
+/// Results as they are written: what differs from one to the next is ids, figures, times and the answer.
+fn batch() -> Vec<u8> {
+    let mut random = Random(1);
+    let words = vocabulary(&mut random);
     let mut text = String::new();
     for record in 0..RECORDS {
         let mut answer = String::new();
-        for _ in 0..5 {
-            let sentence = SENTENCES
-                .get(usize::try_from(next(8)).unwrap())
-                .copied()
-                .unwrap();
-            answer.push_str(&sentence.replace("{}", &next(10_000).to_string()));
+        while answer.len() < 350 {
+            let rank = random.below(3_000) * random.below(3_000) / 3_000;
+            answer.push_str(words.get(usize::try_from(rank).unwrap()).unwrap());
             answer.push(' ');
         }
+        let mut next = |bound| random.below(bound);
         let prompt_hash = format!("{:08x}{:08x}", next(1 << 31), next(1 << 31));
         let (tokens, llm_ms) = (next(400), next(5_000));
         write!(

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::time::Duration;
 
+use kafka_llm_processor::clock;
 use kafka_llm_processor::kafka::KafkaConfig;
 use kafka_llm_processor::kafka::wire::{Cluster, NewTopic};
 use kafka_llm_processor::sandbox::vllm::{Latency, Vllm, VllmConfig};
@@ -125,7 +126,7 @@ impl Deref for Kafka {
     }
 }
 
-/// A document of exactly [`DOCUMENT_BYTES`].
+/// A document of exactly [`DOCUMENT_BYTES`]. It is of today: the broker's retention deletes what is older than a week, also in a test.
 fn document(number: usize) -> Record {
     let head = format!(r#"{{"id":"document-{number}","content":"Report {number}. "#);
     let sentence = "Revenue rose 12 % to 4.3 billion in the third quarter, and margins held. ";
@@ -138,7 +139,8 @@ fn document(number: usize) -> Record {
         key: Some(format!("customer-{}", number % KEYS).into_bytes()),
         value: Some(value),
         headers: BTreeMap::new(),
-        timestamp: DateTime::<Utc>::from_timestamp_millis(1_767_323_045_000).expect("a time"),
+        timestamp: DateTime::<Utc>::from_timestamp_millis(clock::now().as_millisecond())
+            .expect("a time"),
     }
 }
 
