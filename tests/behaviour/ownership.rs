@@ -10,17 +10,32 @@ use crate::harness::{World, eventually, plain};
 #[tokio::test]
 async fn an_instance_that_is_overruled_stops_and_says_so() {
     let latency = Latency::fixed(Duration::from_millis(20));
-    let world = World::with_vllm(1, VllmConfig { latency, ..VllmConfig::default() }).await;
+    let world = World::with_vllm(
+        1,
+        VllmConfig {
+            latency,
+            ..VllmConfig::default()
+        },
+    )
+    .await;
     world.produce(0..2_000, plain);
     let older = world.start(&["llm.concurrency=2"]);
     eventually("the first works", || world.commits(0).len() > 3).await;
     let newer = world.start(&["llm.concurrency=64"]);
     let (end, _) = older.end().await;
-    let RunEnd::Fenced(detail) = &end else { panic!("{end:?}") };
-    assert!(detail.contains("docs/0") && detail.contains("owner epoch 2"), "{detail}");
+    let RunEnd::Fenced(detail) = &end else {
+        panic!("{end:?}")
+    };
+    assert!(
+        detail.contains("docs/0") && detail.contains("owner epoch 2"),
+        "{detail}"
+    );
     assert_eq!(end.exit_code(), 3);
     eventually("the newer finishes", || {
-        world.commits(0).last().is_some_and(|commit| commit["owner_epoch"] == 2 && commit["next_offset"] == 2_000)
+        world
+            .commits(0)
+            .last()
+            .is_some_and(|commit| commit["owner_epoch"] == 2 && commit["next_offset"] == 2_000)
     })
     .await;
     newer.drain().await;

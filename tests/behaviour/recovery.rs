@@ -12,7 +12,14 @@ use crate::harness::{INPUT, OUTPUT, World, eventually, plain};
 async fn a_restart_from_any_commit_loses_nothing() {
     for order in ["input", "key", "completion"] {
         let latency = Latency::fixed(Duration::from_millis(2));
-        let world = World::with_vllm(2, VllmConfig { latency, ..VllmConfig::default() }).await;
+        let world = World::with_vllm(
+            2,
+            VllmConfig {
+                latency,
+                ..VllmConfig::default()
+            },
+        )
+        .await;
         world.produce(0..240, plain);
         let order = format!("pipeline.order={order}");
         let set = [order.as_str(), "llm.concurrency=6"];
@@ -26,9 +33,18 @@ async fn a_restart_from_any_commit_loses_nothing() {
             running.kill().await;
 
             let running = world.start(&set);
-            let appended = world.broker.faults().on(ApiKey::Produce).topic(OUTPUT).after(2).hang_up_after();
+            let appended = world
+                .broker
+                .faults()
+                .on(ApiKey::Produce)
+                .topic(OUTPUT)
+                .after(2)
+                .hang_up_after();
             if !world.is_all_committed() {
-                eventually("an append is cut", || appended.hits() > 0 || world.is_all_committed()).await;
+                eventually("an append is cut", || {
+                    appended.hits() > 0 || world.is_all_committed()
+                })
+                .await;
             }
             running.kill().await;
             appended.remove();
@@ -36,10 +52,21 @@ async fn a_restart_from_any_commit_loses_nothing() {
         let running = world.start(&set);
         eventually("everything is committed", || world.is_all_committed()).await;
         running.drain().await;
-        assert_eq!(world.results().len(), 240, "{order}: every document has a result");
+        assert_eq!(
+            world.results().len(),
+            240,
+            "{order}: every document has a result"
+        );
         for partition in 0..2 {
-            let offsets: Vec<_> = world.commits(partition).iter().map(|commit| commit["next_offset"].as_i64()).collect();
-            assert!(offsets.is_sorted(), "the commit offset never falls: {offsets:?}");
+            let offsets: Vec<_> = world
+                .commits(partition)
+                .iter()
+                .map(|commit| commit["next_offset"].as_i64())
+                .collect();
+            assert!(
+                offsets.is_sorted(),
+                "the commit offset never falls: {offsets:?}"
+            );
         }
     }
 }
@@ -54,7 +81,8 @@ async fn a_restart_after_everything_is_done_asks_nothing() {
     let calls = world.vllm.calls();
     let running = world.start(&[]);
     eventually("partitions are taken over", || {
-        world.commits(0).last().unwrap()["owner_epoch"] == 2 && world.commits(1).last().unwrap()["owner_epoch"] == 2
+        world.commits(0).last().unwrap()["owner_epoch"] == 2
+            && world.commits(1).last().unwrap()["owner_epoch"] == 2
     })
     .await;
     running.drain().await;
@@ -70,12 +98,23 @@ async fn input_that_was_deleted_unread_holds_the_partition_and_names_both_offset
     eventually("everything is committed", || world.is_all_committed()).await;
     running.drain().await;
     world.produce(10..30, plain);
-    world.broker.delete_records(INPUT, 0, kafka_llm_processor::types::Offset::new(15)).unwrap();
+    world
+        .broker
+        .delete_records(INPUT, 0, kafka_llm_processor::types::Offset::new(15))
+        .unwrap();
 
     let running = world.start(&[]);
-    eventually("the loss is told", || running.hold("partition docs/0").is_some()).await;
+    eventually("the loss is told", || {
+        running.hold("partition docs/0").is_some()
+    })
+    .await;
     let reason = running.hold("partition docs/0").unwrap();
-    assert!(reason.contains("offset 10") && reason.contains("begins at 15") && reason.contains("input.on_data_loss"), "{reason}");
+    assert!(
+        reason.contains("offset 10")
+            && reason.contains("begins at 15")
+            && reason.contains("input.on_data_loss"),
+        "{reason}"
+    );
     assert_eq!(world.results().len(), 10, "nothing is read");
     running.drain().await;
 
@@ -97,7 +136,9 @@ async fn a_topic_that_was_created_anew_holds_the_partition() {
     world.produce(0..9, plain);
     let running = world.start(&[]);
     eventually("the loss is told", || {
-        running.hold("partition docs/0").is_some_and(|reason| reason.contains("created again"))
+        running
+            .hold("partition docs/0")
+            .is_some_and(|reason| reason.contains("created again"))
     })
     .await;
     running.drain().await;
@@ -112,11 +153,23 @@ async fn what_the_driver_cannot_read_is_held_with_the_reason() {
     world.broker.append_marker(INPUT, 0, true).unwrap();
     world.produce(6..12, plain);
     let running = world.start(&[]);
-    eventually("the marker is told", || running.hold("partition docs/0").is_some()).await;
+    eventually("the marker is told", || {
+        running.hold("partition docs/0").is_some()
+    })
+    .await;
     let reason = running.hold("partition docs/0").unwrap();
-    assert!(reason.contains("docs/0 cannot be read at offset"), "{reason}");
-    eventually("the other partition goes on", || world.commit_offset(1) == Some(6)).await;
+    assert!(
+        reason.contains("docs/0 cannot be read at offset"),
+        "{reason}"
+    );
+    eventually("the other partition goes on", || {
+        world.commit_offset(1) == Some(6)
+    })
+    .await;
     assert!(running.hold("partition docs/0").is_some());
-    assert!(world.commit_offset(0).unwrap() <= 3, "nothing behind the marker is skipped");
+    assert!(
+        world.commit_offset(0).unwrap() <= 3,
+        "nothing behind the marker is skipped"
+    );
     running.drain().await;
 }

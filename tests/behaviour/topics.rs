@@ -7,7 +7,9 @@ use crate::harness::{COMMITS, DEAD, INPUT, OUTPUT, World, eventually, plain};
 async fn failure(world: &World, set: &[&str]) -> String {
     let (end, _) = world.start(set).end().await;
     assert_eq!(end.exit_code(), 1);
-    let RunEnd::Failed(error) = end else { panic!("{end:?}") };
+    let RunEnd::Failed(error) = end else {
+        panic!("{end:?}")
+    };
     format!("{error:#}")
 }
 
@@ -43,17 +45,28 @@ async fn a_missing_input_topic_is_created_and_waited_on() {
 async fn a_missing_topic_with_creation_forbidden_is_named_and_nothing_is_written() {
     let world = World::new(1).await;
     let error = failure(&world, &["kafka.create_topics=false"]).await;
-    assert!(error.contains("OUTPUT_TOPIC") && error.contains("`results`") && error.contains("kafka.create_topics"), "{error}");
+    assert!(
+        error.contains("OUTPUT_TOPIC")
+            && error.contains("`results`")
+            && error.contains("kafka.create_topics"),
+        "{error}"
+    );
     assert_eq!(world.broker.topics(), [INPUT]);
 }
 
 #[tokio::test]
 async fn a_commit_topic_that_is_not_compacted_is_refused_and_nothing_is_written() {
     let world = World::new(1).await;
-    world.broker.create_topic(COMMITS, 1, &[("cleanup.policy", "delete")]).unwrap();
+    world
+        .broker
+        .create_topic(COMMITS, 1, &[("cleanup.policy", "delete")])
+        .unwrap();
     world.produce(0..3, plain);
     let error = failure(&world, &[]).await;
-    assert!(error.contains("kafka.commit_topic") && error.contains("cleanup.policy = delete"), "{error}");
+    assert!(
+        error.contains("kafka.commit_topic") && error.contains("cleanup.policy = delete"),
+        "{error}"
+    );
     let mut topics = world.broker.topics();
     topics.sort();
     assert_eq!(topics, [INPUT, COMMITS]);
@@ -64,7 +77,10 @@ async fn a_commit_topic_that_is_not_compacted_is_refused_and_nothing_is_written(
 async fn a_commit_record_of_a_newer_version_is_not_overruled() {
     let world = World::new(1).await;
     world.produce(0..3, plain);
-    world.broker.create_topic(COMMITS, 1, &[("cleanup.policy", "compact")]).unwrap();
+    world
+        .broker
+        .create_topic(COMMITS, 1, &[("cleanup.policy", "compact")])
+        .unwrap();
     let newer = kafka_llm_processor::types::Record {
         key: Some("docs/0".into()),
         value: Some("{\"v\":2}".into()),
@@ -73,7 +89,9 @@ async fn a_commit_record_of_a_newer_version_is_not_overruled() {
     world.broker.append(COMMITS, 0, vec![newer]).unwrap();
     let running = world.start(&[]);
     eventually("it is told", || {
-        running.hold("partition docs/0").is_some_and(|reason| reason.contains("version 2") && reason.contains("upgrade"))
+        running
+            .hold("partition docs/0")
+            .is_some_and(|reason| reason.contains("version 2") && reason.contains("upgrade"))
     })
     .await;
     running.drain().await;
