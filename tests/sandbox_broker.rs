@@ -1,5 +1,18 @@
-//! The sandbox's broker, seen through clients that others wrote.
+//! The sandbox's broker, seen through clients that others wrote, through raw bytes, and beside a real Kafka.
+//!
+//! Tests that need a tool which is not installed print why and pass. `REAL_KAFKA=host:port` runs the table of refusals against a real
+//! broker too; `REAL_KAFKA_TOOLS=folder` says where `tool.sh` of the Java tools lies.
 #![cfg(feature = "sandbox")]
 
+#[path = "sandbox_broker/faults.rs"]
+mod faults;
+#[path = "sandbox_broker/foreign.rs"]
+mod foreign;
+#[path = "sandbox_broker/hostile.rs"]
+mod hostile;
+#[path = "sandbox_broker/refusals.rs"]
+mod refusals;
 #[path = "sandbox_broker/rskafka.rs"]
 mod rskafka_client;
+#[path = "sandbox_broker/wire.rs"]
+mod wire;

@@ -22,6 +22,7 @@ mod connection;
 mod faults;
 mod groups;
 mod handle;
+mod layout;
 mod listener;
 mod log;
 mod sasl;

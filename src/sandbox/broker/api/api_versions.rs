@@ -17,6 +17,10 @@ const NAMES_CLIENT_FROM: i16 = 3;
 impl Api for ApiVersionsRequest {
     const SERVED: (i16, i16) = (0, 3);
 
+    fn layout(_: i16) -> &'static str {
+        ""
+    }
+
     fn refuse(&self, code: ResponseError) -> ApiVersionsResponse {
         ApiVersionsResponse::default()
             .with_error_code(code.code())

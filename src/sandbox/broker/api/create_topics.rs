@@ -27,6 +27,10 @@ pub(super) const SOURCE_DEFAULT: i8 = 5;
 impl Api for CreateTopicsRequest {
     const SERVED: (i16, i16) = (2, 7);
 
+    fn layout(_: i16) -> &'static str {
+        "{S i s {i [i]} {S S}} i b"
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()

@@ -26,6 +26,10 @@ const SOURCE_STATIC: i8 = 4;
 impl Api for DescribeConfigsRequest {
     const SERVED: (i16, i16) = (1, 4);
 
+    fn layout(_: i16) -> &'static str {
+        "{b S [S]} b"
+    }
+
     fn topics(&self) -> Vec<String> {
         let topics = self
             .resources

@@ -28,6 +28,16 @@ const READ_COMMITTED: i8 = 1;
 impl Api for FetchRequest {
     const SERVED: (i16, i16) = (4, 12);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=4 => "i i i i b {S {i l i}}",
+            5..=6 => "i i i i b {S {i l l i}}",
+            7..=8 => "i i i i b i i {S {i l l i}} {S [i]}",
+            9..=11 => "i i i i b i i {S {i i l l i}} {S [i]}",
+            _ => "i i i i b i i {S {i i l i l i}} {S [i]} S",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()

@@ -24,6 +24,13 @@ const SAYS_CREATE_FROM: i16 = 4;
 impl Api for MetadataRequest {
     const SERVED: (i16, i16) = (0, 12);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=9 => "{S}",
+            _ => "{u S}",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         let named = self.topics.iter().flatten();
         named

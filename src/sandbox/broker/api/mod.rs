@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use super::connection::{ConnectionError, Context};
 use super::faults::{Action, SeenRequest};
+use super::layout;
 
 mod api_versions;
 mod create_topics;
@@ -37,6 +38,9 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sasl_authenticate;
 mod sasl_handshake;
+
+/// The request header of versions with tagged fields.
+const FLEXIBLE_HEADER: i16 = 2;
 
 /// What is served and therefore advertised: one line per API.
 static TABLE: &[Entry] = &[
@@ -68,6 +72,9 @@ where
 {
     /// Lowest and highest version that is served.
     const SERVED: (i16, i16);
+
+    /// The fields of a request, in the words of [`layout`].
+    fn layout(version: i16) -> &'static str;
 
     /// Topics that the request names, for the fault hooks.
     fn topics(&self) -> Vec<String> {
@@ -190,6 +197,10 @@ where
         version,
         why,
     };
+    let flexible = A::header_version(version) >= FLEXIBLE_HEADER;
+    if !layout::is_sound(A::layout(version), flexible, &body) {
+        return Err(malformed("it announces more than it has".to_owned()));
+    }
     let request = A::decode(&mut body, version).map_err(|error| malformed(error.to_string()))?;
     if body.has_remaining() {
         // Kafka reads over what follows a request, and librdkafka 2.16 relies on it: its Metadata v12 ends with fields of v10.

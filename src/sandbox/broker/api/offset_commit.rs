@@ -22,6 +22,15 @@ const METADATA_BYTES_MAX: usize = 4096;
 impl Api for OffsetCommitRequest {
     const SERVED: (i16, i16) = (2, 8);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=4 => "S i S l {S {i l S}}",
+            5 => "S i S {S {i l S}}",
+            6 => "S i S {S {i l i S}}",
+            _ => "S i S S {S {i l i S}}",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()

@@ -20,6 +20,10 @@ use bytes::Bytes;
 impl Api for ProduceRequest {
     const SERVED: (i16, i16) = (3, 9);
 
+    fn layout(_: i16) -> &'static str {
+        "S s i {S {i B}}"
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topic_data
             .iter()
