@@ -179,7 +179,7 @@ async fn productions(wire: &mut Wire, topic: &str, compacted: &str, found: &mut 
     let one = || batch(&[(Some("k"), "v")], NO_TIME);
     let two = [one(), one()].concat();
     let mut corrupt = one();
-    corrupt[70] ^= 1;
+    corrupt[69] ^= 1;
     let mut magic_1 = one();
     magic_1[16] = 1;
     let large = "x".repeat(2_000);
