@@ -42,7 +42,7 @@ impl Api for ListOffsetsRequest {
     }
 
     fn refuse(&self, code: ResponseError) -> ListOffsetsResponse {
-        respond(&self, |_, _| Err(code))
+        respond(self, |_, _| Err(code))
     }
 
     async fn serve(self, context: &mut Context, version: i16) -> Reply<ListOffsetsResponse> {

@@ -172,8 +172,10 @@ pub(super) async fn dispatch(
     if !context.session.allows(key) {
         return Err(ConnectionError::Unauthenticated(key));
     }
-    let header = RequestHeader::decode(&mut frame, (entry.request_header_version)(version))
-        .map_err(|_| ConnectionError::Header)?;
+    let Ok(header) = RequestHeader::decode(&mut frame, (entry.request_header_version)(version))
+    else {
+        return Err(ConnectionError::Header);
+    };
     context.client_id = header.client_id.as_deref().map(str::to_owned);
     let call = Call {
         version,
