@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig, ErrorCode};
 use kafka_llm_processor::types::{Offset, Record};
+use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{FetchRequest, MetadataRequest, ProduceRequest, TopicName};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -64,6 +65,48 @@ async fn a_hang_up_before_leaves_nothing_and_one_after_leaves_the_record() {
     assert!(wire.try_call(9, &one()).await.is_none());
     assert_eq!(end(&broker), 2);
     broker.shutdown().await;
+}
+
+/// A client without acknowledgements gets no answer, also none of a fault: the connection ends instead, as after a refusal.
+#[tokio::test]
+async fn without_acknowledgements_nothing_is_answered() {
+    let broker = broker().await;
+    let mut wire = Wire::connect(&broker.bootstrap()).await;
+    wire.send(9, &one().with_acks(0)).await;
+    let answer = wire.call(9, &one()).await;
+    let partition = &answer.responses[0].partition_responses[0];
+    assert_eq!((partition.error_code, partition.base_offset), (0, 1));
+    let lost = produce("none", 0, batch(&[(None, "v")], -1)).with_acks(0);
+    assert!(wire.try_call(9, &lost).await.is_none(), "a refusal closes");
+    broker
+        .faults()
+        .on(ApiKey::Produce)
+        .answer(ErrorCode::NotEnoughReplicas);
+    let mut wire = Wire::connect(&broker.bootstrap()).await;
+    assert!(wire.try_call(9, &one().with_acks(0)).await.is_none());
+    assert_eq!(end(&broker), 2);
+    broker.shutdown().await;
+}
+
+/// Who asks first learns that there is no such topic; who asks again finds it.
+#[tokio::test]
+async fn topics_are_created_by_asking_only_when_configured() {
+    for auto_create_topics in [false, true] {
+        let config = BrokerConfig {
+            auto_create_topics,
+            ..BrokerConfig::default()
+        };
+        let broker = Broker::start(config).await.unwrap();
+        let mut wire = Wire::connect(&broker.bootstrap()).await;
+        let asked = MetadataRequestTopic::default().with_name(Some(TopicName("new".into())));
+        let ask = MetadataRequest::default().with_topics(Some(vec![asked]));
+        let forbidden = ask.clone().with_allow_auto_topic_creation(false);
+        wire.call(12, &forbidden).await;
+        assert_eq!(wire.call(12, &ask).await.topics[0].error_code, 3);
+        let expected = if auto_create_topics { 0 } else { 3 };
+        assert_eq!(wire.call(12, &ask).await.topics[0].error_code, expected);
+        broker.shutdown().await;
+    }
 }
 
 #[tokio::test]

@@ -59,7 +59,8 @@ impl Api for FetchRequest {
     }
 
     async fn serve(self, context: &mut Context, _: i16) -> Reply<FetchResponse> {
-        if self.session_id != 0 {
+        // Epochs 0 and −1 open and close a session with a full fetch; only others need one that exists.
+        if self.session_epoch > 0 {
             let code = ResponseError::FetchSessionIdNotFound.code();
             return Reply::Answer(FetchResponse::default().with_error_code(code));
         }

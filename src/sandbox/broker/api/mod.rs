@@ -81,6 +81,11 @@ where
         Vec::new()
     }
 
+    /// Whether the client waits for a response.
+    fn expects_answer(&self) -> bool {
+        true
+    }
+
     /// The response that carries `code` at every place where it has one.
     fn refuse(&self, code: ResponseError) -> Self::Response;
 
@@ -216,6 +221,8 @@ where
     let action = meet_faults(context, &request, version).await;
     let encode = |response: &A::Response| encode(correlation_id, version, response);
     match action {
+        // A response that is not expected would be taken for that of the next request.
+        Some(Action::Answer(_)) if !request.expects_answer() => return Ok(Outcome::Close),
         Some(Action::Answer(code)) => {
             return encode(&request.refuse(code)).map(Outcome::Reply);
         }
@@ -235,6 +242,7 @@ where
         (Some(Action::CutMidFrame), Outcome::Reply(body) | Outcome::ReplyAndClose(body)) => {
             Outcome::CutReply(body)
         }
+        (Some(Action::CutMidFrame), _) => Outcome::Close,
         (_, outcome) => outcome,
     })
 }

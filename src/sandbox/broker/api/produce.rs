@@ -2,7 +2,7 @@
 //!
 //! Versions below 3 carry formats older than magic 2, which Kafka 4 refuses too; 13 names topics by id. Acknowledgements 1 and −1
 //! are the same with one replica. With acks 0 nothing is answered, and an error closes the connection, as in Kafka. There are no
-//! producer ids yet: an idempotent batch gets 59, a transactional one 48 or, with a transactional id, 53.
+//! producer ids yet: an idempotent batch gets 59, a transactional one 48.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::produce_response::{
@@ -31,6 +31,10 @@ impl Api for ProduceRequest {
             .collect()
     }
 
+    fn expects_answer(&self) -> bool {
+        self.acks != 0
+    }
+
     fn refuse(&self, code: ResponseError) -> ProduceResponse {
         let topics = self.topic_data.iter().map(|topic| {
             let partitions = topic
@@ -45,9 +49,6 @@ impl Api for ProduceRequest {
     async fn serve(self, context: &mut Context, version: i16) -> Reply<ProduceResponse> {
         if !(-1..=1).contains(&self.acks) {
             return Reply::Answer(self.refuse(ResponseError::InvalidRequiredAcks));
-        }
-        if self.transactional_id.is_some() {
-            return Reply::Answer(self.refuse(ResponseError::TransactionalIdAuthorizationFailed));
         }
         let acks = self.acks;
         let mut all_good = true;
