@@ -152,13 +152,15 @@ fn found(index: i32, partition: &Partition, records: Bytes, read_committed: bool
 }
 
 fn failed(index: i32, code: ResponseError) -> PartitionData {
+    // Kafka's answers differ in this too: an empty list where it finds no partition, null for other errors.
+    let aborted = (code == ResponseError::UnknownTopicOrPartition).then(Vec::new);
     PartitionData::default()
         .with_partition_index(index)
         .with_error_code(code.code())
         .with_high_watermark(-1)
         .with_last_stable_offset(-1)
         .with_log_start_offset(-1)
-        .with_aborted_transactions(None)
+        .with_aborted_transactions(aborted)
         .with_preferred_read_replica(BrokerId(-1))
         .with_records(Some(Bytes::new()))
 }

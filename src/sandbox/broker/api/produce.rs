@@ -124,7 +124,11 @@ fn explain(index: i32, refused: BatchRefusal) -> PartitionProduceResponse {
             .with_batch_index(index)
             .with_batch_index_error_message(Some(text(why)))
     });
+    let records: Vec<_> = records.collect();
+    // Kafka has a sentence only where it names records.
+    let message = (!records.is_empty()).then(|| text(refused.refusal.message.as_str()));
+    tracing::debug!(refusal = %refused.refusal, "the sandbox broker refused a batch");
     failed(index, refused.refusal.code)
-        .with_record_errors(records.collect())
-        .with_error_message(Some(text(refused.refusal.message)))
+        .with_record_errors(records)
+        .with_error_message(message)
 }
