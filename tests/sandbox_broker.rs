@@ -23,6 +23,8 @@ mod hostile;
 mod refusals;
 #[path = "sandbox_broker/rskafka.rs"]
 mod rskafka_client;
+#[path = "sandbox_broker/sasl.rs"]
+mod sasl;
 #[path = "sandbox_broker/versions.rs"]
 mod versions;
 #[path = "sandbox_broker/wire.rs"]

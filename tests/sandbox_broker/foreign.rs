@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig, SaslUsers};
-use kafka_llm_processor::types::Secret;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::{Duration, timeout};
 
-use crate::wire::broker;
+use crate::wire::{broker, secure_broker};
 
 /// A Java tool takes seconds on an idle machine.
 const TOOL_MAX: Duration = Duration::from_secs(90);
@@ -54,15 +52,6 @@ async fn run(program: &str, args: &[&str], input: &str) -> Option<Run> {
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
     })
-}
-
-async fn secure_broker() -> Broker {
-    let users = SaslUsers::from([("alice".to_owned(), Secret::new("secret"))]);
-    let config = BrokerConfig {
-        sasl: Some(users),
-        ..BrokerConfig::default()
-    };
-    Broker::start(config).await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,10 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig, SaslUsers};
-use kafka_llm_processor::types::Secret;
+use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig};
 use rskafka::chrono::{DateTime, Utc};
 use rskafka::client::error::ProtocolError;
 use rskafka::client::partition::{Compression, OffsetAt, PartitionClient, UnknownTopicHandling};
@@ -13,7 +11,7 @@ use rskafka::client::{Client, ClientBuilder, Credentials, SaslConfig};
 use rskafka::record::Record;
 use tokio::time::timeout;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+use crate::wire::{DEADLINE, secure_broker};
 
 async fn client(broker: &Broker) -> Client {
     let build = ClientBuilder::new(vec![broker.bootstrap()]).build();
@@ -158,12 +156,7 @@ async fn rskafka_recovers_after_a_stop_of_the_listener() {
 /// SCRAM and PLAIN with rskafka's own SASL, and a wrong password that gets nowhere.
 #[tokio::test(flavor = "multi_thread")]
 async fn rskafka_authenticates() {
-    let users = SaslUsers::from([("alice".to_owned(), Secret::new("secret"))]);
-    let config = BrokerConfig {
-        sasl: Some(users),
-        ..BrokerConfig::default()
-    };
-    let broker = Broker::start(config).await.unwrap();
+    let broker = secure_broker().await;
     broker.create_topic("t", 1, &[]).unwrap();
     let right = || Credentials::new("alice".to_owned(), "secret".to_owned());
     for sasl in [

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig};
+use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig, SaslUsers};
+use kafka_llm_processor::types::Secret;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{
@@ -26,6 +27,16 @@ pub(crate) async fn broker() -> Broker {
     let broker = Broker::start(BrokerConfig::default()).await.unwrap();
     broker.create_topic("t", 2, &[]).unwrap();
     broker
+}
+
+/// A broker that wants the user `alice` with the password `secret`.
+pub(crate) async fn secure_broker() -> Broker {
+    let users = SaslUsers::from([("alice".to_owned(), Secret::new("secret"))]);
+    let config = BrokerConfig {
+        sasl: Some(users),
+        ..BrokerConfig::default()
+    };
+    Broker::start(config).await.unwrap()
 }
 
 pub(crate) struct Wire {
