@@ -102,8 +102,10 @@ fn commit(
         leader_epoch: partition.committed_leader_epoch,
         metadata: metadata.to_owned(),
     };
-    state
-        .groups
-        .commit(group, topic, partition.partition_index, committed);
-    Ok(())
+    let groups = &mut state.groups;
+    if groups.commit(group, topic, partition.partition_index, committed) {
+        Ok(())
+    } else {
+        Err(ResponseError::CoordinatorNotAvailable)
+    }
 }
