@@ -8,10 +8,11 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::kafka::LogReader;
 use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
 use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
 use crate::kafka::wire::Cluster;
-use crate::llm::{HttpTransport, LlmMetrics, Prompt, VllmClient};
+use crate::llm::{Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
 use crate::offsets::{CommitStore, mirror};
 use crate::pipeline::{
     self, CommitOffsets, Destinations, PipelineEnd, PipelineMetrics, ReadAhead, Services,
@@ -276,14 +277,17 @@ impl App {
         let settings = &self.settings;
         let reader = Arc::new(self.cluster.clone());
         Services {
-            source: Arc::new(RskafkaSource::new(settings.kafka.clone(), reader.clone())),
+            source: Arc::new(RskafkaSource::new(
+                settings.kafka.clone(),
+                Arc::clone(&reader) as Arc<dyn LogReader>,
+            )),
             sink: Arc::new(RskafkaSink::new(settings.kafka.clone())),
             store: CommitStore::new(
                 reader,
                 settings.kafka.commit_topic(),
                 topics.commit_partitions,
             ),
-            complete: self.client.clone(),
+            complete: Arc::clone(&self.client) as Arc<dyn Complete>,
             prompt: Arc::clone(&self.prompt),
             input: settings.input.clone(),
             destinations: Destinations {

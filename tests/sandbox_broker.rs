@@ -1,5 +1,31 @@
-//! The sandbox's broker, seen through clients that others wrote.
+//! The sandbox's broker, seen through clients that others wrote, through raw bytes, and beside a real Kafka.
+//!
+//! Tests that need a tool which is not installed print why and pass. `REAL_KAFKA=host:port` runs the table of refusals against a real
+//! broker too; `REAL_KAFKA_TOOLS=folder` says where `tool.sh` of the Java tools lies.
 #![cfg(feature = "sandbox")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::too_many_lines,
+    reason = "a test fails by panicking, says on standard output what it skips, and may be a long table"
+)]
 
+#[path = "sandbox_broker/faults.rs"]
+mod faults;
+#[path = "sandbox_broker/foreign.rs"]
+mod foreign;
+#[path = "sandbox_broker/hostile.rs"]
+mod hostile;
+#[path = "sandbox_broker/refusals.rs"]
+mod refusals;
 #[path = "sandbox_broker/rskafka.rs"]
 mod rskafka_client;
+#[path = "sandbox_broker/sasl.rs"]
+mod sasl;
+#[path = "sandbox_broker/versions.rs"]
+mod versions;
+#[path = "sandbox_broker/wire.rs"]
+mod wire;

@@ -4,6 +4,11 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::check::CheckArgs;
+use super::produce::ProduceArgs;
+use super::results::ResultsArgs;
+#[cfg(feature = "sandbox")]
+use super::sandbox::SandboxArgs;
 use crate::config::Override;
 
 /// Reads documents from Kafka, asks vLLM about each, writes the answers back to Kafka.
@@ -30,6 +35,18 @@ pub struct Cli {
 pub enum Command {
     /// Process documents until told to stop (the default)
     Run(RunArgs),
+    /// Try everything in seconds: sandbox, six documents, processor, results; real servers where KAFKA_BROKERS or LLM_URL name them
+    #[cfg(feature = "sandbox")]
+    Quickstart,
+    /// An in-memory Kafka on port 9092 and a simulated vLLM on port 8000, until Ctrl-C
+    #[cfg(feature = "sandbox")]
+    Sandbox(SandboxArgs),
+    /// Send documents to the input topic
+    Produce(ProduceArgs),
+    /// Show results, or dead letters
+    Results(ResultsArgs),
+    /// Check servers, topics and a running processor: a tick or a cross each, and what to do
+    Check(CheckArgs),
 }
 
 impl Default for Command {

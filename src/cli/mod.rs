@@ -5,27 +5,60 @@ pub mod check;
 mod contact;
 pub mod output;
 pub mod produce;
+#[cfg(feature = "sandbox")]
+mod quickstart;
 pub mod results;
 mod run;
 pub mod samples;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 mod signals;
 
+use std::error::Error;
+use std::ffi::OsString;
+use std::future::Future;
+use std::io;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
+use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
+use self::check::CheckSettings;
+use self::output::Terminal;
+use self::produce::ProduceTarget;
+use self::results::ResultTopics;
+use self::signals::StopSignals;
 use crate::config::Settings;
+use crate::telemetry::logging::{self, LogConfig, LogFile};
 
 /// Usage or configuration: what no server can heal.
 pub const EXIT_USAGE: u8 = 64;
 /// A failure at start, or a check that did not pass.
 pub const EXIT_FAILURE: u8 = 1;
+/// The drain deadline passed, or a signal cut a command short.
+pub const EXIT_CUT_SHORT: u8 = 2;
 
-/// Reads the command line, runs the command, and answers with the exit code.
+/// Partitions of an input topic that `produce` creates.
+const PARTITIONS_IF_CREATED: i32 = 4;
+
+/// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    execute(std::env::args_os())
+}
+
+/// Runs one command with the arguments of this process, for a program that is that command alone.
+#[must_use]
+pub fn main_as(command: &str) -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = arguments.next().unwrap_or_default();
+    execute([program, command.into()].into_iter().chain(arguments))
+}
+
+fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are answers, not errors.
@@ -36,20 +69,151 @@ pub fn main() -> ExitCode {
     };
     let overrides = match cli.settings.overrides() {
         Ok(overrides) => overrides,
-        Err(problem) => return usage(&problem),
+        Err(problem) => return fail(EXIT_USAGE, &problem),
     };
-    let settings =
-        match Settings::load(cli.settings.config.as_deref(), std::env::vars(), &overrides) {
-            Ok(settings) => settings,
-            Err(error) => return usage(&error.to_string()),
-        };
+    // Variables that are not Unicode are none of ours, as all our names and values are.
+    let environment = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    let environment: Vec<_> = environment.collect();
+    #[cfg(feature = "sandbox")]
+    let given = quickstart::Given::new(&environment, &overrides);
+    let settings = match Settings::load(cli.settings.config.as_deref(), environment, &overrides) {
+        Ok(settings) => settings,
+        Err(error) => return fail(EXIT_USAGE, &error.to_string()),
+    };
     match cli.command.unwrap_or_default() {
         Command::Run(args) => run::run(settings, &args),
+        Command::Produce(args) => in_runtime(&settings, async |stop| {
+            let topic = settings
+                .input
+                .topics
+                .first()
+                .map(|topic| topic.name.as_str());
+            let target = ProduceTarget {
+                kafka: &settings.kafka,
+                topic: topic.unwrap_or_default(),
+                partitions_if_created: PARTITIONS_IF_CREATED,
+            };
+            produce::run(&args, target, &Terminal::stdout(), &mut io::stdout(), &stop).await?;
+            Ok(0)
+        }),
+        Command::Results(args) => in_runtime(&settings, async |stop| {
+            let topics = ResultTopics {
+                output: &settings.output.topic,
+                dead_letters: &settings.dead_letters.topic,
+            };
+            let terminal = Terminal::stdout();
+            results::run(
+                &args,
+                &settings.kafka,
+                topics,
+                &terminal,
+                &mut io::stdout(),
+                &stop,
+            )
+            .await?;
+            Ok(0)
+        }),
+        Command::Check(args) => in_runtime(&settings, async |_stop| {
+            let inputs: Vec<_> = settings
+                .input
+                .topics
+                .iter()
+                .map(|topic| topic.name.clone())
+                .collect();
+            let checked = CheckSettings {
+                kafka: &settings.kafka,
+                llm: &settings.llm,
+                input_topics: &inputs,
+                output_topic: &settings.output.topic,
+                dead_letter_topic: &settings.dead_letters.topic,
+            };
+            let passed = check::run(args, checked, &Terminal::stdout(), &mut io::stdout()).await?;
+            Ok(if passed { 0 } else { EXIT_FAILURE })
+        }),
+        #[cfg(feature = "sandbox")]
+        Command::Sandbox(args) => in_runtime(&settings, async |stop| {
+            sandbox::run(&args, &settings, &stop).await
+        }),
+        #[cfg(feature = "sandbox")]
+        Command::Quickstart => in_runtime(&settings, async |stop| {
+            quickstart::run(settings.clone(), given, &stop).await
+        }),
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the log is not up yet")]
-fn usage(problem: &str) -> ExitCode {
+/// What a command for people comes to: its exit code, or what went wrong.
+type Outcome = Result<u8, Box<dyn Error + Send + Sync>>;
+
+/// Runs a command that ends by itself. The first signal cancels its token, the second ends the process. Only warnings are logged: its
+/// output is what people came for.
+fn in_runtime<F: Future<Output = Outcome>>(
+    settings: &Settings,
+    command: impl FnOnce(CancellationToken) -> F,
+) -> ExitCode {
+    let default_level = settings.log.level == LogConfig::default().level;
+    let log = LogConfig {
+        level: if default_level {
+            "warn".to_owned()
+        } else {
+            settings.log.level.clone()
+        },
+        file: LogFile::Off,
+        ..settings.log.clone()
+    };
+    let guard = match logging::init(&log) {
+        Ok(guard) => guard,
+        Err(error) => return fail(EXIT_USAGE, &error.to_string()),
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            return fail(
+                EXIT_FAILURE,
+                &format!("the system gives no threads: {error}"),
+            );
+        }
+    };
+    let outcome = runtime.block_on(async {
+        let mut signals = StopSignals::new()?;
+        let stop = CancellationToken::new();
+        let command = command(stop.clone());
+        tokio::pin!(command);
+        loop {
+            tokio::select! {
+                outcome = &mut command => return outcome,
+                _ = signals.next() => {
+                    if stop.is_cancelled() {
+                        return Ok(EXIT_CUT_SHORT);
+                    }
+                    stop.cancel();
+                }
+            }
+        }
+    });
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    drop(guard);
+    match outcome {
+        Ok(code) => code.into(),
+        Err(error) => fail(EXIT_FAILURE, &chain(&*error)),
+    }
+}
+
+fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+#[allow(clippy::print_stderr, reason = "the log may not be up")]
+fn fail(code: u8, problem: &str) -> ExitCode {
     eprintln!("error: {problem}");
-    EXIT_USAGE.into()
+    code.into()
 }

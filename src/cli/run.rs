@@ -7,18 +7,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::args::RunArgs;
 use super::signals::StopSignals;
-use super::{EXIT_FAILURE, EXIT_USAGE};
+use super::{EXIT_CUT_SHORT, EXIT_FAILURE, EXIT_USAGE};
 use crate::app::{App, RunEnd};
 use crate::config::Settings;
 use crate::telemetry::{LogGuard, logging};
 
-/// A second signal cuts the drain short, which is what the code for a passed drain deadline says.
-const EXIT_CUT_SHORT: u8 = 2;
-
 pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
     let guard = match logging::init(&settings.log) {
         Ok(guard) => guard,
-        Err(error) => return super::usage(&error.to_string()),
+        Err(error) => return super::fail(EXIT_USAGE, &error.to_string()),
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

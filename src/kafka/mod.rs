@@ -1,7 +1,7 @@
 //! Kafka's side: the two drivers behind one pair of traits, and what only the wire side can do.
 //!
 //! - [`Source`] hands out a stream per input partition, [`Sink`] a writer per input partition. They are small steps; which
-//!   step follows which, and what an unknown outcome means, is written once, in [`crate::offsets`].
+//!   step follows which, and what an unknown outcome means, is written once, above the drivers, in `offsets`.
 //! - `rskafka` is the default driver: fetch loops and gzip appends, at least once.
 //! - `wire` is our own, on the `kafka-protocol` codecs: administration, the mirror of the group's offset, and the reader of our
 //!   own topics, which may hold transaction markers that `rskafka` cannot read.

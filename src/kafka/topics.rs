@@ -222,6 +222,13 @@ async fn create(
             .collect(),
     };
     cluster.create_topic(&topic).await?;
-    tracing::info!(topic = name, partitions, "topic created");
+    if partitions == BROKER_DEFAULT {
+        tracing::info!(
+            topic = name,
+            "topic created, with as many partitions as the broker's num.partitions says"
+        );
+    } else {
+        tracing::info!(topic = name, partitions, "topic created");
+    }
     Ok(())
 }

@@ -8,10 +8,10 @@ use uuid::Uuid;
 
 use super::config::OnDataLoss;
 use super::{Services, error_chain};
-use crate::kafka::{PartitionSink, RecordStream, StepError};
+use crate::kafka::{RecordStream, StepError};
 use crate::offsets::{
-    ClaimError, CommitPosition, Committer, Flush, FlushError, FlushObserver, Owner, Resume, Shrink,
-    recover,
+    ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Owner,
+    Resume, Shrink, recover,
 };
 use crate::retry::Backoff;
 use crate::types::{Offset, TopicPartition};
@@ -79,63 +79,37 @@ pub(super) async fn take_over(
     }
 }
 
+fn again(error: &dyn std::error::Error) -> Failure {
+    Failure::Again(error_chain(error))
+}
+
 async fn try_take_over(
     services: &Arc<Services>,
     partition: &TopicPartition,
     topic_id: Uuid,
 ) -> Result<Taken, Failure> {
-    let again = |error: &dyn std::error::Error| Failure::Again(error_chain(error));
-    let sink: Box<dyn PartitionSink> =
-        services
-            .sink
-            .take_over(partition)
-            .await
-            .map_err(|error| match error {
-                StepError::Fenced => {
-                    Failure::Again("another instance is taking over too".to_owned())
-                }
-                error => again(&error),
-            })?;
+    let sink = match services.sink.take_over(partition).await {
+        Ok(sink) => sink,
+        Err(StepError::Fenced) => {
+            let reason = "another instance is taking the partition over too";
+            return Err(Failure::Again(reason.to_owned()));
+        }
+        Err(error) => return Err(again(&error)),
+    };
     let loaded = services
         .store
         .load(partition)
         .await
         .map_err(|error| again(&error))?;
-    let (log_start, high_watermark) = services
-        .source
-        .bounds(partition)
-        .await
-        .map_err(|error| again(&error))?;
     let newest = loaded.newest.map(|(_, record)| record);
-    let position = match recover(
-        newest.as_ref(),
-        topic_id,
-        log_start,
-        high_watermark,
-        services.input.start,
-    ) {
-        Resume::From(position) => position,
-        Resume::DataLoss(loss) if services.input.on_data_loss == OnDataLoss::Resume => {
-            let next_offset = loss.resume_at();
-            tracing::error!(%partition, %next_offset, "{loss}; going on as input.on_data_loss = resume says");
-            CommitPosition {
-                next_offset,
-                done: Vec::new(),
-            }
-        }
-        Resume::DataLoss(loss) => {
-            return Err(Failure::Again(format!(
-                "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {}, or another kafka.group_id to begin anew",
-                loss.resume_at()
-            )));
-        }
-    };
+    let position = resume_at(services, partition, topic_id, newest.as_ref()).await?;
     let owner = Owner {
         instance: services.instance.clone(),
         epoch: newest
             .map_or(0, |record| record.owner_epoch)
             .saturating_add(1),
     };
+    // Opened before the claim: an instance that cannot read must not put down one that can.
     let stream = services
         .source
         .open(partition, position.next_offset)
@@ -153,12 +127,13 @@ async fn try_take_over(
         }),
         shrink(services, partition),
     );
-    tracing::info!(%partition, next_offset = %position.next_offset, owner_epoch = owner.epoch, "taking the partition over");
+    tracing::info!(next_offset = %position.next_offset, owner_epoch = owner.epoch, "taking the partition over");
+    let claim = Flush {
+        outputs: Vec::new(),
+        position,
+    };
     committer
-        .flush(Flush {
-            outputs: Vec::new(),
-            position,
-        })
+        .flush(claim)
         .await
         .map_err(|error| Failure::End(error.into()))?;
     match services
@@ -166,19 +141,57 @@ async fn try_take_over(
         .verify(partition, &owner, None, loaded.end)
         .await
     {
-        Ok((claimed_at, from)) => Ok(Taken {
-            committer,
-            stream,
-            claim: Claim {
+        Ok((claimed_at, from)) => {
+            let claim = Claim {
                 partition: partition.clone(),
                 owner,
                 claimed_at,
                 from,
-            },
-        }),
+            };
+            Ok(Taken {
+                committer,
+                stream,
+                claim,
+            })
+        }
         Err(error @ ClaimError::Lost { .. }) => Err(Failure::End(TakeOverError::Lost(error))),
         Err(error) => Err(again(&error)),
     }
+}
+
+/// Where work goes on. Lost input holds the partition unless the policy says otherwise.
+async fn resume_at(
+    services: &Services,
+    partition: &TopicPartition,
+    topic_id: Uuid,
+    newest: Option<&CommitRecord>,
+) -> Result<CommitPosition, Failure> {
+    let (log_start, high_watermark) = services
+        .source
+        .bounds(partition)
+        .await
+        .map_err(|error| again(&error))?;
+    let loss = match recover(
+        newest,
+        topic_id,
+        log_start,
+        high_watermark,
+        services.input.start,
+    ) {
+        Resume::From(position) => return Ok(position),
+        Resume::DataLoss(loss) => loss,
+    };
+    let next_offset = loss.resume_at();
+    if services.input.on_data_loss == OnDataLoss::Hold {
+        return Err(Failure::Again(format!(
+            "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
+        )));
+    }
+    tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
+    Ok(CommitPosition {
+        next_offset,
+        done: Vec::new(),
+    })
 }
 
 fn shrink(services: &Arc<Services>, partition: &TopicPartition) -> Box<Shrink> {

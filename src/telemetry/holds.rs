@@ -12,6 +12,9 @@ use super::status::StatusBoard;
 /// How often a hold that lasts is told again.
 const REPEAT: Duration = Duration::from_secs(60);
 
+/// How soon another reason is told: failures that take turns must not flood the log.
+const CHANGED: Duration = Duration::from_secs(5);
+
 /// Keeps log and status board in step about holds. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Holds {
@@ -41,12 +44,15 @@ impl Holds {
         let now = Instant::now();
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
         match active.get_mut(what) {
-            Some(hold) if hold.reason == reason && now.duration_since(hold.told) < REPEAT => return,
             Some(hold) => {
-                hold.told = now;
+                let changed = hold.reason != reason;
+                let pause = if changed { CHANGED } else { REPEAT };
+                if now.duration_since(hold.told) >= pause {
+                    hold.told = now;
+                    let held_seconds = now.duration_since(hold.since).as_secs();
+                    tracing::warn!(what, held_seconds, "still waiting: {reason}");
+                }
                 reason.clone_into(&mut hold.reason);
-                let held_seconds = now.duration_since(hold.since).as_secs();
-                tracing::warn!(what, held_seconds, "still waiting: {reason}");
             }
             None => {
                 tracing::warn!(what, "waiting: {reason}");
@@ -109,6 +115,7 @@ impl Holds {
 
 #[cfg(test)]
 mod tests {
+    use prometheus_client::registry::Registry;
     use tokio::time::sleep;
 
     use super::*;
@@ -116,8 +123,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(3);
 
     fn holds() -> Holds {
-        let mut registry = prometheus_client::registry::Registry::default();
-        Holds::new(StatusBoard::new(&mut registry))
+        Holds::new(StatusBoard::new(&mut Registry::default()))
     }
 
     fn told(holds: &Holds) -> Vec<String> {
@@ -153,5 +159,22 @@ mod tests {
         let ((), was_told) = holds.patiently("kafka", "slow", PATIENCE, step).await;
         assert!(!was_told);
         assert_eq!(told(&holds), ["known"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hold_stands_on_the_board_until_it_is_released() {
+        let board = StatusBoard::new(&mut Registry::default());
+        let holds = Holds::new(board.clone());
+        holds.hold("kafka", "refused");
+        holds.hold("kafka", "no answer");
+        let [hold] = board.holds().try_into().unwrap();
+        assert_eq!(
+            (hold.what.as_str(), hold.reason.as_str()),
+            ("kafka", "no answer")
+        );
+        holds.release("llm");
+        assert_eq!(board.holds().len(), 1, "another's release changes nothing");
+        holds.release("kafka");
+        assert_eq!(board.holds().len(), 0);
     }
 }

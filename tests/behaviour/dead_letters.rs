@@ -24,7 +24,7 @@ async fn records_that_are_no_documents_end_by_the_stated_rules() {
     world.put(
         0,
         Some("k"),
-        Some(&format!("{}1{}", "[".repeat(50_000), "]".repeat(50_000))),
+        Some(&format!("{}1{}", "[".repeat(5_000), "]".repeat(5_000))),
     );
     world.put(0, Some("k"), Some(&json(9, "The last one.")));
 

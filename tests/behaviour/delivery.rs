@@ -6,6 +6,8 @@ use kafka_llm_processor::app::RunEnd;
 use kafka_llm_processor::records::result::ResultStatus;
 use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, VllmConfig};
 
+use kafka_llm_processor::types::{Header, Record};
+
 use crate::harness::{GROUP, INPUT, World, eventually, json, plain};
 
 #[tokio::test]
@@ -99,6 +101,7 @@ async fn a_result_is_durable_before_its_offset_is_committed() {
         .faults()
         .on(kafka_protocol::messages::ApiKey::Produce)
         .topic("results")
+        .keep()
         .hold();
     let running = world.start(&[]);
     held.wait_for_hits(2).await;
@@ -129,12 +132,19 @@ async fn the_commit_offsets_are_mirrored_for_lag_tools() {
     }
 }
 
+/// Compaction takes whole batches, and records out of batches: of the last one the end is told by its header alone, which rskafka drops.
 #[tokio::test]
 async fn gaps_that_compaction_left_are_stepped_over() {
     let world = World::new(1).await;
-    world.produce(0..30, plain);
-    for (first, end) in [(3, 9), (20, 30)] {
-        world.broker.punch_gap(INPUT, 0, first..end).unwrap();
+    world.produce(0..20, plain);
+    let batch = (20..30).map(|number| Record {
+        value: Some(plain(number).into()),
+        timestamp_ms: 1_700_000_000_000,
+        ..Record::default()
+    });
+    world.broker.append(INPUT, 0, batch.collect()).unwrap();
+    for gap in [3..9, 24..30] {
+        world.broker.punch_gap(INPUT, 0, gap).unwrap();
     }
     let running = world.start(&[]);
     eventually("lag reaches zero", || world.commit_offset(0) == Some(30)).await;
@@ -144,20 +154,17 @@ async fn gaps_that_compaction_left_are_stepped_over() {
         .into_keys()
         .map(|(_, offset)| offset)
         .collect();
-    assert_eq!(offsets, (0..3).chain(9..20).collect::<Vec<_>>());
+    assert_eq!(offsets, (0..3).chain(9..24).collect::<Vec<_>>());
 }
 
 #[tokio::test]
 async fn key_headers_and_trace_context_reach_the_result() {
     let world = World::new(1).await;
     let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-    let record = kafka_llm_processor::types::Record {
+    let record = Record {
         key: Some("the-key".into()),
         value: Some(json(1, "A report.").into()),
-        headers: vec![kafka_llm_processor::types::Header::new(
-            "traceparent",
-            traceparent,
-        )],
+        headers: vec![Header::new("traceparent", traceparent)],
         timestamp_ms: 1_700_000_000_000,
     };
     world.broker.append(INPUT, 0, vec![record]).unwrap();

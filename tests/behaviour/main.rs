@@ -1,6 +1,14 @@
 //! What the README promises, over the sandbox: one module per promise.
 
-#![allow(missing_docs, clippy::indexing_slicing, reason = "a test binary")]
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test binary: what is not as expected ends the test"
+)]
 
 mod dead_letters;
 mod delivery;

@@ -28,7 +28,8 @@ pub use fetch::RskafkaSource;
 /// First and last pause of rskafka's own retries: low, as an outage is waited out above.
 const BACKOFF_INITIAL: Duration = Duration::from_millis(50);
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
-/// Largest answer that is read: four times the largest fetch that we ask for, as a single larger batch is always sent whole.
+/// Largest answer that is read. A fetch asks for 1 MiB at most, yet a single larger batch is always sent whole; Kafka's default
+/// `max.message.bytes` is 1 MiB, and few raise it beyond this.
 const FRAME_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// One rskafka client, built at the first call that succeeds and shared from then on.

@@ -147,7 +147,7 @@ impl Batch {
         if magic != 2 {
             return Err(BatchError::Magic(magic));
         }
-        let total = usize::try_from(length).map_err(|_| BatchError::Truncated)? + LENGTH_OVERHEAD;
+        let total = usize::try_from(length).ok().ok_or(BatchError::Truncated)? + LENGTH_OVERHEAD;
         if total < HEADER_BYTES || bytes.len() < total {
             return Err(BatchError::Truncated);
         }
@@ -323,7 +323,9 @@ fn decode_records(
     header: &BatchHeader,
     mut payload: Bytes,
 ) -> Result<Vec<(Offset, Record)>, BatchError> {
-    let count = usize::try_from(header.count).map_err(|_| BatchError::Records)?;
+    let count = usize::try_from(header.count)
+        .ok()
+        .ok_or(BatchError::Records)?;
     // A record has at least seven bytes, so the count cannot make the list larger than the payload.
     let mut records = Vec::with_capacity(count.min(payload.len() / 7 + 1));
     for _ in 0..count {

@@ -17,6 +17,8 @@ use super::shared::Shared;
 
 /// Kafka's `socket.request.max.bytes`.
 const FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
+/// Kafka's `sasl.server.max.receive.size`: what a client may send before it has said who it is.
+const FRAME_BYTES_UNAUTHENTICATED_MAX: usize = 512 * 1024;
 /// Kafka's `connections.max.idle.ms`.
 const IDLE_MAX: Duration = Duration::from_secs(600);
 /// How long a client may take to accept a response.
@@ -29,8 +31,8 @@ const FRAME_BYTES_FIRST: usize = 64 * 1024;
 pub(super) enum ConnectionError {
     #[error("reading or writing failed")]
     Io(#[from] io::Error),
-    #[error("the frame's length {0} is outside 0 to {FRAME_BYTES_MAX}")]
-    FrameLength(i32),
+    #[error("the frame's length {length} is outside 0 to {limit}")]
+    FrameLength { length: i32, limit: usize },
     #[error("the frame has no request header")]
     Header,
     #[error("api key {key} version {version} is not served")]
@@ -65,7 +67,15 @@ pub(super) async fn serve(
         session,
         client_id: None,
     };
-    while let Some(frame) = read_frame(&mut stream).await? {
+    loop {
+        let limit = if context.session.is_open() {
+            FRAME_BYTES_MAX
+        } else {
+            FRAME_BYTES_UNAUTHENTICATED_MAX
+        };
+        let Some(frame) = read_frame(&mut stream, limit).await? else {
+            break;
+        };
         match api::dispatch(&mut context, frame).await? {
             Outcome::Reply(body) => write_frame(&mut stream, &body, body.len()).await?,
             Outcome::ReplyAndClose(body) => {
@@ -86,7 +96,10 @@ pub(super) async fn serve(
 }
 
 /// One frame; `None` when the client closed before it.
-async fn read_frame(stream: &mut TcpStream) -> Result<Option<Bytes>, ConnectionError> {
+async fn read_frame(
+    stream: &mut TcpStream,
+    limit: usize,
+) -> Result<Option<Bytes>, ConnectionError> {
     let mut prefix = [0; 4];
     match timeout(IDLE_MAX, stream.read_exact(&mut prefix)).await {
         Err(_) => return Err(ConnectionError::Timeout),
@@ -96,8 +109,8 @@ async fn read_frame(stream: &mut TcpStream) -> Result<Option<Bytes>, ConnectionE
     let length = i32::from_be_bytes(prefix);
     let size = usize::try_from(length)
         .ok()
-        .filter(|size| *size <= FRAME_BYTES_MAX)
-        .ok_or(ConnectionError::FrameLength(length))?;
+        .filter(|size| *size <= limit)
+        .ok_or(ConnectionError::FrameLength { length, limit })?;
     let mut frame = BytesMut::with_capacity(size.min(FRAME_BYTES_FIRST));
     let body = async {
         while frame.len() < size {

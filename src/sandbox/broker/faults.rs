@@ -108,7 +108,6 @@ pub(super) struct Met {
 
 impl Faults {
     /// Begins a hook for requests of one API; one of the closing methods of [`FaultBuilder`] installs it.
-    #[must_use]
     pub fn on(&self, api: ApiKey) -> FaultBuilder {
         FaultBuilder {
             faults: self.clone(),
@@ -131,8 +130,9 @@ impl Faults {
         let mut hooks = lock(&self.hooks);
         let mut met = None;
         for hook in hooks.iter() {
-            let is_watch = hook.action == Action::Watch;
-            if (is_watch || met.is_none()) && hook.meets(api, request) && !is_watch {
+            if hook.action == Action::Watch {
+                hook.meets(api, request);
+            } else if met.is_none() && hook.meets(api, request) {
                 met = Some(Met {
                     action: hook.action,
                     released: hook.released.clone(),

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+/// Groups that are remembered; an offset each for some partitions, so a few MiB at most.
+const GROUPS_MAX: usize = 10_000;
+
 /// A committed offset.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Committed {
@@ -37,11 +40,21 @@ impl Groups {
         self.groups.keys().map(String::as_str)
     }
 
-    /// Records a commit; the group comes to be with its first one.
-    pub(super) fn commit(&mut self, group: &str, topic: &str, partition: i32, what: Committed) {
+    /// Records a commit; the group comes to be with its first one. False when there is no room for one more group.
+    pub(super) fn commit(
+        &mut self,
+        group: &str,
+        topic: &str,
+        partition: i32,
+        what: Committed,
+    ) -> bool {
+        if self.groups.len() >= GROUPS_MAX && !self.groups.contains_key(group) {
+            return false;
+        }
         let group = self.groups.entry(group.to_owned()).or_default();
         let partitions = group.offsets.entry(topic.to_owned()).or_default();
         partitions.insert(partition, what);
+        true
     }
 
     /// Forgets a group; false when there is none.

@@ -69,7 +69,11 @@ impl Broker {
     #[must_use]
     pub fn bootstrap(&self) -> String {
         let (host, port) = self.inner.shared.advertised();
-        format!("{host}:{port}")
+        if host.contains(':') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
     }
 
     /// The hooks for faults.

@@ -10,6 +10,25 @@
 //! 4. Whatever a client sends, only its own connection ends.
 //! 5. Every task ends with the listener, and the listener with the last handle.
 //!
+//! ```
+//! use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig, ErrorCode};
+//! use kafka_llm_processor::types::Record;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let broker = Broker::start(BrokerConfig::default()).await?;
+//! broker.create_topic("orders", 4, &[("cleanup.policy", "compact")])?;
+//! broker.append("orders", 0, vec![Record::default()])?;
+//! // The next two appends of a client to `orders` are refused, then all goes on.
+//! let fault = broker.faults().on(ApiKey::Produce).topic("orders").times(2);
+//! let fault = fault.answer(ErrorCode::NotEnoughReplicas);
+//! // … a client connects to `broker.bootstrap()` …
+//! assert_eq!(fault.hits(), 0);
+//! broker.shutdown().await;
+//! # Ok(())
+//! # }
+//! # tokio::runtime::Runtime::new().unwrap().block_on(example()).unwrap();
+//! ```
+//!
 //! # What it is not
 //! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership,
 //! idempotent producers and transactions.
@@ -22,6 +41,7 @@ mod connection;
 mod faults;
 mod groups;
 mod handle;
+mod layout;
 mod listener;
 mod log;
 mod sasl;

@@ -58,6 +58,11 @@ impl Session {
         }
     }
 
+    /// Whether authentication is behind the connection, or not asked for.
+    pub(super) fn is_open(&self) -> bool {
+        matches!(self.stage, Stage::Open)
+    }
+
     /// Whether the next frame is a bare token.
     pub(super) fn awaits_bare_token(&self) -> bool {
         self.bare_tokens && matches!(self.stage, Stage::Plain | Stage::Scram(_))

@@ -113,7 +113,9 @@ impl Exchange {
     }
 
     pub(super) fn step(self, users: &SaslUsers, message: &[u8]) -> Result<Step, ScramError> {
-        let message = std::str::from_utf8(message).map_err(|_| ScramError(self.hash))?;
+        let message = std::str::from_utf8(message)
+            .ok()
+            .ok_or(ScramError(self.hash))?;
         match self.begun {
             None => first(self.hash, users, message),
             Some(begun) => last(self.hash, users, &begun, message),
@@ -211,7 +213,7 @@ fn to_base64(bytes: &[u8]) -> String {
 }
 
 fn from_base64(text: &str) -> Option<Vec<u8>> {
-    if text.len() % 4 != 0 {
+    if !text.len().is_multiple_of(4) {
         return None;
     }
     let digits = text.trim_end_matches('=');

@@ -57,6 +57,8 @@ impl Shared {
     pub(super) fn advertised(&self) -> (String, i32) {
         let host = match &self.config.advertised_host {
             Some(host) => host.clone(),
+            // Nobody can connect to 0.0.0.0.
+            None if self.address.ip().is_unspecified() => "localhost".to_owned(),
             None => self.address.ip().to_string(),
         };
         (host, i32::from(self.address.port()))

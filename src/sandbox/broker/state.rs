@@ -15,6 +15,8 @@ use super::topic_config::TopicConfig;
 const TOPIC_NAME_BYTES_MAX: usize = 249;
 /// Partitions in one `CreateTopics` request, as Kafka limits them.
 const PARTITIONS_MAX: usize = 10_000;
+/// Partitions of all topics together.
+const PARTITIONS_HELD_MAX: usize = 20_000;
 
 /// Why the broker refuses: the code that goes to the client and the sentence beside it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -148,6 +150,15 @@ impl State {
             return Err(Refusal::new(
                 ResponseError::PolicyViolation,
                 "Excessively large number of partitions per request.",
+            ));
+        }
+        let held: usize = self.topics.values().map(|one| one.partitions.len()).sum();
+        if held + topic.partitions > PARTITIONS_HELD_MAX {
+            return Err(Refusal::new(
+                ResponseError::PolicyViolation,
+                format!(
+                    "the sandbox holds at most {PARTITIONS_HELD_MAX} partitions; delete topics"
+                ),
             ));
         }
         let mut config = TopicConfig::new(self.message_max_bytes);

@@ -36,6 +36,19 @@ impl Kind {
         }
     }
 
+    /// What a value must be, for the client.
+    fn expected(self) -> String {
+        match self {
+            Self::Boolean => "true or false".to_owned(),
+            Self::Int(least) => format!("a 32-bit number, at least {least}"),
+            Self::Long(least) => format!("a 64-bit number, at least {least}"),
+            Self::Ratio => "a number from 0 to 1".to_owned(),
+            Self::List(words) => format!("a list of: {}", words.join(", ")),
+            Self::OneOf(words) => format!("one of: {}", words.join(", ")),
+            Self::Any => "text".to_owned(),
+        }
+    }
+
     fn accepts(self, value: &str) -> bool {
         match self {
             Self::Boolean => {
@@ -166,8 +179,8 @@ impl TopicConfig {
         };
         if !definition.kind.accepts(value) {
             return Err(format!(
-                "Invalid value {value} for configuration {name}: it must be {:?}",
-                definition.kind
+                "Invalid value {value} for configuration {name}: it must be {}",
+                definition.kind.expected()
             ));
         }
         self.set.insert(name.to_owned(), value.to_owned());

@@ -17,6 +17,10 @@ const NAMES_CLIENT_FROM: i16 = 3;
 impl Api for ApiVersionsRequest {
     const SERVED: (i16, i16) = (0, 3);
 
+    fn layout(_: i16) -> &'static str {
+        ""
+    }
+
     fn refuse(&self, code: ResponseError) -> ApiVersionsResponse {
         ApiVersionsResponse::default()
             .with_error_code(code.code())
@@ -54,7 +58,9 @@ fn is_software_name(name: &str) -> bool {
 /// Answers a version that is not served; `rest` is the frame after key and version.
 pub(super) fn refuse_version(mut rest: Bytes) -> Result<Outcome, ConnectionError> {
     // Every header version begins with the correlation id.
-    let correlation_id = rest.try_get_i32().map_err(|_| ConnectionError::Header)?;
+    let Ok(correlation_id) = rest.try_get_i32() else {
+        return Err(ConnectionError::Header);
+    };
     let own = TABLE
         .iter()
         .filter(|entry| entry.key == ApiVersionsRequest::KEY);

@@ -27,6 +27,10 @@ pub(super) const SOURCE_DEFAULT: i8 = 5;
 impl Api for CreateTopicsRequest {
     const SERVED: (i16, i16) = (2, 7);
 
+    fn layout(_: i16) -> &'static str {
+        "{S i s {i [i]} {S S}} i b"
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()
@@ -91,13 +95,15 @@ fn create(
     new.partitions = partitions(topic, default_partitions)?;
     let id = if validate_only {
         state.check_new_topic(&new)?;
-        Uuid::nil()
+        // Kafka answers the id that it would have given.
+        Uuid::new_v4()
     } else {
         state.create_topic(&new)?
     };
     Ok(CreatableTopicResult::default()
         .with_name(topic.name.clone())
         .with_topic_id(id)
+        .with_error_message(None)
         .with_num_partitions(i32::try_from(new.partitions).unwrap_or(i32::MAX))
         .with_replication_factor(1)
         .with_configs(Some(describe(&config))))

@@ -12,6 +12,10 @@ use super::{Api, Reply};
 impl Api for DeleteGroupsRequest {
     const SERVED: (i16, i16) = (0, 2);
 
+    fn layout(_: i16) -> &'static str {
+        "[S]"
+    }
+
     fn refuse(&self, code: ResponseError) -> DeleteGroupsResponse {
         let results = self.groups_names.iter().map(|id| {
             DeletableGroupResult::default()

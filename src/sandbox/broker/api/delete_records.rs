@@ -19,6 +19,10 @@ const HIGH_WATERMARK: i64 = -1;
 impl Api for DeleteRecordsRequest {
     const SERVED: (i16, i16) = (0, 2);
 
+    fn layout(_: i16) -> &'static str {
+        "{S {i l}} i"
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()

@@ -15,6 +15,13 @@ use super::{Api, Reply, text};
 impl Api for DeleteTopicsRequest {
     const SERVED: (i16, i16) = (1, 6);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=5 => "[S] i",
+            _ => "{S u} i",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         wanted(self)
             .filter_map(|topic| topic.name)

@@ -26,6 +26,10 @@ const SOURCE_STATIC: i8 = 4;
 impl Api for DescribeConfigsRequest {
     const SERVED: (i16, i16) = (1, 4);
 
+    fn layout(_: i16) -> &'static str {
+        "{b S [S]} b"
+    }
+
     fn topics(&self) -> Vec<String> {
         let topics = self
             .resources
@@ -87,7 +91,7 @@ fn describe_topic(
     let topic = state
         .topics
         .get(resource.resource_name.as_str())
-        .ok_or_else(Refusal::unknown_partition)?;
+        .ok_or_else(|| Refusal::new(ResponseError::UnknownTopicOrPartition, ""))?;
     Ok(DEFINITIONS
         .iter()
         .filter(|definition| is_wanted(resource, definition.name))
@@ -113,7 +117,8 @@ fn describe(
         .with_value(Some(text(value)))
         .with_config_source(if is_set { SOURCE_TOPIC } else { SOURCE_DEFAULT })
         .with_synonyms(chain)
-        .with_config_type(definition.kind.wire_type());
+        .with_config_type(definition.kind.wire_type())
+        .with_documentation(None);
     Some(described)
 }
 
@@ -157,6 +162,7 @@ fn describe_broker(
                 .with_value(Some(text(value)))
                 .with_config_source(SOURCE_STATIC)
                 .with_read_only(true)
+                .with_documentation(None)
         })
         .collect())
 }

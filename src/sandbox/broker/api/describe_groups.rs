@@ -13,6 +13,10 @@ use super::{Api, Reply, text};
 impl Api for DescribeGroupsRequest {
     const SERVED: (i16, i16) = (0, 5);
 
+    fn layout(_: i16) -> &'static str {
+        "[S]"
+    }
+
     fn refuse(&self, code: ResponseError) -> DescribeGroupsResponse {
         let groups = self.groups.iter().map(|id| {
             DescribedGroup::default()

@@ -28,6 +28,16 @@ const READ_COMMITTED: i8 = 1;
 impl Api for FetchRequest {
     const SERVED: (i16, i16) = (4, 12);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=4 => "i i i i b {S {i l i}}",
+            5..=6 => "i i i i b {S {i l l i}}",
+            7..=8 => "i i i i b i i {S {i l l i}} {S [i]}",
+            9..=11 => "i i i i b i i {S {i i l l i}} {S [i]}",
+            _ => "i i i i b i i {S {i i l i l i}} {S [i]} S",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()
@@ -49,7 +59,8 @@ impl Api for FetchRequest {
     }
 
     async fn serve(self, context: &mut Context, _: i16) -> Reply<FetchResponse> {
-        if self.session_id != 0 {
+        // Epochs 0 and −1 open and close a session with a full fetch; only others need one that exists.
+        if self.session_epoch > 0 {
             let code = ResponseError::FetchSessionIdNotFound.code();
             return Reply::Answer(FetchResponse::default().with_error_code(code));
         }
@@ -141,13 +152,15 @@ fn found(index: i32, partition: &Partition, records: Bytes, read_committed: bool
 }
 
 fn failed(index: i32, code: ResponseError) -> PartitionData {
+    // Kafka's answers differ in this too: an empty list where it finds no partition, null for other errors.
+    let aborted = (code == ResponseError::UnknownTopicOrPartition).then(Vec::new);
     PartitionData::default()
         .with_partition_index(index)
         .with_error_code(code.code())
         .with_high_watermark(-1)
         .with_last_stable_offset(-1)
         .with_log_start_offset(-1)
-        .with_aborted_transactions(None)
+        .with_aborted_transactions(aborted)
         .with_preferred_read_replica(BrokerId(-1))
         .with_records(Some(Bytes::new()))
 }

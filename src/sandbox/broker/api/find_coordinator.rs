@@ -16,6 +16,13 @@ const GROUP: i8 = 0;
 impl Api for FindCoordinatorRequest {
     const SERVED: (i16, i16) = (1, 4);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=3 => "S b",
+            _ => "b [S]",
+        }
+    }
+
     fn refuse(&self, code: ResponseError) -> FindCoordinatorResponse {
         // Up to version 3 the request has one key, and no list.
         if self.coordinator_keys.is_empty() {

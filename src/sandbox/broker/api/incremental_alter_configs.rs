@@ -18,6 +18,10 @@ const DELETE: i8 = 1;
 impl Api for IncrementalAlterConfigsRequest {
     const SERVED: (i16, i16) = (0, 1);
 
+    fn layout(_: i16) -> &'static str {
+        "{b S {S b S}} b"
+    }
+
     fn topics(&self) -> Vec<String> {
         let topics = self
             .resources

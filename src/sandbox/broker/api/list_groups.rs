@@ -14,6 +14,13 @@ pub(super) const EMPTY: &str = "Empty";
 impl Api for ListGroupsRequest {
     const SERVED: (i16, i16) = (0, 4);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=3 => "",
+            _ => "[S]",
+        }
+    }
+
     fn refuse(&self, code: ResponseError) -> ListGroupsResponse {
         ListGroupsResponse::default().with_error_code(code.code())
     }

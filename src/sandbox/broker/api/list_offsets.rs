@@ -26,6 +26,14 @@ const LEADER_EPOCH_FROM: i16 = 4;
 impl Api for ListOffsetsRequest {
     const SERVED: (i16, i16) = (1, 7);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=1 => "i {S {i l}}",
+            2..=3 => "i b {S {i l}}",
+            _ => "i b {S {i i l}}",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()
@@ -34,7 +42,7 @@ impl Api for ListOffsetsRequest {
     }
 
     fn refuse(&self, code: ResponseError) -> ListOffsetsResponse {
-        respond(&self, |_, _| Err(code))
+        respond(self, |_, _| Err(code))
     }
 
     async fn serve(self, context: &mut Context, version: i16) -> Reply<ListOffsetsResponse> {

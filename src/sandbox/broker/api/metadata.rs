@@ -24,6 +24,13 @@ const SAYS_CREATE_FROM: i16 = 4;
 impl Api for MetadataRequest {
     const SERVED: (i16, i16) = (0, 12);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=9 => "{S}",
+            _ => "{u S}",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         let named = self.topics.iter().flatten();
         named
@@ -48,18 +55,11 @@ impl Api for MetadataRequest {
         let asked = self
             .topics
             .filter(|topics| version > EMPTY_IS_ALL_UP_TO || !topics.is_empty());
+        let (topics, cluster_id) = look(shared, asked.as_deref());
         if shared.config.auto_create_topics && may_create {
+            // After the look: as with Kafka, who asks first is told that there is no such topic, and finds it when asking again.
             create_missing(shared, asked.as_deref().unwrap_or_default());
         }
-        let state = shared.state();
-        let topics = match &asked {
-            None => state
-                .topics
-                .iter()
-                .map(|(name, topic)| describe(name, topic))
-                .collect(),
-            Some(asked) => asked.iter().map(|topic| answer(&state, topic)).collect(),
-        };
         let (host, port) = shared.advertised();
         let broker = MetadataResponseBroker::default()
             .with_node_id(BrokerId(NODE_ID))
@@ -67,11 +67,28 @@ impl Api for MetadataRequest {
             .with_port(port);
         let response = MetadataResponse::default()
             .with_brokers(vec![broker])
-            .with_cluster_id(Some(text(state.cluster_id.as_str())))
+            .with_cluster_id(Some(text(cluster_id)))
             .with_controller_id(BrokerId(NODE_ID))
             .with_topics(topics);
         Reply::Answer(response)
     }
+}
+
+/// The topics that were asked for, or all of them, and the id of the cluster.
+fn look(
+    shared: &Shared,
+    asked: Option<&[MetadataRequestTopic]>,
+) -> (Vec<MetadataResponseTopic>, String) {
+    let state = shared.state();
+    let topics = match asked {
+        None => state
+            .topics
+            .iter()
+            .map(|(name, topic)| describe(name, topic))
+            .collect(),
+        Some(asked) => asked.iter().map(|topic| answer(&state, topic)).collect(),
+    };
+    (topics, state.cluster_id.clone())
 }
 
 fn create_missing(shared: &Shared, asked: &[MetadataRequestTopic]) {

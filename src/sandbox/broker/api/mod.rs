@@ -17,6 +17,7 @@ use tokio::time::sleep;
 
 use super::connection::{ConnectionError, Context};
 use super::faults::{Action, SeenRequest};
+use super::layout;
 
 mod api_versions;
 mod create_topics;
@@ -37,6 +38,9 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sasl_authenticate;
 mod sasl_handshake;
+
+/// The request header of versions with tagged fields.
+const FLEXIBLE_HEADER: i16 = 2;
 
 /// What is served and therefore advertised: one line per API.
 static TABLE: &[Entry] = &[
@@ -69,9 +73,17 @@ where
     /// Lowest and highest version that is served.
     const SERVED: (i16, i16);
 
+    /// The fields of a request, in the words of [`layout`].
+    fn layout(version: i16) -> &'static str;
+
     /// Topics that the request names, for the fault hooks.
     fn topics(&self) -> Vec<String> {
         Vec::new()
+    }
+
+    /// Whether the client waits for a response.
+    fn expects_answer(&self) -> bool {
+        true
     }
 
     /// The response that carries `code` at every place where it has one.
@@ -165,8 +177,10 @@ pub(super) async fn dispatch(
     if !context.session.allows(key) {
         return Err(ConnectionError::Unauthenticated(key));
     }
-    let header = RequestHeader::decode(&mut frame, (entry.request_header_version)(version))
-        .map_err(|_| ConnectionError::Header)?;
+    let Ok(header) = RequestHeader::decode(&mut frame, (entry.request_header_version)(version))
+    else {
+        return Err(ConnectionError::Header);
+    };
     context.client_id = header.client_id.as_deref().map(str::to_owned);
     let call = Call {
         version,
@@ -190,6 +204,10 @@ where
         version,
         why,
     };
+    let flexible = A::header_version(version) >= FLEXIBLE_HEADER;
+    if !layout::is_sound(A::layout(version), flexible, &body) {
+        return Err(malformed("it announces more than it has".to_owned()));
+    }
     let request = A::decode(&mut body, version).map_err(|error| malformed(error.to_string()))?;
     if body.has_remaining() {
         // Kafka reads over what follows a request, and librdkafka 2.16 relies on it: its Metadata v12 ends with fields of v10.
@@ -203,6 +221,8 @@ where
     let action = meet_faults(context, &request, version).await;
     let encode = |response: &A::Response| encode(correlation_id, version, response);
     match action {
+        // A response that is not expected would be taken for that of the next request.
+        Some(Action::Answer(_)) if !request.expects_answer() => return Ok(Outcome::Close),
         Some(Action::Answer(code)) => {
             return encode(&request.refuse(code)).map(Outcome::Reply);
         }
@@ -222,6 +242,7 @@ where
         (Some(Action::CutMidFrame), Outcome::Reply(body) | Outcome::ReplyAndClose(body)) => {
             Outcome::CutReply(body)
         }
+        (Some(Action::CutMidFrame), _) => Outcome::Close,
         (_, outcome) => outcome,
     })
 }

@@ -22,6 +22,15 @@ const METADATA_BYTES_MAX: usize = 4096;
 impl Api for OffsetCommitRequest {
     const SERVED: (i16, i16) = (2, 8);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=4 => "S i S l {S {i l S}}",
+            5 => "S i S {S {i l S}}",
+            6 => "S i S {S {i l i S}}",
+            _ => "S i S S {S {i l i S}}",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()
@@ -93,8 +102,10 @@ fn commit(
         leader_epoch: partition.committed_leader_epoch,
         metadata: metadata.to_owned(),
     };
-    state
-        .groups
-        .commit(group, topic, partition.partition_index, committed);
-    Ok(())
+    let groups = &mut state.groups;
+    if groups.commit(group, topic, partition.partition_index, committed) {
+        Ok(())
+    } else {
+        Err(ResponseError::CoordinatorNotAvailable)
+    }
 }

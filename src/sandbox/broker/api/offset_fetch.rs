@@ -21,6 +21,13 @@ const GROUPS_FROM: i16 = 8;
 impl Api for OffsetFetchRequest {
     const SERVED: (i16, i16) = (1, 8);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=7 => "S {S [i]}",
+            _ => "{S {S [i]}} b",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         let one = self.topics.iter().flatten().map(|topic| &topic.name);
         let several = self.groups.iter().flat_map(|group| &group.topics).flatten();

@@ -16,6 +16,13 @@ use super::{Api, Reply};
 impl Api for OffsetForLeaderEpochRequest {
     const SERVED: (i16, i16) = (2, 4);
 
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=2 => "{S {i i i}}",
+            _ => "i {S {i i i}}",
+        }
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topics
             .iter()

@@ -2,7 +2,7 @@
 //!
 //! Versions below 3 carry formats older than magic 2, which Kafka 4 refuses too; 13 names topics by id. Acknowledgements 1 and −1
 //! are the same with one replica. With acks 0 nothing is answered, and an error closes the connection, as in Kafka. There are no
-//! producer ids yet: an idempotent batch gets 59, a transactional one 48 or, with a transactional id, 53.
+//! producer ids yet: an idempotent batch gets 59, a transactional one 48.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::produce_response::{
@@ -20,11 +20,19 @@ use bytes::Bytes;
 impl Api for ProduceRequest {
     const SERVED: (i16, i16) = (3, 9);
 
+    fn layout(_: i16) -> &'static str {
+        "S s i {S {i B}}"
+    }
+
     fn topics(&self) -> Vec<String> {
         self.topic_data
             .iter()
             .map(|topic| topic.name.to_string())
             .collect()
+    }
+
+    fn expects_answer(&self) -> bool {
+        self.acks != 0
     }
 
     fn refuse(&self, code: ResponseError) -> ProduceResponse {
@@ -41,9 +49,6 @@ impl Api for ProduceRequest {
     async fn serve(self, context: &mut Context, version: i16) -> Reply<ProduceResponse> {
         if !(-1..=1).contains(&self.acks) {
             return Reply::Answer(self.refuse(ResponseError::InvalidRequiredAcks));
-        }
-        if self.transactional_id.is_some() {
-            return Reply::Answer(self.refuse(ResponseError::TransactionalIdAuthorizationFailed));
         }
         let acks = self.acks;
         let mut all_good = true;
@@ -119,7 +124,11 @@ fn explain(index: i32, refused: BatchRefusal) -> PartitionProduceResponse {
             .with_batch_index(index)
             .with_batch_index_error_message(Some(text(why)))
     });
+    let records: Vec<_> = records.collect();
+    // Kafka has a sentence only where it names records.
+    let message = (!records.is_empty()).then(|| text(refused.refusal.message.as_str()));
+    tracing::debug!(refusal = %refused.refusal, "the sandbox broker refused a batch");
     failed(index, refused.refusal.code)
-        .with_record_errors(records.collect())
-        .with_error_message(Some(text(refused.refusal.message)))
+        .with_record_errors(records)
+        .with_error_message(message)
 }

@@ -13,6 +13,10 @@ use bytes::Bytes;
 impl Api for SaslAuthenticateRequest {
     const SERVED: (i16, i16) = (0, 2);
 
+    fn layout(_: i16) -> &'static str {
+        "B"
+    }
+
     fn refuse(&self, code: ResponseError) -> SaslAuthenticateResponse {
         SaslAuthenticateResponse::default()
             .with_error_code(code.code())

@@ -13,6 +13,10 @@ use super::{Api, Reply, text};
 impl Api for SaslHandshakeRequest {
     const SERVED: (i16, i16) = (0, 1);
 
+    fn layout(_: i16) -> &'static str {
+        "S"
+    }
+
     fn refuse(&self, code: ResponseError) -> SaslHandshakeResponse {
         let mechanisms = MECHANISMS.iter().map(|name| text(*name)).collect();
         SaslHandshakeResponse::default()
