@@ -13,6 +13,9 @@ const COMMIT_TOPIC_CONFIGS: [(&str, &str); 3] = [
     ("segment.bytes", "16777216"),
     ("min.cleanable.dirty.ratio", "0.1"),
 ];
+/// A dead letter has the time stamp of its document, which may be old: the broker's usual week would delete it within minutes, and with it
+/// all that is left of the document.
+const DEAD_LETTER_TOPIC_CONFIGS: [(&str, &str); 1] = [("retention.ms", "-1")];
 /// Partitions or replicas as the broker's own defaults say.
 const BROKER_DEFAULT: i32 = -1;
 
@@ -119,7 +122,7 @@ pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, 
     let mut created = false;
     for (topic, configs) in [
         (&wanted.output, &[][..]),
-        (&wanted.dead_letters, &[][..]),
+        (&wanted.dead_letters, &DEAD_LETTER_TOPIC_CONFIGS[..]),
         (&wanted.commits, &COMMIT_TOPIC_CONFIGS[..]),
     ] {
         if !found.contains_key(topic) {
