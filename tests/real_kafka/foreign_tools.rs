@@ -28,6 +28,7 @@ async fn kafkas_own_tools_read_everything() {
         the_results_are_json_lines(&kafka, &job),
         the_commits_are_json_under_their_partitions(&kafka, &job),
         the_commit_topic_is_compacted(&kafka, &job),
+        dead_letters_are_kept(&kafka, &job),
         the_group_has_no_lag(&kafka, &job),
     );
 }
@@ -81,18 +82,28 @@ async fn the_commits_are_json_under_their_partitions(kafka: &Kafka, job: &Job) {
 }
 
 async fn the_commit_topic_is_compacted(kafka: &Kafka, job: &Job) {
-    let (server, topic) = (kafka.address(), job.commits());
-    #[rustfmt::skip]
-    let arguments = [
-        "kafka-configs", "--bootstrap-server", &server, "--describe", "--entity-type", "topics", "--entity-name", &topic,
-    ];
-    let text = kafka.tool(&arguments).await;
-    for config in [
+    let configs = [
         "cleanup.policy=compact ",
         "segment.bytes=16777216 ",
         "min.cleanable.dirty.ratio=0.1 ",
-    ] {
-        assert!(text.contains(config), "{config}: {text}");
+    ];
+    has_configs(kafka, &job.commits(), &configs).await;
+}
+
+/// A dead letter is as old as its document, so no age is too old.
+async fn dead_letters_are_kept(kafka: &Kafka, job: &Job) {
+    has_configs(kafka, &job.dead_letters(), &["retention.ms=-1 "]).await;
+}
+
+async fn has_configs(kafka: &Kafka, topic: &str, configs: &[&str]) {
+    let server = kafka.address();
+    #[rustfmt::skip]
+    let arguments = [
+        "kafka-configs", "--bootstrap-server", &server, "--describe", "--entity-type", "topics", "--entity-name", topic,
+    ];
+    let text = kafka.tool(&arguments).await;
+    for config in configs {
+        assert!(text.contains(config), "{topic}: {config}: {text}");
     }
 }
 

@@ -180,6 +180,7 @@ impl Job {
             format!("--output-topic={name}-results"),
             format!("--llm-url={}", vllm.url()),
             format!("--concurrency={CONCURRENCY}"),
+            format!("--set=dead_letters.topic={name}-dead-letters"),
             "--set=admin.listen=127.0.0.1:0".to_owned(),
             "--set=log.file=off".to_owned(),
         ];
@@ -203,6 +204,11 @@ impl Job {
     /// The topic of the results.
     pub(crate) fn results(&self) -> String {
         format!("{}-results", self.name)
+    }
+
+    /// The topic of the dead letters.
+    pub(crate) fn dead_letters(&self) -> String {
+        format!("{}-dead-letters", self.name)
     }
 
     /// The topic of the commits.

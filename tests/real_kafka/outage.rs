@@ -26,7 +26,9 @@ async fn a_killed_broker_is_waited_for() {
     let told = processor.line(&["WARN", "waiting: "], TOLD_WITHIN).await;
     eprintln!("after {:.1?}: {told}", began.elapsed());
     kafka.broker_mut().restart().await;
+    let back = Instant::now();
     processor.line(&["INFO", "goes on"], SOON).await;
+    eprintln!("goes on {:.1?} after the broker", back.elapsed());
 
     let mut results = Results::new(&kafka, &job);
     results.wait_for(DOCUMENTS).await;
