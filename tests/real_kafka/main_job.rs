@@ -62,9 +62,10 @@ async fn main_job(kafka: &Kafka, order: &str) -> Results {
     .await;
     let wall = began.elapsed();
     let resident_kib = processor.peak_resident_kib();
+    let cpu_each = processor.cpu_time() / u32::try_from(DOCUMENTS).expect("a count");
     let factor = wall.as_secs_f64() / bound().as_secs_f64();
     eprintln!(
-        "order {order}: {wall:.2?}, {factor:.2} x the bound {:.2?}; at most {} calls at once; peak resident {:.1} MiB",
+        "order {order}: {wall:.2?}, {factor:.2} x the bound {:.2?}; at most {} calls at once; {cpu_each:.0?} of CPU each; peak resident {:.1} MiB",
         bound(),
         job.vllm.peak_running(),
         f64::from(u32::try_from(resident_kib).expect("a size")) / 1024.0,

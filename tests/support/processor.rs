@@ -7,6 +7,9 @@ use std::time::Duration;
 use super::eventually;
 use super::process::{self, Lines};
 
+/// Linux counts processor time in hundredths of a second towards programs, on every architecture that we run on.
+const MILLIS_PER_TICK: u64 = 10;
+
 /// A processor that is killed when this is dropped.
 pub(crate) struct Processor {
     child: Child,
@@ -84,6 +87,21 @@ impl Processor {
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
         let words = line.expect("the kernel tells").split_whitespace().next();
         words.and_then(|kib| kib.parse().ok()).expect("a number")
+    }
+
+    /// The processor time that it has used so far, its own and the kernel's for it.
+    pub(crate) fn cpu_time(&self) -> Duration {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
+        let stat = stat.expect("it runs");
+        // The name, in parentheses, may hold anything; the state follows it, then ten numbers, then user and system time.
+        let (_, fields) = stat.rsplit_once(')').expect("a name");
+        let ticks: u64 = fields
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|ticks| ticks.parse::<u64>().expect("a number"))
+            .sum();
+        Duration::from_millis(ticks * MILLIS_PER_TICK)
     }
 }
 
