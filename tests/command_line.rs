@@ -1,0 +1,397 @@
+//! The program as it is run: commands, messages and exit codes.
+
+#![allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test binary: what is not as expected ends the test"
+)]
+
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::net::TcpListener;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::Duration;
+
+use assert_cmd::cargo::CommandCargoExt as _;
+use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig};
+use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, Vllm, VllmConfig};
+use kafka_llm_processor::types::Record;
+use tokio::time::Instant;
+
+/// The program in an empty folder, without any setting from outside.
+fn program(arguments: &[&str]) -> Command {
+    let mut command = Command::cargo_bin("kafka-llm-processor").unwrap();
+    command
+        .env_clear()
+        .env("NO_COLOR", "1")
+        .args(arguments)
+        .stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Output {
+    program(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// An address where nothing listens.
+fn refused() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+/// Ends the process with the test.
+struct Processor {
+    child: Child,
+    log: BufReader<ChildStderr>,
+}
+
+impl Processor {
+    fn start(arguments: &[&str]) -> Self {
+        let mut command = program(arguments);
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = BufReader::new(child.stderr.take().unwrap());
+        Self { child, log }
+    }
+
+    /// Reads the log up to a line that holds the text; the end of the log is a failure.
+    fn wait_for(&mut self, what: &str) -> String {
+        let mut seen = String::new();
+        loop {
+            let mut line = String::new();
+            assert!(
+                self.log.read_line(&mut line).unwrap() > 0,
+                "no `{what}` in:\n{seen}"
+            );
+            if line.contains(what) {
+                return line;
+            }
+            seen.push_str(&line);
+        }
+    }
+
+    fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(
+            Command::new("kill")
+                .args([name, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
+    }
+
+    /// Exit code and standard output.
+    fn end(mut self) -> (Option<i32>, String) {
+        let mut stdout = String::new();
+        self.child
+            .stdout
+            .take()
+            .unwrap()
+            .read_to_string(&mut stdout)
+            .unwrap();
+        (self.child.wait().unwrap().code(), stdout)
+    }
+}
+
+impl Drop for Processor {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+#[test]
+fn quickstart_does_everything_and_ends_with_0() {
+    let output = run(&["quickstart"]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{out}{err}");
+    assert_eq!(
+        out.matches("[simulated answer, no model was run]").count(),
+        6,
+        "{out}"
+    );
+    assert_eq!(out.matches("tokens used").count(), 6, "{out}");
+    assert!(out.contains("processed   6 documents"), "{out}");
+    assert_eq!(err, "", "nothing to worry about");
+}
+
+#[test]
+fn help_and_version_are_answers() {
+    for (flag, expected) in [
+        ("--help", "quickstart"),
+        ("--version", env!("CARGO_PKG_VERSION")),
+    ] {
+        let output = run(&[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains(expected));
+    }
+    assert!(text(&run(&["--help"]).stdout).contains("64  usage or configuration"));
+}
+
+#[test]
+fn usage_and_configuration_end_with_64_and_one_clear_message() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("klp.toml");
+    std::fs::write(&file, "[pipeline]\nordr = \"key\"\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (arguments, expected) in [
+        (&["--config", file][..], "did you mean `pipeline.order`?"),
+        (&["--config", "no-such-file.toml"], "no-such-file.toml"),
+        (&["--set", "llm.concurrency=0"], "llm.concurrency = 0"),
+        (&["--set", "llm.concurrency=many"], "llm.concurrency"),
+        (&["--set", "llm.timeout=soon"], "llm.timeout"),
+        (&["--set", "prompt.user={{ broken"], "prompt.user"),
+        (&["--set", "log.level=loud"], "log.level"),
+        (&["--order", "sideways"], "pipeline.order"),
+        (&["--no-such-flag"], "--no-such-flag"),
+        (&["no-such-command"], "no-such-command"),
+    ] {
+        let output = run(arguments);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}: {message}");
+        assert!(message.contains(expected), "{arguments:?}: {message}");
+        assert_eq!(text(&output.stdout), "");
+    }
+}
+
+/// What `run` waits for, commands for people and `--fail-fast` end on, within five seconds and with the setting's name.
+#[test]
+fn an_unreachable_kafka_ends_commands_with_1() {
+    let brokers = refused();
+    for command in [
+        &[
+            "run",
+            "--fail-fast",
+            "--set",
+            "admin.listen=off",
+            "--set",
+            "log.file=off",
+        ][..],
+        &["produce"],
+        &["results"],
+        &["check"],
+    ] {
+        let began = Instant::now();
+        let arguments: Vec<_> = command
+            .iter()
+            .copied()
+            .chain(["--brokers", &brokers])
+            .collect();
+        let mut sandboxed = program(&arguments);
+        let vllm = sandbox_model();
+        let output = sandboxed.env("LLM_URL", vllm.url()).output().unwrap();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{command:?}: {said}");
+        assert!(
+            said.contains("kafka.brokers") && said.contains(&brokers),
+            "{command:?}: {said}"
+        );
+        assert!(
+            began.elapsed() < Duration::from_secs(5),
+            "{command:?}: {:?}",
+            began.elapsed()
+        );
+        vllm.end();
+    }
+}
+
+/// A simulated model on a runtime of its own, for tests that block on processes.
+struct Model {
+    runtime: tokio::runtime::Runtime,
+    vllm: Vllm,
+}
+
+fn sandbox_model() -> Model {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let config = VllmConfig {
+        latency: Latency::ZERO,
+        ..VllmConfig::default()
+    };
+    let vllm = runtime.block_on(Vllm::start(config)).unwrap();
+    Model { runtime, vllm }
+}
+
+impl Model {
+    fn url(&self) -> String {
+        self.vllm.url()
+    }
+
+    fn broker(&self, documents: i64) -> Broker {
+        let broker = self
+            .runtime
+            .block_on(Broker::start(BrokerConfig::default()))
+            .unwrap();
+        broker.create_topic("financial-documents", 1, &[]).unwrap();
+        let records = (0..documents).map(|number| Record {
+            value: Some(format!("Document {number} is here.").into()),
+            timestamp_ms: 1_700_000_000_000,
+            ..Record::default()
+        });
+        broker
+            .append("financial-documents", 0, records.collect())
+            .unwrap();
+        broker
+    }
+
+    fn end(self) {
+        self.runtime.block_on(self.vllm.shutdown());
+    }
+}
+
+fn processor(model: &Model, broker: &Broker, more: &[&str]) -> Processor {
+    let (brokers, url) = (broker.bootstrap(), model.url());
+    let arguments = [
+        "--brokers",
+        &brokers,
+        "--llm-url",
+        &url,
+        "--set",
+        "log.file=off",
+    ];
+    let listen = ["--set", "admin.listen=127.0.0.1:0"];
+    let all: Vec<_> = arguments
+        .iter()
+        .chain(&listen)
+        .chain(more)
+        .copied()
+        .collect();
+    Processor::start(&all)
+}
+
+#[test]
+fn sigterm_drains_prints_the_summary_and_ends_with_0() {
+    let model = sandbox_model();
+    let broker = model.broker(20);
+    let mut processor = processor(&model, &broker, &[]);
+    processor.wait_for("documents flow");
+    while broker.records("llm-results").len() < 20 {
+        std::thread::yield_now();
+    }
+    processor.signal("-TERM");
+    let (code, out) = processor.end();
+    assert_eq!(code, Some(0), "{out}");
+    for expected in [
+        "processed   20 documents",
+        "failed      0",
+        "retries",
+        "tokens",
+        "latency",
+    ] {
+        assert!(out.contains(expected), "{expected} in:\n{out}");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_at_once_with_2() {
+    let model = sandbox_model();
+    model.vllm.faults().push(Fault::new(Action::HangForEver));
+    let broker = model.broker(1);
+    let mut processor = processor(&model, &broker, &[]);
+    processor.wait_for("documents flow");
+    while model.vllm.running() + model.vllm.waiting() == 0 && model.vllm.calls() == 0 {
+        std::thread::yield_now();
+    }
+    processor.signal("-INT");
+    processor.wait_for("draining");
+    let began = Instant::now();
+    processor.signal("-INT");
+    let (code, out) = processor.end();
+    assert_eq!(code, Some(2), "{out}");
+    assert!(began.elapsed() < Duration::from_secs(5));
+}
+
+#[test]
+fn the_drain_deadline_ends_with_2() {
+    let model = sandbox_model();
+    model.vllm.faults().push(Fault::new(Action::HangForEver));
+    let broker = model.broker(1);
+    let mut processor = processor(&model, &broker, &["--set", "pipeline.drain_timeout=200ms"]);
+    processor.wait_for("documents flow");
+    while model.vllm.calls() == 0 {
+        std::thread::yield_now();
+    }
+    processor.signal("-TERM");
+    processor.wait_for("pipeline.drain_timeout");
+    assert_eq!(processor.end().0, Some(2));
+}
+
+#[test]
+fn run_waits_for_kafka_and_says_so_within_five_seconds() {
+    let model = sandbox_model();
+    let brokers = refused();
+    let began = Instant::now();
+    let arguments = [
+        "--brokers",
+        &brokers,
+        "--llm-url",
+        &model.url(),
+        "--set",
+        "log.file=off",
+        "--set",
+        "admin.listen=off",
+    ];
+    let mut processor = Processor::start(&arguments);
+    let line = processor.wait_for("waiting");
+    assert!(
+        line.contains("kafka.brokers") && line.contains("WARN"),
+        "{line}"
+    );
+    assert!(began.elapsed() < Duration::from_secs(5));
+    processor.signal("-TERM");
+    assert_eq!(processor.end().0, Some(0));
+}
+
+#[test]
+fn a_port_in_use_ends_with_1_and_names_the_setting() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let admin = format!("admin.listen={address}");
+    for (arguments, setting) in [
+        (
+            &["--set", &admin, "--set", "log.file=off"][..],
+            "admin.listen",
+        ),
+        (
+            &[
+                "sandbox",
+                "--kafka-listen",
+                &address,
+                "--llm-listen",
+                "127.0.0.1:0",
+            ],
+            "--kafka-listen",
+        ),
+        (
+            &[
+                "sandbox",
+                "--kafka-listen",
+                "127.0.0.1:0",
+                "--llm-listen",
+                &address,
+            ],
+            "--llm-listen",
+        ),
+    ] {
+        let output = run(arguments);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert!(
+            message.contains(setting) && message.contains(&address),
+            "{message}"
+        );
+    }
+}
