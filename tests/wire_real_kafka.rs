@@ -1,20 +1,21 @@
 //! The wire connection against the real Apache Kafka: one broker, started once, all scenarios in turn.
 //!
-//! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh`; without it, and without `../shared/tools/real-kafka`
-//! beside the crate, the suite says so and passes.
+//! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh` (default `../shared/tools/real-kafka` beside the crate);
+//! without it, or without Java, the suite says so and passes, unless `REAL_KAFKA_REQUIRED=1`.
 
 #![allow(
     clippy::expect_used,
     clippy::indexing_slicing,
+    clippy::panic,
     clippy::print_stderr,
     reason = "these are tests; clippy knows only functions marked as tests"
 )]
 
+mod support;
+
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use kafka_llm_processor::kafka::wire::{Cluster, Creation, Isolation, NewTopic, OffsetAt};
@@ -24,75 +25,15 @@ use kafka_llm_processor::kafka::{
 use kafka_llm_processor::types::{Offset, Record, Secret, TopicPartition};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, UnknownTopicHandling};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
+
+use crate::support::kafka::{Broker, tool, tools};
 
 /// The plain listener; SASL listens two above it.
 const PORT: u16 = 23000;
 const SASL_PORT: u16 = PORT + 2;
 /// Nothing listens here.
 const REFUSED_PORT: u16 = 23099;
-
-/// A broker of its own process group, killed with all its processes when dropped.
-struct Broker {
-    script: Child,
-    /// The process id of the broker itself.
-    pid: String,
-}
-
-impl Broker {
-    fn start(tools: &Path) -> Self {
-        let mut script = Command::new(tools.join("serve-secure.sh"))
-            .arg(PORT.to_string())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .process_group(0)
-            .spawn()
-            .expect("serve-secure.sh starts");
-        let stdout = script.stdout.take().expect("its output is piped");
-        let mut broker = Self {
-            script,
-            pid: String::new(),
-        };
-        let mut line = String::new();
-        BufReader::new(stdout)
-            .read_line(&mut line)
-            .expect("it prints a line");
-        let words: Vec<_> = line.split_whitespace().collect();
-        assert_eq!(
-            words.first(),
-            Some(&"ready"),
-            "the broker is ready: {line:?}"
-        );
-        let pid = words.iter().skip_while(|word| **word != "pid").nth(1);
-        (*pid.expect("the line names the process")).clone_into(&mut broker.pid);
-        broker
-    }
-
-    fn signal(&self, signal: &str) {
-        let status = Command::new("kill").args([signal, &self.pid]).status();
-        assert!(status.expect("kill runs").success(), "kill {signal}");
-    }
-}
-
-impl Drop for Broker {
-    fn drop(&mut self) {
-        let group = format!("-{}", self.script.id());
-        let killed = Command::new("kill").args(["-KILL", "--", &group]).status();
-        if !killed.is_ok_and(|status| status.success()) {
-            eprintln!("the broker's process group {group} could not be killed");
-        }
-        if let Err(error) = self.script.wait() {
-            eprintln!("the broker's script could not be waited for: {error}");
-        }
-    }
-}
-
-fn tools() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/tools/real-kafka");
-    std::env::var_os("REAL_KAFKA_TOOLS")
-        .map(PathBuf::from)
-        .or_else(|| beside.join("serve.sh").exists().then_some(beside))
-}
 
 fn config(port: u16) -> KafkaConfig {
     KafkaConfig {
@@ -123,22 +64,6 @@ fn topic(name: &str, partitions: i32, configs: &[(&str, &str)]) -> NewTopic {
     }
 }
 
-/// Runs one of Kafka's own tools and gives back what it printed.
-async fn tool(tools: &Path, arguments: &[&str]) -> String {
-    let output = tokio::process::Command::new(tools.join("tool.sh"))
-        .args(arguments)
-        .kill_on_drop(true)
-        .output();
-    let output = timeout(Duration::from_secs(40), output)
-        .await
-        .expect("the tool ends")
-        .expect("the tool starts");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {text} {errors}");
-    text
-}
-
 /// Reads a partition from its start to its high watermark, as a recovery does.
 async fn read_all(cluster: &Cluster, partition: &TopicPartition) -> Vec<(Offset, Record)> {
     let (mut next, end) = cluster.log_bounds(partition).await.expect("bounds");
@@ -158,11 +83,10 @@ async fn read_all(cluster: &Cluster, partition: &TopicPartition) -> Vec<(Offset,
 #[tokio::test]
 async fn the_wire_connection_works_with_the_real_kafka() {
     let Some(tools) = tools() else {
-        eprintln!("skipped: REAL_KAFKA_TOOLS is not set and ../shared/tools/real-kafka is absent");
         return;
     };
     let started = Instant::now();
-    let broker = Broker::start(&tools);
+    let broker = Broker::start(&tools, PORT).await;
     eprintln!("broker ready after {:?}", started.elapsed());
     let cluster = Cluster::new(&config(PORT));
 

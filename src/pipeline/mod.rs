@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::outcome::{Count, Ending};
-use crate::kafka::{KafkaError, Sink, Source};
+use crate::kafka::{Sink, Source};
 use crate::llm::{Complete, Prompt};
 use crate::offsets::CommitStore;
 use crate::telemetry::StatusBoard;
@@ -70,17 +70,25 @@ pub struct Services {
     pub generation: String,
 }
 
+/// How long Kafka may take for a step before that is told: an operator hears of a dead broker within five seconds, long before
+/// `kafka.request_timeout` ends the step.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 impl Services {
-    fn hold(&self, partition: &TopicPartition, error: &KafkaError) {
-        self.hold_for(partition, &error_chain(error));
-    }
-
-    fn hold_for(&self, partition: &TopicPartition, reason: &str) {
-        self.holds.hold(&format!("partition {partition}"), reason);
-    }
-
-    fn release(&self, partition: &TopicPartition) {
-        self.holds.release(&format!("partition {partition}"));
+    /// Waits for a step at Kafka, `extra` longer than [`PATIENCE`] when it waits on purpose; answers with whether it was told that it is
+    /// slow.
+    async fn patiently<T>(
+        &self,
+        what: &str,
+        step: &str,
+        extra: Duration,
+        call: impl Future<Output = T>,
+    ) -> (T, bool) {
+        let reason = format!(
+            "{step}: no answer from Kafka (kafka.brokers) for {PATIENCE:?}; asked again after kafka.request_timeout"
+        );
+        let patience = PATIENCE + extra;
+        self.holds.patiently(what, &reason, patience, call).await
     }
 
     /// Counts what has become durable.
@@ -92,6 +100,17 @@ impl Services {
             Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),
         }
     }
+}
+
+/// The name under which what keeps a partition from being read is told. Reading and writing have a name each: one that works again must
+/// not end what is told of the other.
+fn reading(partition: &TopicPartition) -> String {
+    format!("partition {partition}")
+}
+
+/// The name under which what keeps a partition's results from being written is told.
+fn writing(partition: &TopicPartition) -> String {
+    format!("results of {partition}")
 }
 
 /// How far each partition has come. Workers write it, the mirror reads it; cheap to clone.

@@ -1,10 +1,11 @@
 //! What holds the work, told once when it begins, once a minute while it lasts, and once when it ends.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::status::StatusBoard;
 
@@ -69,6 +70,35 @@ impl Holds {
         self.board.set_hold(what, reason);
     }
 
+    /// Waits for `step`. One that takes longer than `patience` is told as a hold, unless something holds `what` already: it may end well,
+    /// and its own deadline is further away than an operator should have to wait for a reason. The second answer says whether it was told;
+    /// the hold is the caller's to release, who knows whether the step has succeeded.
+    ///
+    /// # Cancel safety
+    /// That of `step`; what was told stays.
+    pub async fn patiently<T>(
+        &self,
+        what: &str,
+        reason: &str,
+        patience: Duration,
+        step: impl Future<Output = T>,
+    ) -> (T, bool) {
+        let mut step = pin!(step);
+        if let Ok(answer) = timeout(patience, &mut step).await {
+            return (answer, false);
+        }
+        let told = !self.is_held(what);
+        if told {
+            self.hold(what, reason);
+        }
+        (step.await, told)
+    }
+
+    fn is_held(&self, what: &str) -> bool {
+        let active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        active.contains_key(what)
+    }
+
     /// It no longer does.
     pub fn release(&self, what: &str) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,24 +115,61 @@ impl Holds {
 
 #[cfg(test)]
 mod tests {
-    use prometheus_client::registry::Registry;
+    use tokio::time::sleep;
 
     use super::*;
 
+    const PATIENCE: Duration = Duration::from_secs(3);
+
+    fn holds() -> Holds {
+        let mut registry = prometheus_client::registry::Registry::default();
+        Holds::new(StatusBoard::new(&mut registry))
+    }
+
+    fn told(holds: &Holds) -> Vec<String> {
+        let holds = holds.board.holds();
+        holds.into_iter().map(|hold| hold.reason).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_step_within_patience_is_not_told() {
+        let holds = holds();
+        let step = sleep(PATIENCE / 2);
+        let ((), was_told) = holds.patiently("kafka", "slow", PATIENCE, step).await;
+        assert!(!was_told && told(&holds).is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_step_is_told_before_it_ends_and_stays_told() {
+        let holds = holds();
+        let step = async {
+            sleep(PATIENCE * 2).await;
+            told(&holds)
+        };
+        let (meanwhile, was_told) = holds.patiently("kafka", "slow", PATIENCE, step).await;
+        assert_eq!((meanwhile, was_told), (vec!["slow".to_owned()], true));
+        assert_eq!(told(&holds), ["slow"], "the caller releases it");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_known_reason_is_not_replaced() {
+        let holds = holds();
+        holds.hold("kafka", "known");
+        let step = sleep(PATIENCE * 2);
+        let ((), was_told) = holds.patiently("kafka", "slow", PATIENCE, step).await;
+        assert!(!was_told);
+        assert_eq!(told(&holds), ["known"]);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_hold_stands_on_the_board_until_it_is_released() {
-        let board = StatusBoard::new(&mut Registry::default());
-        let holds = Holds::new(board.clone());
+        let holds = holds();
         holds.hold("kafka", "refused");
         holds.hold("kafka", "no answer");
-        let [hold] = board.holds().try_into().unwrap();
-        assert_eq!(
-            (hold.what.as_str(), hold.reason.as_str()),
-            ("kafka", "no answer")
-        );
+        assert_eq!(told(&holds), ["no answer"]);
         holds.release("llm");
-        assert_eq!(board.holds().len(), 1, "another's release changes nothing");
+        assert_eq!(told(&holds).len(), 1, "another's release changes nothing");
         holds.release("kafka");
-        assert_eq!(board.holds().len(), 0);
+        assert_eq!(told(&holds), [""; 0]);
     }
 }

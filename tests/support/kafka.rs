@@ -1,0 +1,210 @@
+//! The real Apache Kafka, run by the scripts of a folder beside the crate.
+
+use std::fs::{self, File};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use super::eventually;
+use super::process::{self, Lines};
+
+/// Includes the resolving of Kafka on a machine that has none yet.
+const READY_WITHIN: Duration = Duration::from_secs(180);
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
+const TOOL_WITHIN: Duration = Duration::from_secs(60);
+
+/// The folder of the scripts: `REAL_KAFKA_TOOLS`, else `../shared/tools/real-kafka` beside the crate; empty for none.
+///
+/// `None` after printing why the suite is skipped; with `REAL_KAFKA_REQUIRED=1` that is a failure.
+pub(crate) fn tools() -> Option<PathBuf> {
+    let named = std::env::var_os("REAL_KAFKA_TOOLS").map(PathBuf::from);
+    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/tools/real-kafka");
+    let folder = named.unwrap_or_else(beside);
+    let missing = if folder.as_os_str().is_empty() {
+        Some("REAL_KAFKA_TOOLS is empty".to_owned())
+    } else if !folder.join("serve-secure.sh").exists() {
+        Some(format!(
+            "{} has no serve-secure.sh (REAL_KAFKA_TOOLS)",
+            folder.display()
+        ))
+    } else {
+        let programs = ["java", "setpriv", "openssl"];
+        let missing = programs.iter().find(|name| !process::is_installed(name));
+        missing
+            .map(|name| format!("`{name}` is not installed"))
+            .or_else(|| {
+                let nowhere_from = !process::is_installed("mvn") && !is_resolved();
+                nowhere_from.then(|| "`mvn` is not installed and Kafka is not there yet".to_owned())
+            })
+    };
+    let Some(missing) = missing else {
+        return Some(folder);
+    };
+    let required = std::env::var_os("REAL_KAFKA_REQUIRED").is_some_and(|value| value == "1");
+    assert!(!required, "REAL_KAFKA_REQUIRED=1, and {missing}");
+    eprintln!("skipped: {missing}");
+    None
+}
+
+fn is_resolved() -> bool {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    cache
+        .or_else(home)
+        .is_some_and(|cache| cache.join("real-kafka").exists())
+}
+
+/// A broker with all of the secure script's listeners, killed with all its processes when dropped.
+///
+/// It keeps its data over [`kill`](Self::kill) and [`restart`](Self::restart).
+pub(crate) struct Broker {
+    tools: PathBuf,
+    port: u16,
+    data: PathBuf,
+    script: Child,
+    /// The process id of the broker itself.
+    pid: String,
+}
+
+impl Broker {
+    /// Starts one with empty data; its listeners are on `port` (plain) to `port + 5`.
+    pub(crate) async fn start(tools: &Path, port: u16) -> Self {
+        let data = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("real-kafka-{port}"));
+        if data.exists() {
+            fs::remove_dir_all(&data).expect("an earlier run's data is removed");
+        }
+        fs::create_dir_all(&data).expect("a folder for the data");
+        let (script, pid) = serve(tools, port, &data).await;
+        Self {
+            tools: tools.to_owned(),
+            port,
+            data,
+            script,
+            pid,
+        }
+    }
+
+    /// Where clients without SASL connect.
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where clients with SASL and without TLS connect.
+    pub(crate) fn sasl_address(&self) -> String {
+        format!("127.0.0.1:{}", self.port + 2)
+    }
+
+    /// Whether it runs (a stopped one does).
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.script
+            .try_wait()
+            .expect("it can be asked for")
+            .is_none()
+    }
+
+    pub(crate) fn signal(&self, signal: &str) {
+        assert!(process::signal(signal, &self.pid), "kill {signal}");
+    }
+
+    /// Stops the broker's process, which goes on when the guard is dropped.
+    pub(crate) fn pause(&self) -> Paused {
+        self.signal("-STOP");
+        Paused {
+            pid: self.pid.clone(),
+        }
+    }
+
+    /// `kill -9`: nothing is flushed, nobody is told.
+    pub(crate) async fn kill(&mut self) {
+        self.signal("-KILL");
+        eventually("the broker's script ends", ENDS_WITHIN, async || {
+            (!self.is_running()).then_some(())
+        })
+        .await;
+    }
+
+    /// Starts it again on the data that it had.
+    pub(crate) async fn restart(&mut self) {
+        assert!(!self.is_running(), "only a killed broker is started again");
+        (self.script, self.pid) = serve(&self.tools, self.port, &self.data).await;
+    }
+
+    /// Runs one of Kafka's own tools and gives back what it printed.
+    pub(crate) async fn tool(&self, arguments: &[&str]) -> String {
+        tool(&self.tools, arguments).await
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        let group = format!("-{}", self.script.id());
+        // The group is gone already when the broker was killed.
+        if !process::signal("-KILL", &group) && self.is_running() {
+            eprintln!("the broker's process group {group} could not be killed");
+        }
+        if let Err(error) = self.script.wait() {
+            eprintln!("the broker's script could not be waited for: {error}");
+        }
+    }
+}
+
+/// A broker that is stopped until this is dropped.
+#[must_use = "the broker goes on when it is dropped"]
+pub(crate) struct Paused {
+    pid: String,
+}
+
+impl Drop for Paused {
+    fn drop(&mut self) {
+        if !process::signal("-CONT", &self.pid) {
+            eprintln!("the broker {} could not be continued", self.pid);
+        }
+    }
+}
+
+async fn serve(tools: &Path, port: u16, data: &Path) -> (Child, String) {
+    let log = data.join("serve.log");
+    let errors = File::options().create(true).append(true).open(&log);
+    let mut command = process::mortal(tools.join("serve-secure.sh"));
+    command
+        .arg(port.to_string())
+        .env("KAFKA_DATA", data)
+        .stdout(Stdio::piped())
+        .stderr(errors.expect("a file for its log"))
+        .process_group(0);
+    let mut script = process::spawn(command);
+    let lines = Lines::new();
+    lines.gather(script.stdout.take().expect("its output is piped"));
+    let ready = eventually("the broker is ready", READY_WITHIN, async || {
+        let ended = script.try_wait().expect("it can be asked for");
+        assert!(
+            ended.is_none(),
+            "the broker ended ({ended:?}): {}",
+            fs::read_to_string(&log).unwrap_or_default()
+        );
+        lines.find(&["ready"])
+    })
+    .await;
+    let mut words = ready.split_whitespace().skip_while(|word| *word != "pid");
+    let pid = words.nth(1).expect("the line names the process");
+    (script, pid.to_owned())
+}
+
+/// Runs one of Kafka's own tools and gives back what it printed.
+pub(crate) async fn tool(tools: &Path, arguments: &[&str]) -> String {
+    let output = tokio::process::Command::new(tools.join("tool.sh"))
+        .args(arguments)
+        .kill_on_drop(true)
+        .output();
+    let output = timeout(TOOL_WITHIN, output)
+        .await
+        .expect("the tool ends")
+        .expect("the tool starts");
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {text} {errors}");
+    text
+}
