@@ -135,7 +135,7 @@ fn help_and_version_are_answers() {
         assert_eq!(output.status.code(), Some(0));
         assert!(text(&output.stdout).contains(expected));
     }
-    assert!(text(&run(&["--help"]).stdout).contains("64 usage or configuration"));
+    assert!(text(&run(&["--help"]).stdout).contains("64  usage or configuration"));
 }
 
 #[test]
@@ -197,7 +197,7 @@ fn an_unreachable_kafka_ends_commands_with_1() {
             "{command:?}: {said}"
         );
         assert!(
-            began.elapsed() < Duration::from_secs(8),
+            began.elapsed() < Duration::from_secs(5),
             "{command:?}: {:?}",
             began.elapsed()
         );

@@ -11,16 +11,17 @@ use super::results::ResultsArgs;
 use super::sandbox::SandboxArgs;
 use crate::config::Override;
 
+const EXIT_CODES: &str = "\
+Exit codes:
+   0  done or drained
+   1  failure at start, or a check that did not pass
+   2  the drain deadline passed, or a second signal
+   3  another instance owns the partitions
+  64  usage or configuration";
+
 /// Reads documents from Kafka, asks vLLM about each, writes the answers back to Kafka.
 #[derive(Debug, Parser)]
-#[command(
-    version,
-    about,
-    max_term_width = 120,
-    after_help = "\
-Exit codes: 0 done or drained; 1 failure at start, or a check that did not pass; 2 the drain deadline passed, or a second signal; \
-3 another instance owns the partitions; 64 usage or configuration."
-)]
+#[command(version, about, max_term_width = 120, after_help = EXIT_CODES)]
 pub struct Cli {
     /// Settings that any command takes.
     #[command(flatten)]

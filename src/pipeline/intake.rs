@@ -7,8 +7,8 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::Services;
 use super::read_ahead::OpenToken;
+use super::{Services, error_chain, reading};
 use crate::kafka::{Fetched, KafkaError, RecordStream};
 use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition};
@@ -38,33 +38,33 @@ pub(super) struct Intake {
 impl Intake {
     /// Fetches until the token is cancelled or the worker is gone.
     pub(super) async fn run(mut self, drain: CancellationToken) {
-        let drained = drain.cancelled_owned();
+        let worker = self.to_worker.clone();
         tokio::select! {
             biased;
-            () = drained => {}
+            () = drain.cancelled() => {}
+            // Also while a failing fetch is tried again and again, and there is nothing to send.
+            () = worker.closed() => {}
             () = self.fetch() => {}
         }
-        self.services.release(&self.partition);
+        self.services.holds.release(&reading(&self.partition));
     }
 
     async fn fetch(&mut self) {
         let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_CAP);
         let mut held = Backoff::new(RETRY_CAP, HELD_CAP);
+        let what = reading(&self.partition);
         let mut failing = false;
         loop {
             self.services.read_ahead.room(self.index).await;
             let max_bytes = self.services.read_ahead.fetch_bytes();
             let wait = self.services.input.fetch_wait;
             let fetch = self.stream.next(max_bytes, wait);
-            let (answer, told) = self
-                .services
-                .patiently(&self.partition, "fetch", wait, fetch)
-                .await;
+            let (answer, told) = self.services.patiently(&what, "fetch", wait, fetch).await;
             failing |= told;
             match answer {
                 Ok(fetched) => {
                     if failing {
-                        self.services.release(&self.partition);
+                        self.services.holds.release(&what);
                         failing = false;
                     }
                     backoff.reset();
@@ -75,7 +75,7 @@ impl Intake {
                 }
                 Err(error) => {
                     failing = true;
-                    self.services.hold(&self.partition, &error);
+                    self.services.holds.hold(&what, &error_chain(&error));
                     // What lies there will not change by asking often; it is asked again as somebody may change the log or the topic.
                     let delay = match error {
                         KafkaError::Unreadable { .. }

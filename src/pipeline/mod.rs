@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use self::outcome::{Count, Ending};
-use crate::kafka::{KafkaError, Sink, Source};
+use crate::kafka::{Sink, Source};
 use crate::llm::{Complete, Prompt};
 use crate::offsets::CommitStore;
 use crate::telemetry::StatusBoard;
@@ -79,29 +79,16 @@ impl Services {
     /// slow.
     async fn patiently<T>(
         &self,
-        partition: &TopicPartition,
+        what: &str,
         step: &str,
         extra: Duration,
         call: impl Future<Output = T>,
     ) -> (T, bool) {
-        let what = hold_name(partition);
         let reason = format!(
             "{step}: no answer from Kafka (kafka.brokers) for {PATIENCE:?}; asked again after kafka.request_timeout"
         );
         let patience = PATIENCE + extra;
-        self.holds.patiently(&what, &reason, patience, call).await
-    }
-
-    fn hold(&self, partition: &TopicPartition, error: &KafkaError) {
-        self.hold_for(partition, &error_chain(error));
-    }
-
-    fn hold_for(&self, partition: &TopicPartition, reason: &str) {
-        self.holds.hold(&hold_name(partition), reason);
-    }
-
-    fn release(&self, partition: &TopicPartition) {
-        self.holds.release(&hold_name(partition));
+        self.holds.patiently(what, &reason, patience, call).await
     }
 
     /// Counts what has become durable.
@@ -115,8 +102,15 @@ impl Services {
     }
 }
 
-fn hold_name(partition: &TopicPartition) -> String {
+/// The name under which what keeps a partition from being read is told. Reading and writing have a name each: one that works again must
+/// not end what is told of the other.
+fn reading(partition: &TopicPartition) -> String {
     format!("partition {partition}")
+}
+
+/// The name under which what keeps a partition's results from being written is told.
+fn writing(partition: &TopicPartition) -> String {
+    format!("results of {partition}")
 }
 
 /// How far each partition has come. Workers write it, the mirror reads it; cheap to clone.

@@ -7,7 +7,7 @@ use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::config::OnDataLoss;
-use super::{Services, error_chain};
+use super::{Services, error_chain, reading, writing};
 use crate::kafka::{RecordStream, StepError};
 use crate::offsets::{
     ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Owner,
@@ -67,12 +67,12 @@ pub(super) async fn take_over(
     loop {
         match try_take_over(services, partition, topic_id).await {
             Ok(taken) => {
-                services.release(partition);
+                services.holds.release(&reading(partition));
                 return Ok(taken);
             }
             Err(Failure::End(error)) => return Err(error),
             Err(Failure::Again(reason)) => {
-                services.hold_for(partition, &reason);
+                services.holds.hold(&reading(partition), &reason);
                 sleep(backoff.next_delay()).await;
             }
         }
@@ -213,7 +213,8 @@ impl FlushObserver for Observer {
             .kafka()
             .map_or_else(|| error_chain(error), |error| error_chain(error));
         self.services
-            .hold_for(&self.partition, &format!("{step}: {reason}"));
+            .holds
+            .hold(&writing(&self.partition), &format!("{step}: {reason}"));
     }
 
     fn too_large(&self, source: Offset, replaced: bool) {
@@ -232,6 +233,6 @@ impl FlushObserver for Observer {
     }
 
     fn recovered(&self) {
-        self.services.release(&self.partition);
+        self.services.holds.release(&writing(&self.partition));
     }
 }

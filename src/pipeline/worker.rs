@@ -16,11 +16,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use super::Services;
 use super::emit::OrderBuffer;
 use super::intake::Intaken;
 use super::outcome::{Count, Outcome, Work, process};
 use super::read_ahead::OpenToken;
+use super::{Services, writing};
 use crate::llm::Slot;
 use crate::offsets::{CommitPosition, Committer, Flush, FlushError, Output, Tracker};
 use crate::telemetry::status::PartitionStatus;
@@ -297,14 +297,14 @@ impl Worker {
         let position = self.tracker.position();
         let began = Instant::now();
         let services = Arc::clone(&self.services);
-        let partition = self.partition.clone();
+        let what = writing(&self.partition);
         self.flush = Some(Box::pin(async move {
             let flush = committer.flush(Flush { outputs, position });
             let (result, told) = services
-                .patiently(&partition, "append", Duration::ZERO, flush)
+                .patiently(&what, "append", Duration::ZERO, flush)
                 .await;
             if told {
-                services.release(&partition);
+                services.holds.release(&what);
             }
             (
                 committer,

@@ -166,16 +166,13 @@ async fn confluent_kafka_does_its_daily_work() {
 
 /// Where `tool.sh` of the Java tools lies; `None`, with the reason printed, when it is not there.
 fn java_tools() -> Option<String> {
-    let folder = std::env::var_os("REAL_KAFKA_TOOLS").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../shared/tools/real-kafka"),
-        PathBuf::from,
-    );
-    let tool = folder.join("tool.sh");
-    if tool.exists() {
-        return tool.into_os_string().into_string().ok();
-    }
-    println!("skipped: REAL_KAFKA_TOOLS names no folder with tool.sh");
-    None
+    let tool =
+        std::env::var_os("REAL_KAFKA_TOOLS").map(|folder| PathBuf::from(folder).join("tool.sh"));
+    let Some(tool) = tool.filter(|tool| tool.exists()) else {
+        println!("skipped: REAL_KAFKA_TOOLS names no folder with tool.sh");
+        return None;
+    };
+    tool.into_os_string().into_string().ok()
 }
 
 #[tokio::test(flavor = "multi_thread")]
