@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::config::OnDataLoss;
@@ -35,6 +36,10 @@ pub(super) struct Claim {
     pub(super) owner: Owner,
     pub(super) claimed_at: Option<Offset>,
     pub(super) from: Offset,
+    /// Id of the input topic that was taken over.
+    pub(super) topic_id: Uuid,
+    /// Cancelled when the topic has another id.
+    pub(super) recreated: CancellationToken,
 }
 
 /// Why a partition cannot be had.
@@ -147,6 +152,8 @@ async fn try_take_over(
                 owner,
                 claimed_at,
                 from,
+                topic_id,
+                recreated: CancellationToken::new(),
             };
             Ok(Taken {
                 committer,
