@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::intake::Intake;
-use super::take_over::{Claim, TakeOverError, Taken, take_over};
+use super::take_over::{Claim, TakeOverError, Taken, take_over, turns};
 use super::worker::{Worker, WorkerError};
 use super::{Services, error_chain};
 use crate::offsets::{ClaimError, FlushError};
@@ -67,10 +67,12 @@ pub async fn run(
     let count = partitions.len();
     let (claims, taken) = mpsc::channel(count.max(1));
     let mut running = JoinSet::new();
+    let turns = turns();
     for (index, (partition, topic_id)) in partitions.into_iter().enumerate() {
         let span = tracing::info_span!("partition", %partition);
         let work = work_on(
             Arc::clone(&services),
+            Arc::clone(&turns),
             index,
             partition,
             topic_id,
@@ -128,6 +130,7 @@ async fn first_bad_end(running: &mut JoinSet<PartitionEnd>) -> Option<PipelineEn
 
 async fn work_on(
     services: Arc<Services>,
+    turns: Arc<Semaphore>,
     index: usize,
     partition: TopicPartition,
     topic_id: Uuid,
@@ -137,7 +140,7 @@ async fn work_on(
     let taken = tokio::select! {
         biased;
         () = drain.cancelled() => return PartitionEnd::Drained,
-        taken = take_over(&services, &partition, topic_id) => taken,
+        taken = take_over(&services, &turns, &partition, topic_id) => taken,
     };
     let Taken {
         committer,
