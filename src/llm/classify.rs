@@ -159,7 +159,7 @@ pub fn transport(target: Target<'_>, error: &TransportError) -> Failure {
         ),
         TransportError::Disconnected => (
             Fault::Disconnected,
-            "the connection closed before an answer".to_owned(),
+            format!("{url} (LLM_URL) closed the connection before an answer"),
         ),
         TransportError::Broken => (
             Fault::Transient,
@@ -167,7 +167,7 @@ pub fn transport(target: Target<'_>, error: &TransportError) -> Failure {
         ),
         TransportError::TimedOut => (
             Fault::TimedOut,
-            "no answer in time (LLM_TIMEOUT)".to_owned(),
+            format!("{url} (LLM_URL) does not answer in time (LLM_TIMEOUT)"),
         ),
         TransportError::TooLarge(limit) => (
             Fault::Unreadable,

@@ -332,3 +332,14 @@ async fn a_restarted_server_is_found_again() {
     assert_eq!(world.results().len(), 40);
     assert!(restarted.calls() >= 20);
 }
+
+/// A server that takes connections and says nothing is told at the start, before the first document comes.
+#[tokio::test]
+async fn a_silent_model_server_is_told_before_the_first_document() {
+    let world = World::new(1).await;
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("llm.url=http://{}", silent.local_addr().unwrap());
+    let running = world.start(&[url.as_str()]);
+    eventually("the silence is told", || running.hold("llm").is_some()).await;
+    running.drain().await;
+}
