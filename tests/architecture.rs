@@ -98,7 +98,7 @@ fn imports_go_down_the_ladder() {
             .skip(1)
             .map(|rest| {
                 let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_');
-                &rest[..end.unwrap_or(rest.len())]
+                end.map_or(rest, |end| rest.split_at(end).0)
             })
             .filter(|name| !name.is_empty() && *name != module)
             .collect();

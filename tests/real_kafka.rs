@@ -1,16 +1,16 @@
 //! The processor's promises on the real Apache Kafka: the binary as it is shipped, one broker shared by all tests, and the simulated vLLM
 //! (50 ms per call) as the model.
 //!
-//! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh` (default `../shared/tools/real-kafka` beside the crate). Without
-//! it, when it is empty, or without Java, each test says so and passes; with `REAL_KAFKA_REQUIRED=1` that is a failure. The tests take
-//! turns.
+//! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh`, as an absolute path. Without it, or without Java, each test says
+//! so and passes; with `REAL_KAFKA_REQUIRED=1` that is a failure. The tests take turns. `KLP_TEST_BINARY` names another build of the
+//! processor than the one beside the tests.
 //!
 //! What speed and memory are is printed, and held to the bars of `docs/performance.md` only on request, as a debug build or a busy machine
 //! says nothing about either:
 //!
 //! ```text
-//! cargo test --test real_kafka -- --nocapture
-//! REAL_KAFKA_BARS=1 cargo test --release --test real_kafka -- --nocapture
+//! REAL_KAFKA_TOOLS=… cargo test --test real_kafka -- --nocapture
+//! REAL_KAFKA_TOOLS=… REAL_KAFKA_BARS=1 cargo test --release --test real_kafka -- --nocapture
 //! ```
 //!
 //! `REAL_KAFKA_SEED` repeats the random moments of a run; the seed is printed.

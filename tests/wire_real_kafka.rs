@@ -1,6 +1,6 @@
 //! The wire connection against the real Apache Kafka: one broker, started once, all scenarios in turn.
 //!
-//! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh` (default `../shared/tools/real-kafka` beside the crate);
+//! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh`, as an absolute path;
 //! without it, or without Java, the suite says so and passes, unless `REAL_KAFKA_REQUIRED=1`.
 
 #![allow(

@@ -208,7 +208,16 @@ fn insert(dict: &mut Dict, key: &str, value: Value) {
 }
 
 fn unknown(key: &str, place: &str) -> String {
-    let candidates = leaves(&defaults(), "");
+    let defaults = defaults();
+    let mut candidates = leaves(&defaults, "");
+    // A misspelt section is as likely as a misspelt key.
+    candidates.extend(
+        defaults
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(section, _)| section.clone()),
+    );
     let best = candidates
         .iter()
         .map(|candidate| {

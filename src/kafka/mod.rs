@@ -17,6 +17,7 @@ pub mod wire;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use uuid::Uuid;
 
 use crate::types::{Offset, Record, TopicPartition};
 
@@ -52,6 +53,15 @@ pub trait Source: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the partition's leader cannot be reached in time.
     async fn bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError>;
+
+    /// The topic's id now: another one after it was deleted and created again. `None` while it does not exist.
+    ///
+    /// # Errors
+    /// When no broker answers in time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError>;
 }
 
 /// The records of one partition, in order.
@@ -151,6 +161,15 @@ pub trait LogReader: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the partition's leader cannot be reached in time.
     async fn log_bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError>;
+
+    /// The topic's id; `None` while it does not exist.
+    ///
+    /// # Errors
+    /// When no broker answers in time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError>;
 
     /// Reads from `from` (inclusive). `next_offset` of the answer is beyond everything read, records or markers, so a loop that goes
     /// on until it reaches the high watermark of [`log_bounds`](Self::log_bounds) always ends.

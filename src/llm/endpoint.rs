@@ -372,10 +372,8 @@ impl Endpoint {
                 ),
             },
             Ok(None) => {}
-            Err(failure) if failure.fault == Fault::Endpoint => self.hold(&failure.detail),
-            Err(failure) => {
-                tracing::debug!(error = %failure.detail, "the models could not be listed");
-            }
+            // Also one that accepts connections and says nothing: whether it answers documents is for the probe to find out.
+            Err(failure) => self.hold(&failure.detail),
         }
     }
 

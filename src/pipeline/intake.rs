@@ -33,17 +33,30 @@ pub(super) struct Intake {
     pub(super) stream: Box<dyn RecordStream>,
     /// Holds one batch: the next is fetched while the worker takes the last.
     pub(super) to_worker: mpsc::Sender<Intaken>,
+    /// Cancelled when the topic was deleted and created again: what is fetched from then on is not what was taken over.
+    pub(super) recreated: CancellationToken,
 }
+
+/// What an operator reads when a topic was replaced under us. The commit record keeps the old topic's id, so the restart sees it too.
+const RECREATED: &str = "the input topic was deleted and created again: nothing more of it is read, or its first records would be passed over; restart with input.on_data_loss = \"resume\" to begin at the new topic's first record, or with another kafka.group_id";
 
 impl Intake {
     /// Fetches until the token is cancelled or the worker is gone.
     pub(super) async fn run(mut self, drain: CancellationToken) {
         let worker = self.to_worker.clone();
+        let recreated = self.recreated.clone();
         tokio::select! {
             biased;
             () = drain.cancelled() => {}
             // Also while a failing fetch is tried again and again, and there is nothing to send.
             () = worker.closed() => {}
+            () = recreated.cancelled() => {
+                self.services.holds.hold(&reading(&self.partition), RECREATED);
+                tokio::select! {
+                    () = drain.cancelled() => {}
+                    () = worker.closed() => {}
+                }
+            }
             () = self.fetch() => {}
         }
         self.services.holds.release(&reading(&self.partition));

@@ -1,9 +1,10 @@
 //! All partitions of a process: starts their workers, watches over their ownership, ends them together.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -11,7 +12,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::intake::Intake;
-use super::take_over::{Claim, TakeOverError, Taken, take_over};
+use super::take_over::{Claim, TakeOverError, Taken, take_over, turns};
 use super::worker::{Worker, WorkerError};
 use super::{Services, error_chain};
 use crate::offsets::{ClaimError, FlushError};
@@ -66,10 +67,12 @@ pub async fn run(
     let count = partitions.len();
     let (claims, taken) = mpsc::channel(count.max(1));
     let mut running = JoinSet::new();
+    let turns = turns();
     for (index, (partition, topic_id)) in partitions.into_iter().enumerate() {
         let span = tracing::info_span!("partition", %partition);
         let work = work_on(
             Arc::clone(&services),
+            Arc::clone(&turns),
             index,
             partition,
             topic_id,
@@ -127,6 +130,7 @@ async fn first_bad_end(running: &mut JoinSet<PartitionEnd>) -> Option<PipelineEn
 
 async fn work_on(
     services: Arc<Services>,
+    turns: Arc<Semaphore>,
     index: usize,
     partition: TopicPartition,
     topic_id: Uuid,
@@ -136,7 +140,7 @@ async fn work_on(
     let taken = tokio::select! {
         biased;
         () = drain.cancelled() => return PartitionEnd::Drained,
-        taken = take_over(&services, &partition, topic_id) => taken,
+        taken = take_over(&services, &turns, &partition, topic_id) => taken,
     };
     let Taken {
         committer,
@@ -149,6 +153,7 @@ async fn work_on(
         }
         Err(error) => return PartitionEnd::Fenced(error_chain(&error)),
     };
+    let recreated = claim.recreated.clone();
     // The channel holds one claim per partition; without a watch there is nobody to tell.
     let Ok(()) = claims.send(claim).await else {
         return PartitionEnd::Drained;
@@ -161,6 +166,7 @@ async fn work_on(
         services: Arc::clone(&services),
         stream,
         to_worker,
+        recreated,
     };
     let worker = Worker::new(services, committer, from_intake, drain.clone());
     // The intake ends when the worker is gone, as its channel closes.
@@ -205,7 +211,32 @@ async fn watch_claims(
                         Err(error) => tracing::debug!(partition = %claim.partition, error = error_chain(&error), "claims cannot be looked at"),
                     }
                 }
+                watch_topics(&services, &claims).await;
             }
+        }
+    }
+}
+
+/// Looks whether a topic was deleted and created again. Fetches name the topic only: once the new log reaches beyond where the old one was
+/// read to, they would go on there, and pass over what lies below.
+async fn watch_topics(services: &Services, claims: &[Claim]) {
+    let mut found: BTreeMap<&str, Option<Uuid>> = BTreeMap::new();
+    for claim in claims {
+        let topic = &*claim.partition.topic;
+        if !found.contains_key(topic) {
+            let id = match services.source.topic_id(topic).await {
+                Ok(id) => id,
+                Err(error) => {
+                    tracing::debug!(topic, %error, "the topic's id cannot be looked at");
+                    None
+                }
+            };
+            found.insert(topic, id);
+        }
+        // The nil id is that of a broker before Kafka 2.8, which knows none.
+        let id = found.get(topic).copied().flatten();
+        if id.is_some_and(|id| id != claim.topic_id && !id.is_nil() && !claim.topic_id.is_nil()) {
+            claim.recreated.cancel();
         }
     }
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::config::OnDataLoss;
@@ -18,6 +20,9 @@ use crate::types::{Offset, TopicPartition};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(5);
+/// Partitions that look for their newest commit and their place in the log at the same time: all of a thousand at once would wait for each
+/// other's connections until `kafka.request_timeout` fails them all, again and again. As many as the wire side has connections to a broker.
+const LOOKING_MAX: usize = 32;
 
 /// An input partition that is ours.
 pub(super) struct Taken {
@@ -35,6 +40,10 @@ pub(super) struct Claim {
     pub(super) owner: Owner,
     pub(super) claimed_at: Option<Offset>,
     pub(super) from: Offset,
+    /// Id of the input topic that was taken over.
+    pub(super) topic_id: Uuid,
+    /// Cancelled when the topic has another id.
+    pub(super) recreated: CancellationToken,
 }
 
 /// Why a partition cannot be had.
@@ -60,12 +69,13 @@ enum Failure {
 /// Safe in effect: a claim that was written and is not used is overruled by the next one.
 pub(super) async fn take_over(
     services: &Arc<Services>,
+    turns: &Semaphore,
     partition: &TopicPartition,
     topic_id: Uuid,
 ) -> Result<Taken, TakeOverError> {
     let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_CAP);
     loop {
-        match try_take_over(services, partition, topic_id).await {
+        match try_take_over(services, turns, partition, topic_id).await {
             Ok(taken) => {
                 services.holds.release(&reading(partition));
                 return Ok(taken);
@@ -83,11 +93,18 @@ fn again(error: &dyn std::error::Error) -> Failure {
     Failure::Again(error_chain(error))
 }
 
+/// Turns for the steps of a take-over that only look. Each request in them ends within `kafka.request_timeout`, so a turn always comes.
+pub(super) fn turns() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(LOOKING_MAX))
+}
+
 async fn try_take_over(
     services: &Arc<Services>,
+    turns: &Semaphore,
     partition: &TopicPartition,
     topic_id: Uuid,
 ) -> Result<Taken, Failure> {
+    let turn = turns.acquire().await.map_err(|closed| again(&closed))?;
     let sink = match services.sink.take_over(partition).await {
         Ok(sink) => sink,
         Err(StepError::Fenced) => {
@@ -127,6 +144,8 @@ async fn try_take_over(
         }),
         shrink(services, partition),
     );
+    // The claim is tried until it is written, which may be long: it must not keep the others from looking.
+    drop(turn);
     tracing::info!(next_offset = %position.next_offset, owner_epoch = owner.epoch, "taking the partition over");
     let claim = Flush {
         outputs: Vec::new(),
@@ -147,6 +166,8 @@ async fn try_take_over(
                 owner,
                 claimed_at,
                 from,
+                topic_id,
+                recreated: CancellationToken::new(),
             };
             Ok(Taken {
                 committer,

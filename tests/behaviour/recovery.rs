@@ -145,6 +145,38 @@ async fn a_topic_that_was_created_anew_holds_the_partition() {
     assert_eq!(world.commit_offset(0), Some(4));
 }
 
+/// The new log reaches beyond where the old one was read to before anybody looks: fetches go on there without an error. The first
+/// records of the new topic must not be passed over in silence, and are read once the operator has decided.
+#[tokio::test]
+async fn a_topic_that_is_created_anew_while_it_is_read_is_told_and_loses_nothing() {
+    let world = World::new(1).await;
+    world.produce(0..4, plain);
+    let running = world.start(&[]);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    world.broker.delete_topic(INPUT).unwrap();
+    world.broker.create_topic(INPUT, 1, &[]).unwrap();
+    world.produce(0..9, plain);
+    eventually("the loss is told", || {
+        running
+            .hold("partition docs/0")
+            .is_some_and(|reason| reason.contains("created again"))
+    })
+    .await;
+    running.drain().await;
+
+    let running = world.start(&["input.on_data_loss=resume"]);
+    eventually("the new topic is read from its beginning", || {
+        let results = world.results();
+        (0..4).all(|offset| {
+            results
+                .get(&(0, offset))
+                .is_some_and(|seen| seen.len() == 2)
+        }) && (4..9).all(|offset| results.contains_key(&(0, offset)))
+    })
+    .await;
+    running.drain().await;
+}
+
 /// rskafka cannot read a transaction marker, and must neither skip what lies behind it nor stand still without a word.
 #[tokio::test]
 async fn what_the_driver_cannot_read_is_held_with_the_reason() {

@@ -17,9 +17,12 @@ pub(crate) struct Processor {
 }
 
 impl Processor {
-    /// Starts it with these arguments and variables; nothing else of the environment reaches it.
+    /// Starts it with these arguments and variables; nothing else of the environment reaches it. `KLP_TEST_BINARY` names another build of it,
+    /// such as the one that is shipped.
     pub(crate) fn start(arguments: &[String], variables: &[(&str, &str)]) -> Self {
-        let mut command = process::mortal(env!("CARGO_BIN_EXE_kafka-llm-processor"));
+        let built = env!("CARGO_BIN_EXE_kafka-llm-processor").to_owned();
+        let binary = std::env::var("KLP_TEST_BINARY").unwrap_or(built);
+        let mut command = process::mortal(&binary);
         command
             .args(arguments)
             .env_clear()

@@ -40,6 +40,10 @@ impl LogReader for Log {
         Ok((self.log_start, Offset::new(i64::try_from(end).unwrap())))
     }
 
+    async fn topic_id(&self, _topic: &str) -> Result<Option<uuid::Uuid>, KafkaError> {
+        Ok(None)
+    }
+
     async fn read(
         &self,
         partition: &TopicPartition,

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use rskafka::client::partition::{OffsetAt, PartitionClient};
 use rskafka::record::RecordAndOffset;
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::super::{Fetched, KafkaConfig, KafkaError, LogReader, RecordStream, Source};
 use super::{Connector, error};
@@ -52,6 +53,11 @@ impl Source for RskafkaSource {
     async fn bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError> {
         let client = self.connector.partition(partition).await?;
         bounds(&self.connector, &client, partition).await
+    }
+
+    async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError> {
+        // rskafka knows topics by name alone.
+        self.gaps.topic_id(topic).await
     }
 }
 

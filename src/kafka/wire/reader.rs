@@ -17,6 +17,7 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::{
     BrokerId, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse,
 };
+use uuid::Uuid;
 
 use super::api::{check_code, only};
 use super::batch::{Batch, BatchError, Marker, take_batch};
@@ -154,6 +155,11 @@ impl LogReader for Cluster {
         let end = self.list_offset(partition, OffsetAt::Latest, isolation);
         let end = end.await?.ok_or_else(missing)?;
         Ok((start, end))
+    }
+
+    async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError> {
+        let found = self.describe_topics(&[topic]).await?.remove(topic);
+        Ok(found.flatten().map(|topic| topic.id))
     }
 
     async fn read(

@@ -177,6 +177,10 @@ impl LogReader for Memory {
         Ok((Offset::ZERO, Offset::new(end)))
     }
 
+    async fn topic_id(&self, _topic: &str) -> Result<Option<uuid::Uuid>, KafkaError> {
+        Ok(None)
+    }
+
     async fn read(
         &self,
         partition: &TopicPartition,
