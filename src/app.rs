@@ -8,7 +8,6 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
-use crate::kafka::LogReader;
 use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
 use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
 use crate::kafka::wire::Cluster;
@@ -27,6 +26,8 @@ use crate::types::TopicPartition;
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(2);
+/// What cannot be used is told within five seconds.
+const PREFLIGHT_MAX: Duration = Duration::from_millis(4_500);
 /// How long the last copy of the offsets may take when the process ends.
 const MIRROR_GRACE: Duration = Duration::from_secs(2);
 
@@ -193,8 +194,11 @@ impl App {
         fail_fast: bool,
     ) -> anyhow::Result<Option<Topics>> {
         if fail_fast {
-            let transport = Arc::new(HttpTransport::new(&self.settings.llm)?);
-            VllmClient::preflight(&self.settings.llm, transport).await?;
+            tokio::select! {
+                biased;
+                () = drain.cancelled() => return Ok(None),
+                usable = preflight(&self.settings) => usable?,
+            }
         }
         let wanted = wanted_topics(&self.settings);
         let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_CAP);
@@ -257,7 +261,10 @@ impl App {
         let drain_timeout = self.settings.pipeline.drain_timeout;
         let end = pipeline::run(services, partitions, owned, drain, drain_timeout).await;
         stop_mirror.cancel();
-        if timeout(MIRROR_GRACE, mirroring.join_next()).await.is_err() {
+        // Only an orderly end takes the time for a last copy.
+        if end == PipelineEnd::Drained
+            && timeout(MIRROR_GRACE, mirroring.join_next()).await.is_err()
+        {
             tracing::debug!("the last copy of the group's offsets was given up");
         }
         match end {
@@ -275,15 +282,14 @@ impl App {
         commit_offsets: CommitOffsets,
     ) -> Services {
         let settings = &self.settings;
-        let reader = Arc::new(self.cluster.clone());
         Services {
             source: Arc::new(RskafkaSource::new(
                 settings.kafka.clone(),
-                Arc::clone(&reader) as Arc<dyn LogReader>,
+                self.cluster.clone(),
             )),
             sink: Arc::new(RskafkaSink::new(settings.kafka.clone())),
             store: CommitStore::new(
-                reader,
+                Arc::new(self.cluster.clone()),
                 settings.kafka.commit_topic(),
                 topics.commit_partitions,
             ),
@@ -312,6 +318,25 @@ impl App {
             instance: instance_name(),
             generation: settings.generation(),
         }
+    }
+}
+
+/// Whether the model server can be used, told within seconds: for commands that do not wait.
+///
+/// # Errors
+/// With the setting to change.
+///
+/// # Cancel safety
+/// Safe.
+pub async fn preflight(settings: &Settings) -> anyhow::Result<()> {
+    let transport = Arc::new(HttpTransport::new(&settings.llm)?);
+    let asked = VllmClient::preflight(&settings.llm, transport);
+    match timeout(PREFLIGHT_MAX, asked).await {
+        Ok(usable) => usable.map(drop).map_err(Into::into),
+        Err(_elapsed) => Err(anyhow::anyhow!(
+            "{} (LLM_URL) gives no completion of one token within {PREFLIGHT_MAX:?}: it is busy or stuck; without --fail-fast `run` waits",
+            settings.llm.url
+        )),
     }
 }
 

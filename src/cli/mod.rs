@@ -25,7 +25,7 @@ use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
-use self::check::CheckSettings;
+use self::check::{CheckArgs, CheckSettings};
 use self::output::Terminal;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
@@ -114,31 +114,34 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             .await?;
             Ok(0)
         }),
-        Command::Check(args) => in_runtime(&settings, async |_stop| {
-            let inputs: Vec<_> = settings
-                .input
-                .topics
-                .iter()
-                .map(|topic| topic.name.clone())
-                .collect();
-            let checked = CheckSettings {
-                kafka: &settings.kafka,
-                llm: &settings.llm,
-                input_topics: &inputs,
-                output_topic: &settings.output.topic,
-                dead_letter_topic: &settings.dead_letters.topic,
-            };
-            let passed = check::run(args, checked, &Terminal::stdout(), &mut io::stdout()).await?;
-            Ok(if passed { 0 } else { EXIT_FAILURE })
-        }),
+        Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
         }),
         #[cfg(feature = "sandbox")]
         Command::Quickstart => in_runtime(&settings, async |stop| {
-            quickstart::run(settings.clone(), given, &stop).await
+            Box::pin(quickstart::run(settings.clone(), given, &stop)).await
         }),
+    }
+}
+
+async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
+    let topics = settings.input.topics.iter();
+    let inputs: Vec<_> = topics.map(|topic| topic.name.clone()).collect();
+    let checked = CheckSettings {
+        kafka: &settings.kafka,
+        llm: &settings.llm,
+        input_topics: &inputs,
+        output_topic: &settings.output.topic,
+        dead_letter_topic: &settings.dead_letters.topic,
+    };
+    match check::run(args, checked, &Terminal::stdout(), &mut io::stdout()).await {
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(EXIT_FAILURE),
+        // A reader that went away has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(error) => Err(error.into()),
     }
 }
 

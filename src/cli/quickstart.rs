@@ -12,7 +12,7 @@ use super::output::Terminal;
 use super::produce::{self, ProduceArgs, ProduceTarget};
 use super::results::{self, From, ResultTopics, ResultsArgs};
 use super::sandbox::vllm_config;
-use crate::app::{App, RunEnd, wanted_topics};
+use crate::app::{App, RunEnd, preflight, wanted_topics};
 use crate::config::{Override, Settings};
 use crate::kafka::topics;
 use crate::kafka::wire::{Cluster, Isolation, OffsetAt};
@@ -63,6 +63,8 @@ pub(super) async fn run(mut settings: Settings, given: Given, stop: &Cancellatio
     let sandbox = Sandbox::start(&mut settings, given).await?;
     sandbox.tell(&settings, &mut out)?;
 
+    // Before anything is sent: what cannot be used is told within seconds, and leaves nothing behind.
+    preflight(&settings).await?;
     let terminal = Terminal::stdout();
     let topic = settings
         .input

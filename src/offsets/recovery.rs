@@ -114,7 +114,8 @@ pub fn recover(
         });
     };
     let next_offset = commit.next_offset;
-    if commit.topic_id != topic_id {
+    // The nil id is that of a broker before Kafka 2.8, which knows none.
+    if commit.topic_id != topic_id && !commit.topic_id.is_nil() && !topic_id.is_nil() {
         return Resume::DataLoss(DataLoss::TopicRecreated {
             committed: commit.topic_id,
             found: topic_id,

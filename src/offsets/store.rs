@@ -17,6 +17,21 @@ pub struct Owner {
     pub epoch: u64,
 }
 
+/// The name under which a group as a whole is claimed, in the place of an input partition. No topic can have it, as parentheses are not
+/// allowed in the names of topics.
+#[must_use]
+pub fn group_claim() -> TopicPartition {
+    TopicPartition::new("(group)", 0)
+}
+
+fn name_of(partition: &TopicPartition) -> String {
+    if *partition == group_claim() {
+        "this group".to_owned()
+    } else {
+        partition.to_string()
+    }
+}
+
 /// What the commit topic says about a partition.
 #[derive(Debug)]
 pub struct Loaded {
@@ -45,7 +60,10 @@ pub enum ClaimError {
         source: RecordError,
     },
     /// Another instance claimed the partition at the same time, or since.
-    #[error("instance `{owner}` has taken over {partition} with owner epoch {owner_epoch}")]
+    #[error(
+        "instance `{owner}` has taken over {} with owner epoch {owner_epoch}",
+        name_of(partition)
+    )]
     Lost {
         /// The input partition.
         partition: TopicPartition,

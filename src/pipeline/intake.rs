@@ -59,7 +59,7 @@ impl Intake {
             }
             () = self.fetch() => {}
         }
-        self.services.holds.release(&reading(&self.partition));
+        self.services.holds.forget(&reading(&self.partition));
     }
 
     async fn fetch(&mut self) {

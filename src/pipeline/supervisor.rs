@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::intake::Intake;
-use super::take_over::{Claim, TakeOverError, Taken, take_over, turns};
+use super::take_over::{Claim, Group, TakeOverError, Taken};
 use super::worker::{Worker, WorkerError};
 use super::{Services, error_chain};
 use crate::offsets::{ClaimError, FlushError};
@@ -64,15 +64,21 @@ pub async fn run(
     drain: CancellationToken,
     drain_timeout: Duration,
 ) -> PipelineEnd {
+    let group = tokio::select! {
+        biased;
+        () = drain.cancelled() => return PipelineEnd::Drained,
+        group = Group::claim(Arc::clone(&services)) => match group {
+            Ok(group) => Arc::new(group),
+            Err(error) => return refused(&error).into(),
+        },
+    };
     let count = partitions.len();
     let (claims, taken) = mpsc::channel(count.max(1));
     let mut running = JoinSet::new();
-    let turns = turns();
     for (index, (partition, topic_id)) in partitions.into_iter().enumerate() {
         let span = tracing::info_span!("partition", %partition);
         let work = work_on(
-            Arc::clone(&services),
-            Arc::clone(&turns),
+            Arc::clone(&group),
             index,
             partition,
             topic_id,
@@ -83,7 +89,13 @@ pub async fn run(
     }
     drop(claims);
     let mut watch = JoinSet::new();
-    watch.spawn(watch_claims(Arc::clone(&services), taken, count, owned));
+    watch.spawn(watch_claims(
+        Arc::clone(&services),
+        group.claim.clone(),
+        taken,
+        count,
+        owned,
+    ));
 
     let ended = tokio::select! {
         biased;
@@ -111,13 +123,22 @@ pub async fn run(
     }
 }
 
+impl From<PartitionEnd> for PipelineEnd {
+    fn from(end: PartitionEnd) -> Self {
+        match end {
+            PartitionEnd::Drained => Self::Drained,
+            PartitionEnd::Fenced(detail) => Self::Fenced { detail },
+            PartitionEnd::Broken(detail) => Self::Broken { detail },
+        }
+    }
+}
+
 /// Waits until every partition is drained (`None`) or one has ended otherwise.
 async fn first_bad_end(running: &mut JoinSet<PartitionEnd>) -> Option<PipelineEnd> {
     while let Some(ended) = running.join_next().await {
         match ended {
             Ok(PartitionEnd::Drained) => {}
-            Ok(PartitionEnd::Fenced(detail)) => return Some(PipelineEnd::Fenced { detail }),
-            Ok(PartitionEnd::Broken(detail)) => return Some(PipelineEnd::Broken { detail }),
+            Ok(end) => return Some(end.into()),
             Err(error) => {
                 return Some(PipelineEnd::Broken {
                     detail: format!("the task of a partition ended: {error}"),
@@ -129,8 +150,7 @@ async fn first_bad_end(running: &mut JoinSet<PartitionEnd>) -> Option<PipelineEn
 }
 
 async fn work_on(
-    services: Arc<Services>,
-    turns: Arc<Semaphore>,
+    group: Arc<Group>,
     index: usize,
     partition: TopicPartition,
     topic_id: Uuid,
@@ -140,7 +160,7 @@ async fn work_on(
     let taken = tokio::select! {
         biased;
         () = drain.cancelled() => return PartitionEnd::Drained,
-        taken = take_over(&services, &turns, &partition, topic_id) => taken,
+        taken = group.take_over(&partition, topic_id) => taken,
     };
     let Taken {
         committer,
@@ -148,11 +168,9 @@ async fn work_on(
         claim,
     } = match taken {
         Ok(taken) => taken,
-        Err(TakeOverError::Flush(FlushError::Record { .. })) => {
-            return PartitionEnd::Broken(format!("no commit record can be made for {partition}"));
-        }
-        Err(error) => return PartitionEnd::Fenced(error_chain(&error)),
+        Err(error) => return refused(&error),
     };
+    let services = Arc::clone(&group.services);
     let recreated = claim.recreated.clone();
     // The channel holds one claim per partition; without a watch there is nobody to tell.
     let Ok(()) = claims.send(claim).await else {
@@ -180,16 +198,28 @@ async fn work_on(
     }
 }
 
+/// Why nothing can be taken over.
+fn refused(error: &TakeOverError) -> PartitionEnd {
+    match error {
+        TakeOverError::Flush(FlushError::Record { .. }) => PartitionEnd::Broken(error_chain(error)),
+        TakeOverError::Lost(_) | TakeOverError::Flush(FlushError::Fenced { .. }) => {
+            PartitionEnd::Fenced(error_chain(error))
+        }
+    }
+}
+
 /// Gathers the claims as partitions are taken over, releases `owned` when all are, and from then on looks for claims of others. Ends when
 /// one of ours is overruled.
 async fn watch_claims(
     services: Arc<Services>,
+    group: Claim,
     mut taken: mpsc::Receiver<Claim>,
     count: usize,
     owned: Latch,
 ) -> String {
     let mut owned = Some(owned);
-    let mut claims = Vec::with_capacity(count);
+    let mut group = group;
+    let mut claims: Vec<Claim> = Vec::with_capacity(count);
     let mut look = interval(WATCH);
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -203,10 +233,11 @@ async fn watch_claims(
                 }
             }
             _ = look.tick() => {
-                for claim in &mut claims {
+                for claim in std::iter::once(&mut group).chain(&mut claims) {
                     match verify(&services, claim).await {
                         Ok(()) => {}
-                        Err(error @ ClaimError::Lost { .. }) => return error_chain(&error),
+                        // A record that we cannot read was written by a newer program, which has taken over.
+                        Err(error @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => return error_chain(&error),
                         // Commits that fail hold the partition and say so; that nobody can look for claims now is no news.
                         Err(error) => tracing::debug!(partition = %claim.partition, error = error_chain(&error), "claims cannot be looked at"),
                     }

@@ -1,6 +1,6 @@
 //! Becoming the owner of an input partition: fence, find the newest commit, claim, and see that the claim holds.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -10,10 +10,10 @@ use uuid::Uuid;
 
 use super::config::OnDataLoss;
 use super::{Services, error_chain, reading, writing};
-use crate::kafka::{RecordStream, StepError};
+use crate::kafka::{PartitionSink, RecordStream, StepError};
 use crate::offsets::{
-    ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Owner,
-    Resume, Shrink, recover,
+    ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Loaded,
+    Owner, Resume, Shrink, group_claim, recover,
 };
 use crate::retry::Backoff;
 use crate::types::{Offset, TopicPartition};
@@ -63,26 +63,82 @@ enum Failure {
     End(TakeOverError),
 }
 
-/// Takes the partition over; waits for whatever keeps it from that.
-///
-/// # Cancel safety
-/// Safe in effect: a claim that was written and is not used is overruled by the next one.
-pub(super) async fn take_over(
-    services: &Arc<Services>,
-    turns: &Semaphore,
-    partition: &TopicPartition,
-    topic_id: Uuid,
-) -> Result<Taken, TakeOverError> {
+/// A group that is ours: from it partitions are taken over.
+pub(super) struct Group {
+    pub(super) services: Arc<Services>,
+    pub(super) claim: Claim,
+    /// Turns for the steps of a take-over that only look. Each request in them ends within `kafka.request_timeout`, so a turn always comes.
+    turns: Semaphore,
+}
+
+impl Group {
+    /// Claims the group as a whole, which comes before any partition: of several instances that start together one wins here, and the
+    /// others end before they have touched a partition. Otherwise each could win some partitions, and all would end.
+    ///
+    /// # Cancel safety
+    /// Safe in effect: a claim that was written and is not used is overruled by the next one.
+    pub(super) async fn claim(services: Arc<Services>) -> Result<Self, TakeOverError> {
+        let claim = until_done(&services, "kafka", || try_claim_group(&services)).await?;
+        Ok(Self {
+            services,
+            claim,
+            turns: Semaphore::new(LOOKING_MAX),
+        })
+    }
+
+    /// Takes a partition over; waits for whatever keeps it from that.
+    ///
+    /// # Cancel safety
+    /// As [`claim`](Self::claim).
+    pub(super) async fn take_over(
+        &self,
+        partition: &TopicPartition,
+        topic_id: Uuid,
+    ) -> Result<Taken, TakeOverError> {
+        let what = reading(partition);
+        until_done(&self.services, &what, || {
+            try_take_over(self, partition, topic_id)
+        })
+        .await
+    }
+
+    /// Whether the group is still ours.
+    async fn verify(&self) -> Result<(), Failure> {
+        let Claim {
+            partition,
+            owner,
+            claimed_at,
+            from,
+            ..
+        } = &self.claim;
+        let verified = self
+            .services
+            .store
+            .verify(partition, owner, *claimed_at, *from)
+            .await;
+        verified.map(drop).map_err(failure)
+    }
+}
+
+/// Tries until it is done or can never be; tells what it waits for, also of a try that takes long.
+async fn until_done<T, F: Future<Output = Result<T, Failure>>>(
+    services: &Services,
+    what: &str,
+    attempt: impl Fn() -> F,
+) -> Result<T, TakeOverError> {
     let mut backoff = Backoff::new(RETRY_INITIAL, RETRY_CAP);
     loop {
-        match try_take_over(services, turns, partition, topic_id).await {
-            Ok(taken) => {
-                services.holds.release(&reading(partition));
-                return Ok(taken);
+        let (outcome, _told) = services
+            .patiently(what, "taking over", Duration::ZERO, attempt())
+            .await;
+        match outcome {
+            Ok(done) => {
+                services.holds.release(what);
+                return Ok(done);
             }
             Err(Failure::End(error)) => return Err(error),
             Err(Failure::Again(reason)) => {
-                services.holds.hold(&reading(partition), &reason);
+                services.holds.hold(what, &reason);
                 sleep(backoff.next_delay()).await;
             }
         }
@@ -93,90 +149,144 @@ fn again(error: &dyn std::error::Error) -> Failure {
     Failure::Again(error_chain(error))
 }
 
-/// Turns for the steps of a take-over that only look. Each request in them ends within `kafka.request_timeout`, so a turn always comes.
-pub(super) fn turns() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(LOOKING_MAX))
+async fn try_claim_group(services: &Arc<Services>) -> Result<Claim, Failure> {
+    let group = group_claim();
+    let sink = sink_of(services, &group).await?;
+    let loaded = services
+        .store
+        .load(&group)
+        .await
+        .map_err(|error| again(&error))?;
+    let position = CommitPosition::default();
+    let (_, claim) = claim(services, &group, Uuid::nil(), sink, loaded, position).await?;
+    tracing::info!(
+        owner_epoch = claim.owner.epoch,
+        instance = claim.owner.instance,
+        "this instance owns the group"
+    );
+    Ok(claim)
 }
 
 async fn try_take_over(
-    services: &Arc<Services>,
-    turns: &Semaphore,
+    group: &Group,
     partition: &TopicPartition,
     topic_id: Uuid,
 ) -> Result<Taken, Failure> {
-    let turn = turns.acquire().await.map_err(|closed| again(&closed))?;
-    let sink = match services.sink.take_over(partition).await {
-        Ok(sink) => sink,
-        Err(StepError::Fenced) => {
-            let reason = "another instance is taking the partition over too";
-            return Err(Failure::Again(reason.to_owned()));
-        }
-        Err(error) => return Err(again(&error)),
-    };
+    let services = &group.services;
+    let turn = group
+        .turns
+        .acquire()
+        .await
+        .map_err(|closed| again(&closed))?;
+    let sink = sink_of(services, partition).await?;
     let loaded = services
         .store
         .load(partition)
         .await
         .map_err(|error| again(&error))?;
-    let newest = loaded.newest.map(|(_, record)| record);
-    let position = resume_at(services, partition, topic_id, newest.as_ref()).await?;
-    let owner = Owner {
-        instance: services.instance.clone(),
-        epoch: newest
-            .map_or(0, |record| record.owner_epoch)
-            .saturating_add(1),
-    };
+    let newest = loaded.newest.as_ref().map(|(_, record)| record);
+    let position = resume_at(services, partition, topic_id, newest).await?;
     // Opened before the claim: an instance that cannot read must not put down one that can.
     let stream = services
         .source
         .open(partition, position.next_offset)
         .await
         .map_err(|error| again(&error))?;
-    let mut committer = Committer::new(
-        partition.clone(),
-        topic_id,
-        owner.clone(),
-        sink,
-        services.store.clone(),
-        Box::new(Observer {
-            services: Arc::clone(services),
-            partition: partition.clone(),
-        }),
-        shrink(services, partition),
-    );
+    // After the load: whoever owns the group since has claimed it before any partition that the load could show.
+    group.verify().await?;
     // The claim is tried until it is written, which may be long: it must not keep the others from looking.
     drop(turn);
-    tracing::info!(next_offset = %position.next_offset, owner_epoch = owner.epoch, "taking the partition over");
-    let claim = Flush {
-        outputs: Vec::new(),
-        position,
-    };
-    committer
-        .flush(claim)
-        .await
-        .map_err(|error| Failure::End(error.into()))?;
-    match services
-        .store
-        .verify(partition, &owner, None, loaded.end)
-        .await
-    {
-        Ok((claimed_at, from)) => {
-            let claim = Claim {
-                partition: partition.clone(),
-                owner,
-                claimed_at,
-                from,
-                topic_id,
-                recreated: CancellationToken::new(),
-            };
+    let next_offset = position.next_offset;
+    match claim(services, partition, topic_id, sink, loaded, position).await {
+        Ok((committer, claim)) => {
+            tracing::info!(%next_offset, owner_epoch = claim.owner.epoch, "partition taken over");
             Ok(Taken {
                 committer,
                 stream,
                 claim,
             })
         }
-        Err(error @ ClaimError::Lost { .. }) => Err(Failure::End(TakeOverError::Lost(error))),
-        Err(error) => Err(again(&error)),
+        // An instance that was overruled may have claimed the partition late. While the group is ours, we claim again, above it.
+        Err(Failure::End(TakeOverError::Lost(lost))) => {
+            group.verify().await?;
+            Err(again(&lost))
+        }
+        Err(failure) => Err(failure),
+    }
+}
+
+async fn sink_of(
+    services: &Services,
+    partition: &TopicPartition,
+) -> Result<Box<dyn PartitionSink>, Failure> {
+    services
+        .sink
+        .take_over(partition)
+        .await
+        .map_err(|error| match error {
+            StepError::Fenced => {
+                Failure::Again("another instance is taking the partition over too".to_owned())
+            }
+            error => again(&error),
+        })
+}
+
+/// Writes a claim one epoch above the newest, and sees that it holds.
+async fn claim(
+    services: &Arc<Services>,
+    partition: &TopicPartition,
+    topic_id: Uuid,
+    sink: Box<dyn PartitionSink>,
+    loaded: Loaded,
+    position: CommitPosition,
+) -> Result<(Committer, Claim), Failure> {
+    let newest = loaded.newest.map_or(0, |(_, record)| record.owner_epoch);
+    let owner = Owner {
+        instance: services.instance.clone(),
+        epoch: newest.saturating_add(1),
+    };
+    let observer = Observer::new(services, partition);
+    let mut committer = Committer::new(
+        partition.clone(),
+        topic_id,
+        owner.clone(),
+        sink,
+        services.store.clone(),
+        Box::new(observer),
+        shrink(services, partition),
+    );
+    committer
+        .flush(Flush {
+            outputs: Vec::new(),
+            position,
+        })
+        .await
+        .map_err(|error| Failure::End(error.into()))?;
+    let verified = services
+        .store
+        .verify(partition, &owner, None, loaded.end)
+        .await;
+    let (claimed_at, from) = verified.map_err(failure)?;
+    let partition = partition.clone();
+    let recreated = CancellationToken::new();
+    Ok((
+        committer,
+        Claim {
+            partition,
+            owner,
+            claimed_at,
+            from,
+            topic_id,
+            recreated,
+        },
+    ))
+}
+
+/// An instance that was overruled ends; whatever else keeps us from the commit topic is tried again.
+fn failure(error: ClaimError) -> Failure {
+    match error {
+        ClaimError::Lost { .. } => Failure::End(TakeOverError::Lost(error)),
+        ClaimError::Kafka(_) | ClaimError::Record { .. } => again(&error),
     }
 }
 
@@ -225,6 +335,18 @@ fn shrink(services: &Arc<Services>, partition: &TopicPartition) -> Box<Shrink> {
 struct Observer {
     services: Arc<Services>,
     partition: TopicPartition,
+    /// The record that cannot be made smaller and was told of: it is tried again and again until its topic takes it.
+    told_too_large: Mutex<Option<Offset>>,
+}
+
+impl Observer {
+    fn new(services: &Arc<Services>, partition: &TopicPartition) -> Self {
+        Self {
+            services: Arc::clone(services),
+            partition: partition.clone(),
+            told_too_large: Mutex::new(None),
+        }
+    }
 }
 
 impl FlushObserver for Observer {
@@ -233,9 +355,7 @@ impl FlushObserver for Observer {
         let reason = error
             .kafka()
             .map_or_else(|| error_chain(error), |error| error_chain(error));
-        self.services
-            .holds
-            .hold(&writing(&self.partition), &format!("{step}: {reason}"));
+        self.services.holds.hold(&writing(&self.partition), &reason);
     }
 
     fn too_large(&self, source: Offset, replaced: bool) {
@@ -245,7 +365,13 @@ impl FlushObserver for Observer {
                 position,
                 "the record is larger than its topic's max.message.bytes: a dead letter that points to the input is written instead"
             );
-        } else {
+            return;
+        }
+        let mut told = self
+            .told_too_large
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if told.replace(source) != Some(source) {
             tracing::error!(
                 position,
                 "even the dead letter is larger than the topic's max.message.bytes: raise it, the partition waits"

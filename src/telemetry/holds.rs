@@ -99,6 +99,14 @@ impl Holds {
         active.contains_key(what)
     }
 
+    /// Nobody waits for it any more: it ends without a word, as nothing was healed.
+    pub fn forget(&self, what: &str) {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if active.remove(what).is_some() {
+            self.board.clear_hold(what);
+        }
+    }
+
     /// It no longer does.
     pub fn release(&self, what: &str) {
         let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);

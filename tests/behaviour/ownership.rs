@@ -27,7 +27,7 @@ async fn an_instance_that_is_overruled_stops_and_says_so() {
         panic!("{end:?}")
     };
     assert!(
-        detail.contains("docs/0") && detail.contains("owner epoch 2"),
+        detail.contains("has taken over") && detail.contains("owner epoch 2"),
         "{detail}"
     );
     assert_eq!(end.exit_code(), 3);
@@ -40,4 +40,25 @@ async fn an_instance_that_is_overruled_stops_and_says_so() {
     .await;
     newer.drain().await;
     assert_eq!(world.results().len(), 2_000);
+}
+
+/// Each could win some partitions of the other's: one must win them all, and work.
+#[tokio::test]
+async fn of_instances_that_start_together_one_goes_on() {
+    for _ in 0..5 {
+        let world = World::new(8).await;
+        world.produce(0..80, plain);
+        let mut instances = Vec::new();
+        for _ in 0..3 {
+            instances.push(world.start(&[]));
+        }
+        eventually("everything is committed", || world.is_all_committed()).await;
+        let mut codes = Vec::new();
+        for instance in instances {
+            instance.begin_drain();
+            codes.push(instance.end().await.0.exit_code());
+        }
+        assert!(codes.contains(&0), "one was not overruled: {codes:?}");
+        assert_eq!(world.results().len(), 80);
+    }
 }

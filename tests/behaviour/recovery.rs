@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use kafka_llm_processor::sandbox::vllm::{Latency, VllmConfig};
+use kafka_llm_processor::types::{Header, Record};
 use kafka_protocol::messages::ApiKey;
 
 use crate::harness::{INPUT, OUTPUT, World, eventually, plain};
@@ -177,31 +179,97 @@ async fn a_topic_that_is_created_anew_while_it_is_read_is_told_and_loses_nothing
     running.drain().await;
 }
 
-/// rskafka cannot read a transaction marker, and must neither skip what lies behind it nor stand still without a word.
+/// rskafka cannot read a transaction marker, nor a header without a value: the wire reader takes the partition over at that offset.
 #[tokio::test]
-async fn what_the_driver_cannot_read_is_held_with_the_reason() {
+async fn what_rskafka_cannot_read_the_wire_reader_reads() {
     let world = World::new(2).await;
     world.produce(0..6, plain);
     world.broker.append_marker(INPUT, 0, true).unwrap();
+    let null_header = Header {
+        name: "h".to_owned(),
+        value: None,
+    };
+    let record = Record {
+        value: Some(plain(1).into()),
+        headers: vec![null_header],
+        timestamp_ms: 1_700_000_000_000,
+        ..Record::default()
+    };
+    world.broker.append(INPUT, 1, vec![record]).unwrap();
+    world.produce(6..12, plain);
+    world.broker.append_marker(INPUT, 0, false).unwrap();
+    let running = world.start(&[]);
+    eventually("everything is committed, the last marker too", || {
+        world.is_all_committed()
+    })
+    .await;
+    running.drain().await;
+    assert_eq!(world.results().len(), 13);
+    assert!(world.results().values().all(|results| results.len() == 1));
+    assert_eq!(world.commit_offset(0), Some(8));
+}
+
+/// A codec that nobody here reads: neither skipped nor stuck without a word.
+#[tokio::test]
+async fn what_nobody_can_read_is_held_with_the_reason() {
+    let world = World::new(2).await;
+    world.produce(0..6, plain);
+    world.broker.append_raw(INPUT, 0, snappy_batch()).unwrap();
     world.produce(6..12, plain);
     let running = world.start(&[]);
-    eventually("the marker is told", || {
+    eventually("the codec is told", || {
         running.hold("partition docs/0").is_some()
     })
     .await;
     let reason = running.hold("partition docs/0").unwrap();
     assert!(
-        reason.contains("docs/0 cannot be read at offset"),
+        reason.contains("docs/0 cannot be read at offset 3") && reason.contains("snappy"),
         "{reason}"
     );
     eventually("the other partition goes on", || {
         world.commit_offset(1) == Some(6)
     })
     .await;
+    eventually("what lies before is done", || {
+        world.commit_offset(0) == Some(3)
+    })
+    .await;
     assert!(running.hold("partition docs/0").is_some());
-    assert!(
-        world.commit_offset(0).unwrap() <= 3,
-        "nothing behind the marker is skipped"
-    );
     running.drain().await;
+    assert_eq!(
+        world.commit_offset(0),
+        Some(3),
+        "nothing behind it is skipped"
+    );
+}
+
+/// A batch that says it is compressed with snappy: magic 2, its attributes set, its checksum right.
+fn snappy_batch() -> Bytes {
+    const ATTRIBUTES: usize = 22;
+    const CHECKSUM: std::ops::Range<usize> = 17..21;
+    let record = kafka_protocol::records::Record {
+        transactional: false,
+        control: false,
+        delete_horizon: false,
+        partition_leader_epoch: 0,
+        producer_id: -1,
+        producer_epoch: -1,
+        timestamp_type: kafka_protocol::records::TimestampType::Creation,
+        offset: 0,
+        sequence: -1,
+        timestamp: 1_700_000_000_000,
+        key: None,
+        value: Some(Bytes::from_static(b"text")),
+        headers: kafka_protocol::indexmap::IndexMap::new(),
+    };
+    let mut batch = bytes::BytesMut::new();
+    let options = kafka_protocol::records::RecordEncodeOptions {
+        version: 2,
+        compression: kafka_protocol::records::Compression::None,
+    };
+    kafka_protocol::records::RecordBatchEncoder::encode(&mut batch, [&record], &options).unwrap();
+    batch[ATTRIBUTES] |= 2;
+    let checksum = crc32c::crc32c(&batch[CHECKSUM.end..]);
+    batch[CHECKSUM].copy_from_slice(&checksum.to_be_bytes());
+    batch.freeze()
 }

@@ -5,9 +5,10 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use kafka_llm_processor::clock;
-use kafka_llm_processor::kafka::KafkaConfig;
 use kafka_llm_processor::kafka::wire::{Cluster, NewTopic};
+use kafka_llm_processor::kafka::{KafkaConfig, LogReader as _};
 use kafka_llm_processor::sandbox::vllm::{Latency, Vllm, VllmConfig};
+use kafka_llm_processor::types::TopicPartition;
 use rskafka::chrono::{DateTime, Utc};
 use rskafka::client::ClientBuilder;
 use rskafka::client::partition::{Compression, UnknownTopicHandling};
@@ -72,6 +73,16 @@ impl Kafka {
 
     pub(crate) fn broker_mut(&mut self) -> &mut Broker {
         self.broker.as_mut().expect("it was started")
+    }
+
+    /// The high watermark of a partition.
+    pub(crate) async fn end_of(&self, topic: &str, partition: i32) -> usize {
+        let (_, end) = self
+            .cluster
+            .log_bounds(&TopicPartition::new(topic, partition))
+            .await
+            .expect("the broker answers");
+        usize::try_from(end.value()).expect("an offset")
     }
 
     pub(crate) async fn create_topic(&self, name: &str, partitions: i32) {

@@ -25,7 +25,7 @@ pub(super) fn translate(
             topic: partition.map_or_else(String::new, |partition| partition.topic.to_string()),
         },
         Error::ServerError {
-            protocol_error: ProtocolError::MessageTooLarge,
+            protocol_error: ProtocolError::MessageTooLarge | ProtocolError::RecordListTooLarge,
             ..
         } => KafkaError::TooLarge {
             partition: partition
@@ -60,11 +60,13 @@ pub(super) fn translate(
     }
 }
 
-/// An answer to a fetch that rskafka cannot read: a transaction marker, a codec it was built without, or rubbish. The connection is fine.
+/// An answer to a fetch that rskafka cannot read: a transaction marker, a header without a value, a time stamp beyond its calendar, a codec it
+/// was built without, or rubbish. The connection is fine.
 pub(super) fn is_unreadable(error: &Error) -> bool {
     matches!(
         error,
         Error::Request(RequestError::ReadVersionedError(_) | RequestError::ReadError(_))
+            | Error::InvalidResponse(_)
     )
 }
 
@@ -86,6 +88,7 @@ pub(super) fn append_outcome(partition: &TopicPartition, error: &Error) -> StepE
         error,
         Error::ServerError {
             protocol_error: ProtocolError::MessageTooLarge
+                | ProtocolError::RecordListTooLarge
                 | ProtocolError::UnknownTopicOrPartition
                 | ProtocolError::TopicAuthorizationFailed
                 | ProtocolError::InvalidRecord

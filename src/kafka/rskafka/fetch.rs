@@ -10,7 +10,8 @@ use rskafka::record::RecordAndOffset;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::super::{Fetched, KafkaConfig, KafkaError, LogReader, RecordStream, Source};
+use super::super::wire::{Cluster, Isolation};
+use super::super::{Fetched, KafkaConfig, KafkaError, LogReader as _, RecordStream, Source};
 use super::{Connector, error};
 use crate::types::{Header, Offset, Record, TopicPartition};
 
@@ -18,17 +19,17 @@ use crate::types::{Header, Offset, Record, TopicPartition};
 #[derive(Debug)]
 pub struct RskafkaSource {
     connector: Arc<Connector>,
-    /// Sees where an emptied batch ends, which rskafka does not tell.
-    gaps: Arc<dyn LogReader>,
+    /// Reads what rskafka cannot, and sees where an emptied batch ends, which rskafka does not tell.
+    wire: Cluster,
 }
 
 impl RskafkaSource {
-    /// A source that connects when it is first used. `gaps` steps over batches that compaction emptied.
+    /// A source that connects when it is first used. `wire` takes over the partitions that rskafka turns out not to be able to read.
     #[must_use]
-    pub fn new(config: KafkaConfig, gaps: Arc<dyn LogReader>) -> Self {
+    pub fn new(config: KafkaConfig, wire: Cluster) -> Self {
         Self {
             connector: Arc::new(Connector::new(config)),
-            gaps,
+            wire,
         }
     }
 }
@@ -43,7 +44,8 @@ impl Source for RskafkaSource {
         let client = self.connector.partition(partition).await?;
         Ok(Box::new(RskafkaStream {
             connector: Arc::clone(&self.connector),
-            gaps: Arc::clone(&self.gaps),
+            wire: self.wire.clone(),
+            is_on_wire: false,
             partition: partition.clone(),
             client: Some(client),
             position: start,
@@ -57,7 +59,7 @@ impl Source for RskafkaSource {
 
     async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError> {
         // rskafka knows topics by name alone.
-        self.gaps.topic_id(topic).await
+        self.wire.topic_id(topic).await
     }
 }
 
@@ -83,7 +85,9 @@ async fn bounds(
 
 struct RskafkaStream {
     connector: Arc<Connector>,
-    gaps: Arc<dyn LogReader>,
+    wire: Cluster,
+    /// Whether rskafka has met something in this partition that it cannot read.
+    is_on_wire: bool,
     partition: TopicPartition,
     /// `None` after a call that ran into its deadline: the next call dials again.
     client: Option<Arc<PartitionClient>>,
@@ -93,6 +97,9 @@ struct RskafkaStream {
 #[async_trait]
 impl RecordStream for RskafkaStream {
     async fn next(&mut self, max_bytes: usize, wait: Duration) -> Result<Fetched, KafkaError> {
+        if self.is_on_wire {
+            return self.next_on_wire(max_bytes, wait).await;
+        }
         let client = match &self.client {
             Some(client) => Arc::clone(client),
             None => Arc::clone(
@@ -112,6 +119,17 @@ impl RecordStream for RskafkaStream {
         };
         let (records, high_watermark) = match answer {
             Ok(answer) => answer,
+            Err(error) if error::is_unreadable(&error) => {
+                self.is_on_wire = true;
+                self.client = None;
+                tracing::warn!(
+                    partition = %self.partition,
+                    offset = %self.position,
+                    %error,
+                    "rskafka cannot read what lies here (a transaction marker, a header without a value, or a codec): the wire reader goes on from here"
+                );
+                return self.next_on_wire(max_bytes, wait).await;
+            }
             Err(error) => return Err(self.fetch_error(&client, &error).await),
         };
         let high_watermark = Offset::new(high_watermark);
@@ -130,11 +148,31 @@ impl RecordStream for RskafkaStream {
 }
 
 impl RskafkaStream {
+    /// Reads on our own connection: markers and headers without values are no obstacle there; a codec that it lacks is an error that names it.
+    async fn next_on_wire(
+        &mut self,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> Result<Fetched, KafkaError> {
+        let isolation = Isolation::ReadUncommitted;
+        let mut fetched = self
+            .wire
+            .fetch(&self.partition, self.position, isolation, max_bytes, wait)
+            .await?;
+        for (_, record) in &mut fetched.records {
+            // They are slices of the whole answer: one document that waits would keep all of it in memory.
+            *record = own(record);
+        }
+        self.position = fetched.next_offset.max(self.position);
+        fetched.next_offset = self.position;
+        Ok(fetched)
+    }
+
     /// There is something before the high watermark, and rskafka found no record in it: a batch that compaction emptied, which it drops
     /// without telling where it ended. Without this step the broker would answer at once, again and again.
     async fn step_over_gap(&mut self, wait: Duration) -> Result<(), KafkaError> {
         let seen = self
-            .gaps
+            .wire
             .read(&self.partition, self.position, Duration::ZERO)
             .await?;
         let end = seen
@@ -154,13 +192,6 @@ impl RskafkaStream {
         client: &PartitionClient,
         error: &rskafka::client::error::Error,
     ) -> KafkaError {
-        if error::is_unreadable(error) {
-            return KafkaError::Unreadable {
-                partition: self.partition.clone(),
-                offset: self.position,
-                detail: error.to_string(),
-            };
-        }
         if error::is_out_of_range(error) {
             return match bounds(&self.connector, client, &self.partition).await {
                 Ok(bounds) => error::out_of_range(&self.partition, self.position, bounds),
@@ -169,6 +200,24 @@ impl RskafkaStream {
         }
         self.client = None;
         error::translate("fetch from", Some(&self.partition), error)
+    }
+}
+
+/// The record with memory of its own.
+fn own(record: &Record) -> Record {
+    let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+    Record {
+        key: record.key.as_ref().map(own),
+        value: record.value.as_ref().map(own),
+        headers: record
+            .headers
+            .iter()
+            .map(|header| Header {
+                name: header.name.clone(),
+                value: header.value.as_ref().map(own),
+            })
+            .collect(),
+        timestamp_ms: record.timestamp_ms,
     }
 }
 
