@@ -77,6 +77,11 @@ async fn the_commits_are_json_under_their_partitions(kafka: &Kafka, job: &Job) {
             commit["next_offset"].as_i64().expect("an offset"),
         );
     }
+    assert_eq!(
+        newest.remove("(group)/0"),
+        Some(0),
+        "the claim of the group stands beside them"
+    );
     let expected = (0..PARTITIONS).map(|partition| (format!("{}/{partition}", job.name), 50));
     assert_eq!(newest, expected.collect());
 }

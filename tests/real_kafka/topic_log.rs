@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kafka_llm_processor::kafka::wire::Cluster;
 use kafka_llm_processor::kafka::{KafkaError, LogReader as _};
-use kafka_llm_processor::offsets::CommitRecord;
+use kafka_llm_processor::offsets::{CommitRecord, commit_key, group_claim};
 use kafka_llm_processor::records::headers;
 use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 use tokio::time::sleep;
@@ -169,6 +169,9 @@ pub(crate) async fn commits(kafka: &Kafka, job: &Job) -> BTreeMap<i32, Vec<Commi
     let mut commits: BTreeMap<i32, Vec<_>> = BTreeMap::new();
     for (_, record) in log.more().await {
         let key = record.key.expect("a commit has a key");
+        if key == commit_key(&group_claim()) {
+            continue;
+        }
         let key = String::from_utf8(key.to_vec()).expect("text");
         let (topic, partition) = key.rsplit_once('/').expect("topic/partition");
         assert_eq!(topic, job.name);
