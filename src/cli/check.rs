@@ -22,7 +22,7 @@ use crate::kafka::wire::{Cluster, TopicDescription};
 use crate::kafka::{KafkaConfig, KafkaError, LogReader};
 use crate::llm::{Call, HttpTransport, LlmConfig, Transport, VllmClient};
 use crate::offsets::CommitRecord;
-use crate::types::{Offset, TopicPartition};
+use crate::types::{Offset, TopicPartition, error_chain};
 
 /// How long each probe may take; somewhat longer than Kafka's first answer, whose own message says more.
 const PROBE_WITHIN: Duration = Duration::from_millis(4_500);
@@ -146,7 +146,7 @@ async fn check_server(llm: &LlmConfig) -> CheckItem {
     let remedy = "start vLLM, or set LLM_URL (llm.url) to its address";
     let transport = match HttpTransport::new(llm) {
         Ok(transport) => transport,
-        Err(error) => return CheckItem::fail(NAME, chain(&error), "correct the setting"),
+        Err(error) => return CheckItem::fail(NAME, error_chain(&error), "correct the setting"),
     };
     let call = Call {
         path: "/health",
@@ -169,7 +169,7 @@ async fn check_model(llm: &LlmConfig) -> CheckItem {
     const NAME: &str = "model and key";
     let transport = match HttpTransport::new(llm) {
         Ok(transport) => Arc::new(transport),
-        Err(error) => return CheckItem::fail(NAME, chain(&error), "correct the setting"),
+        Err(error) => return CheckItem::fail(NAME, error_chain(&error), "correct the setting"),
     };
     match timeout(PROBE_WITHIN, VllmClient::preflight(llm, transport)).await {
         Ok(Ok(served)) => {
@@ -183,7 +183,7 @@ async fn check_model(llm: &LlmConfig) -> CheckItem {
         Ok(Err(error)) => CheckItem {
             name: NAME.to_owned(),
             passed: false,
-            detail: chain(&error),
+            detail: error_chain(&error),
             remedy: None,
         },
         Err(_elapsed) => CheckItem::fail(
@@ -203,7 +203,7 @@ async fn check_kafka(cluster: &Cluster, settings: CheckSettings<'_>) -> Vec<Chec
     match found {
         Ok(found) => judge::kafka(settings, &found, clock::now()),
         Err(error) => vec![
-            CheckItem::fail("kafka", chain(&error), judge::kafka_remedy(&error)),
+            CheckItem::fail("kafka", error_chain(&error), judge::kafka_remedy(&error)),
             CheckItem::fail(
                 "topics",
                 "not asked, as Kafka does not answer",
@@ -276,7 +276,7 @@ async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, K
 async fn commit_policy(cluster: &Cluster, topic: &str) -> Result<String, String> {
     const KEY: &str = "cleanup.policy";
     let configs = cluster.topic_configs(topic, &[KEY]).await;
-    let mut configs = configs.map_err(|error| chain(&error))?;
+    let mut configs = configs.map_err(|error| error_chain(&error))?;
     let value = configs.remove(KEY).and_then(|config| config.value);
     value.ok_or_else(|| format!("the broker does not tell {KEY}"))
 }
@@ -294,7 +294,7 @@ async fn newest_commit(
         .await;
     let mut newest: Option<CommitRecord> = None;
     for commits in tails {
-        for commit in commits.map_err(|error| chain(&error))? {
+        for commit in commits.map_err(|error| error_chain(&error))? {
             if newest.as_ref().is_none_or(|newest| newest.at < commit.at) {
                 newest = Some(commit);
             }
@@ -326,18 +326,6 @@ async fn tail(
         next = fetched.next_offset;
     }
     Ok(commits)
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
 
 fn write_text(

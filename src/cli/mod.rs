@@ -32,6 +32,7 @@ use self::results::ResultTopics;
 use self::signals::StopSignals;
 use crate::config::Settings;
 use crate::telemetry::logging::{self, LogConfig, LogFile};
+use crate::types::error_chain;
 
 /// Usage or configuration: what no server can heal.
 pub const EXIT_USAGE: u8 = 64;
@@ -201,18 +202,8 @@ fn in_runtime<F: Future<Output = Outcome>>(
     drop(guard);
     match outcome {
         Ok(code) => code.into(),
-        Err(error) => fail(EXIT_FAILURE, &chain(&*error)),
+        Err(error) => fail(EXIT_FAILURE, &error_chain(&*error)),
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[allow(clippy::print_stderr, reason = "the log may not be up")]

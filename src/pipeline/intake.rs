@@ -8,10 +8,10 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::read_ahead::OpenToken;
-use super::{Services, error_chain, reading};
+use super::{Services, reading};
 use crate::kafka::{Fetched, KafkaError, RecordStream};
 use crate::retry::Backoff;
-use crate::types::{Offset, Record, TopicPartition};
+use crate::types::{Offset, Record, TopicPartition, error_chain};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(2);

@@ -11,7 +11,6 @@ mod take_over;
 mod worker;
 
 use std::collections::BTreeMap;
-use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -134,16 +133,4 @@ impl CommitOffsets {
             .map(|(partition, offset)| (partition.clone(), *offset))
             .collect()
     }
-}
-
-/// An error with all its causes, in one line.
-fn error_chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -11,14 +11,14 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use super::Services;
 use super::intake::Intake;
 use super::take_over::{Claim, Group, TakeOverError, Taken};
 use super::worker::{Worker, WorkerError};
-use super::{Services, error_chain};
 use crate::offsets::{ClaimError, FlushError};
 use crate::telemetry::Latch;
 use crate::telemetry::status::RunState;
-use crate::types::TopicPartition;
+use crate::types::{TopicPartition, error_chain};
 
 /// How often the commit topic is looked at for claims of others.
 const WATCH: Duration = Duration::from_secs(5);

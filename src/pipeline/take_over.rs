@@ -9,14 +9,14 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::config::OnDataLoss;
-use super::{Services, error_chain, reading, writing};
+use super::{Services, reading, writing};
 use crate::kafka::{PartitionSink, RecordStream, StepError};
 use crate::offsets::{
     ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Loaded,
     Owner, Resume, Shrink, group_claim, recover,
 };
 use crate::retry::Backoff;
-use crate::types::{Offset, TopicPartition};
+use crate::types::{Offset, TopicPartition, error_chain};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(5);

@@ -2,12 +2,14 @@
 //!
 //! Nothing here does I/O or knows a vendor.
 
+mod chain;
 pub mod duration;
 mod position;
 mod reason;
 mod record;
 mod secret;
 
+pub use chain::error_chain;
 pub use position::{Offset, SourcePosition, TopicPartition};
 pub use reason::DeadLetterReason;
 pub use record::{Header, Record};
