@@ -32,6 +32,9 @@ impl ConfigError {
                 .map_or_else(String::new, |metadata| format!(" (from {})", metadata.name));
             let what = match &error.kind {
                 Kind::Message(message) => message.clone(),
+                Kind::InvalidType(_, expected) if expected.starts_with("struct ") => {
+                    "is a section: set a key of it, such as pipeline.order".to_owned()
+                }
                 Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
                     format!("{found} is not {expected}")
                 }

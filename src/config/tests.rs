@@ -158,6 +158,10 @@ fn a_bad_value_names_key_value_and_layer() {
         message.contains("llm.timeout") && message.contains("soon"),
         "{message}"
     );
+    let message = problem("", &[("LLM_TIMEOUT", "-5")], &[]);
+    assert!(message.contains("`-5` is negative"), "{message}");
+    let message = problem("", &[], &[("pipeline", "3")]);
+    assert!(message.contains("pipeline: is a section"), "{message}");
     let message = problem("", &[], &[("llm.concurrency", "0")]);
     assert!(
         message.contains("llm.concurrency = 0") && message.contains("command line"),

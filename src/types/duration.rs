@@ -13,12 +13,19 @@ use serde::{Deserializer, Serializer};
 pub fn parse(text: &str) -> Result<Duration, String> {
     let text = text.trim();
     if let Ok(seconds) = text.parse::<f64>() {
-        return Duration::try_from_secs_f64(seconds)
-            .map_err(|error| format!("`{text}` is not a duration: {error}"));
+        return from_seconds(seconds);
     }
     humantime::parse_duration(text).map_err(|error| {
         format!("`{text}` is not a duration ({error}); write seconds, or a number with a unit such as 250ms, 30s, 10m")
     })
+}
+
+fn from_seconds(seconds: f64) -> Result<Duration, String> {
+    if seconds < 0.0 {
+        return Err(format!("`{seconds}` is negative, and a duration is not"));
+    }
+    Duration::try_from_secs_f64(seconds)
+        .map_err(|error| format!("`{seconds}` is not a duration: {error}"))
 }
 
 /// Writes a duration as [`parse`] reads it.
@@ -49,10 +56,12 @@ pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duratio
         fn visit_i64<E: Error>(self, seconds: i64) -> Result<Duration, E> {
             u64::try_from(seconds)
                 .map(Duration::from_secs)
-                .map_err(|error| E::custom(format!("`{seconds}`: {error}")))
+                .map_err(|_negative| {
+                    E::custom(format!("`{seconds}` is negative, and a duration is not"))
+                })
         }
         fn visit_f64<E: Error>(self, seconds: f64) -> Result<Duration, E> {
-            Duration::try_from_secs_f64(seconds).map_err(E::custom)
+            from_seconds(seconds).map_err(E::custom)
         }
     }
     deserializer.deserialize_any(DurationVisitor)
