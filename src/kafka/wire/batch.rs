@@ -3,16 +3,10 @@
 //! `kafka-protocol` has a decoder of its own; this one exists because that one hides the last offset of a batch, keeps one header of
 //! each name, inflates without bound, and allocates what a count says before it has seen the bytes.
 
-use std::io::Read;
-
 use bytes::{Buf, Bytes};
-use flate2::read::MultiGzDecoder;
 
+use super::codec::{INFLATED_BYTES_MAX, inflate};
 use crate::types::{Header, Offset, Record};
-
-/// The most that one batch may inflate to. Gzip packs at most about 1000 to 1, so a batch of `max.message.bytes` 1 MiB could ask for
-/// 1 GiB; real text packs 10 to 1.
-pub(super) const INFLATED_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Base offset and length: what stands before the counted part of a batch.
 const PREFIX_BYTES: usize = 12;
@@ -38,8 +32,8 @@ pub(super) enum BatchError {
     Format(i8),
     #[error("the batch inflates to more than {INFLATED_BYTES_MAX} bytes")]
     TooLarge,
-    #[error("the batch's gzip cannot be inflated: {0}")]
-    Inflate(String),
+    #[error("the batch's {0} cannot be inflated: {1}")]
+    Inflate(&'static str, String),
 }
 
 /// A whole batch, its records not yet read.
@@ -166,14 +160,7 @@ impl Batch {
         if self.record_count == 0 {
             return Ok(Vec::new());
         }
-        let mut body = match self.attributes & 7 {
-            0 => self.body.clone(),
-            1 => inflate(&self.body)?,
-            2 => return Err(BatchError::Codec("snappy")),
-            3 => return Err(BatchError::Codec("lz4")),
-            4 => return Err(BatchError::Codec("zstd")),
-            _ => return Err(BatchError::Codec("a codec unknown to Kafka 4")),
-        };
+        let mut body = inflate(self.attributes, &self.body)?;
         let count = usize::try_from(self.record_count)
             .ok()
             .filter(|count| *count <= body.remaining() / RECORD_BYTES_MIN)
@@ -241,18 +228,6 @@ impl Batch {
 }
 
 const CUT: &str = "it ends in the middle of a record";
-
-fn inflate(body: &Bytes) -> Result<Bytes, BatchError> {
-    let mut inflated = Vec::new();
-    let mut reader = MultiGzDecoder::new(body.as_ref()).take(INFLATED_BYTES_MAX as u64 + 1);
-    reader
-        .read_to_end(&mut inflated)
-        .map_err(|error| BatchError::Inflate(error.to_string()))?;
-    if inflated.len() > INFLATED_BYTES_MAX {
-        return Err(BatchError::TooLarge);
-    }
-    Ok(inflated.into())
-}
 
 fn take(bytes: &mut Bytes, length: usize) -> Result<Bytes, BatchError> {
     if bytes.remaining() < length {

@@ -11,12 +11,13 @@
 //!    there. (The counts in other answers are `kafka-protocol`'s to check, and it trusts them.)
 //!
 //! # Not here
-//! Appends, transactions, group membership, TLS, and codecs other than gzip.
+//! Appends, transactions, group membership, and TLS.
 
 mod admin;
 mod api;
 mod batch;
 mod cluster;
+mod codec;
 mod connection;
 #[cfg(test)]
 mod fake;
