@@ -1,5 +1,6 @@
 //! `run`: the processor itself.
 
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -27,19 +28,28 @@ pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
             return EXIT_FAILURE.into();
         }
     };
-    let code = runtime.block_on(until_stopped(settings, args.fail_fast, &guard));
+    let (code, summary) = runtime.block_on(until_stopped(settings, args.fail_fast, &guard));
     // Whatever still runs has nothing left to say: what was not committed is done again.
     runtime.shutdown_timeout(Duration::from_millis(100));
     drop(guard);
+    // After the log's last line, not in the middle of it. Whoever closed standard output does not want it.
+    if let Some(summary) = summary {
+        drop(writeln!(io::stdout(), "{summary}"));
+    }
     code.into()
 }
 
-async fn until_stopped(settings: Settings, fail_fast: bool, log: &LogGuard) -> u8 {
+/// The exit code, and the summary when there was a run to sum up.
+async fn until_stopped(
+    settings: Settings,
+    fail_fast: bool,
+    log: &LogGuard,
+) -> (u8, Option<String>) {
     let mut signals = match StopSignals::new() {
         Ok(signals) => signals,
         Err(error) => {
             tracing::error!(%error, "signals cannot be listened to");
-            return EXIT_FAILURE;
+            return (EXIT_FAILURE, None);
         }
     };
     if let Some(file) = log.file() {
@@ -51,7 +61,8 @@ async fn until_stopped(settings: Settings, fail_fast: bool, log: &LogGuard) -> u
             tracing::error!("{error:#}");
             // A port that is taken is a failure of this start; everything else that fails here is a setting.
             let is_port = error.is::<crate::telemetry::server::AdminError>();
-            return if is_port { EXIT_FAILURE } else { EXIT_USAGE };
+            let code = if is_port { EXIT_FAILURE } else { EXIT_USAGE };
+            return (code, None);
         }
     };
     let drain = CancellationToken::new();
@@ -63,7 +74,7 @@ async fn until_stopped(settings: Settings, fail_fast: bool, log: &LogGuard) -> u
             signal = signals.next() => {
                 if drain.is_cancelled() {
                     tracing::warn!(signal, "second signal: ending at once; what is not committed is done again after the restart");
-                    return EXIT_CUT_SHORT;
+                    return (EXIT_CUT_SHORT, None);
                 }
                 tracing::info!(signal, "stopping; a second signal ends at once");
                 drain.cancel();
@@ -81,11 +92,5 @@ async fn until_stopped(settings: Settings, fail_fast: bool, log: &LogGuard) -> u
             tracing::error!("{detail}: this instance stops, and commits nothing more")
         }
     }
-    print_summary(&summary.to_string());
-    end.exit_code()
-}
-
-#[allow(clippy::print_stdout, reason = "the summary is the command's output")]
-fn print_summary(summary: &str) {
-    println!("{summary}");
+    (end.exit_code(), Some(summary.to_string()))
 }

@@ -36,6 +36,13 @@ impl ConfigError {
                     "is a section: set a key of it, such as pipeline.order".to_owned()
                 }
                 Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
+                    // Figment tells Rust's types.
+                    let expected = match expected.as_str() {
+                        "usize" | "u64" | "u32" | "u16" => "a whole number",
+                        "f64" | "f32" => "a number",
+                        "bool" => "true or false",
+                        expected => expected,
+                    };
                     format!("{found} is not {expected}")
                 }
                 Kind::UnknownVariant(found, expected) => {

@@ -3,16 +3,17 @@
 use super::record::CommitRecord;
 use crate::types::Offset;
 
-/// Of two commit records for one key, the one that counts: the higher owner epoch, then the later in the log.
+/// Of two commit records for one key, the one that counts: the higher owner epoch, then the one that got further, then the later in the
+/// log. An instance that lost a tie wrote its claim late, with the position that it had read before the winner went on.
 #[must_use]
 pub fn newest(
     current: Option<(Offset, CommitRecord)>,
     seen: (Offset, CommitRecord),
 ) -> (Offset, CommitRecord) {
+    let rank =
+        |(at, record): &(Offset, CommitRecord)| (record.owner_epoch, record.next_offset, *at);
     match current {
-        Some(current) if (current.1.owner_epoch, current.0) > (seen.1.owner_epoch, seen.0) => {
-            current
-        }
+        Some(current) if rank(&current) > rank(&seen) => current,
         _ => seen,
     }
 }
@@ -62,6 +63,13 @@ mod tests {
             later.next_offset,
             Offset::new(33),
             "of one epoch the latest counts"
+        );
+        let current = newest(None, (Offset::new(5), sample("winner", 2, 33)));
+        let (_, kept) = newest(Some(current), (Offset::new(9), sample("loser", 2, 30)));
+        assert_eq!(
+            kept.next_offset,
+            Offset::new(33),
+            "a late claim of the same epoch takes nothing back"
         );
     }
 

@@ -101,7 +101,13 @@ fn split(name: &str, bytes: Vec<u8>) -> Result<Vec<InputDocument>, (usize, Strin
             continue;
         }
         let object = serde_json::from_slice::<Map<String, Value>>(line)
-            .map_err(|error| (index + 1, error.to_string()))?;
+            // It counts lines too, and to it each is the first.
+            .map_err(|error| {
+                let detail = error
+                    .to_string()
+                    .replace(" at line 1 column ", " at column ");
+                (index + 1, detail)
+            })?;
         documents.push(InputDocument {
             id: own_id(&object).unwrap_or_else(|| format!("{name}-{}", index + 1)),
             value: bytes.slice_ref(line),

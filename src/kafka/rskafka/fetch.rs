@@ -136,7 +136,7 @@ impl RecordStream for RskafkaStream {
         let records: Vec<_> = records.into_iter().map(from_rskafka).collect();
         match records.last() {
             Some((last, _)) => self.position = last.next(),
-            None if high_watermark > self.position => self.step_over_gap(wait).await?,
+            None if high_watermark > self.position => self.step_over_gap(max_bytes, wait).await?,
             None => {}
         }
         Ok(Fetched {
@@ -170,10 +170,18 @@ impl RskafkaStream {
 
     /// There is something before the high watermark, and rskafka found no record in it: a batch that compaction emptied, which it drops
     /// without telling where it ended. Without this step the broker would answer at once, again and again.
-    async fn step_over_gap(&mut self, wait: Duration) -> Result<(), KafkaError> {
+    async fn step_over_gap(&mut self, max_bytes: usize, wait: Duration) -> Result<(), KafkaError> {
+        // As rskafka reads: an open transaction is no end, and an aborted record no gap.
+        let isolation = Isolation::ReadUncommitted;
         let seen = self
             .wire
-            .read(&self.partition, self.position, Duration::ZERO)
+            .fetch(
+                &self.partition,
+                self.position,
+                isolation,
+                max_bytes,
+                Duration::ZERO,
+            )
             .await?;
         let end = seen
             .records

@@ -22,6 +22,7 @@ use uuid::Uuid;
 use super::api::{check_code, only};
 use super::batch::{Batch, BatchError, Marker, take_batch};
 use super::cluster::{Cluster, Target, Way, topic_name};
+use super::codec::INFLATED_BYTES_MAX;
 use crate::kafka::{Fetched, KafkaError, LogReader};
 use crate::types::{Offset, Record, TopicPartition};
 
@@ -272,7 +273,7 @@ fn check_fetch(partition: &TopicPartition, response: FetchResponse) -> Result<An
     }
 }
 
-/// Reads all whole batches of an answer, or all before the first that cannot be read.
+/// Reads all whole batches of an answer, or all before the first that cannot be read, or as many as fill the bound on inflated bytes.
 fn read_data(
     partition: &TopicPartition,
     from: Offset,
@@ -287,12 +288,17 @@ fn read_data(
     };
     let mut bytes = data.records.unwrap_or_default();
     let received = bytes.len();
-    loop {
+    let mut inflated = 0_usize;
+    // What one batch may inflate to bounds the whole answer too; what lies behind is fetched again.
+    while inflated < INFLATED_BYTES_MAX {
         match read_batch(&mut bytes, &mut aborted) {
             Ok(None) => break,
             Ok(Some((last_offset, records))) => {
                 let records = records.into_iter().filter(|(offset, _)| *offset >= from);
-                fetched.records.extend(records);
+                for (offset, record) in records {
+                    inflated += record.size() + size_of::<(Offset, Record)>();
+                    fetched.records.push((offset, record));
+                }
                 fetched.next_offset = fetched.next_offset.max(Offset::new(last_offset).next());
             }
             // What lies before it is handed out first; the next fetch begins at the bad batch.

@@ -72,6 +72,21 @@ fn records_below_the_asked_offset_are_left_out() {
 }
 
 #[test]
+fn batches_that_inflate_beyond_the_bound_are_left_for_the_next_fetch() {
+    let batches: Vec<_> = (0..3)
+        .map(|offset| {
+            let zeros = Record {
+                value: Some(vec![0; INFLATED_BYTES_MAX * 2 / 3].into()),
+                ..Record::default()
+            };
+            encode(&[(offset, zeros)], Compression::Gzip, PLAIN, false).to_vec()
+        })
+        .collect();
+    assert_eq!(seen(0, data(&batches, &[])), (vec![0, 1], 2));
+    assert_eq!(seen(2, data(&batches, &[])), (vec![2], 3));
+}
+
+#[test]
 fn an_empty_answer_stays_where_it_was() {
     assert_eq!(seen(7, data(&[], &[])), (vec![], 7));
     assert_eq!(seen(7, data(&[], &[]).with_records(None)), (vec![], 7));
