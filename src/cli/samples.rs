@@ -70,28 +70,8 @@ pub fn documents() -> serde_json::Result<Vec<SampleDocument>> {
         .collect()
 }
 
-/// So many documents, with unique ids: the six over and over, from the second round on with the round in the id.
-///
-/// # Errors
-/// As [`documents`].
-pub fn cycle(count: usize) -> serde_json::Result<impl Iterator<Item = SampleDocument>> {
-    let documents = documents()?;
-    let rounds = (1_u64..).flat_map(move |round| {
-        let documents = documents.clone();
-        documents.into_iter().map(move |mut document| {
-            if round > 1 {
-                document.id = format!("{}-{round}", document.id);
-            }
-            document
-        })
-    });
-    Ok(rounds.take(count))
-}
-
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
@@ -124,14 +104,5 @@ mod tests {
         assert_eq!(value["id"], document.key());
         assert_eq!(value["type"], "earnings_report");
         assert_eq!(value["content"], document.content.as_str());
-    }
-
-    #[test]
-    fn any_number_of_documents_has_unique_ids() {
-        let ids: BTreeSet<String> = cycle(100).unwrap().map(|document| document.id).collect();
-        assert_eq!(ids.len(), 100);
-        assert_eq!(cycle(0).unwrap().count(), 0);
-        let first: Vec<_> = cycle(6).unwrap().collect();
-        assert_eq!(first, documents().unwrap());
     }
 }

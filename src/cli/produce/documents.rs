@@ -218,6 +218,17 @@ mod tests {
     }
 
     #[test]
+    fn any_number_of_samples_has_unique_names() {
+        let samples = crate::cli::produce::sample_documents().unwrap();
+        let nth = |index| repeated(&samples, index).unwrap();
+        let ids: std::collections::BTreeSet<String> = (0..100).map(|index| nth(index).id).collect();
+        assert_eq!(ids.len(), 100);
+        assert_eq!(planned(&samples, Some(0)), None);
+        let first: Vec<_> = (0..6).map(nth).collect();
+        assert_eq!(first, samples);
+    }
+
+    #[test]
     fn repeated_text_stays_as_it_is() {
         let documents = split("t", b"text".to_vec()).unwrap();
         let second = repeated(&documents, 1).unwrap();
