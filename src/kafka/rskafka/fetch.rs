@@ -136,7 +136,16 @@ impl RecordStream for RskafkaStream {
         let records: Vec<_> = records.into_iter().map(from_rskafka).collect();
         match records.last() {
             Some((last, _)) => self.position = last.next(),
-            None if high_watermark > self.position => self.step_over_gap(max_bytes, wait).await?,
+            // There is something, and no record in it: a batch that compaction emptied, which rskafka drops without telling where it
+            // ended. Asked again, the broker would answer at once, again and again.
+            None if high_watermark > self.position => {
+                let before = self.position;
+                let fetched = self.next_on_wire(max_bytes, Duration::ZERO).await?;
+                if self.position == before {
+                    sleep(wait).await;
+                }
+                return Ok(fetched);
+            }
             None => {}
         }
         Ok(Fetched {
@@ -148,7 +157,8 @@ impl RecordStream for RskafkaStream {
 }
 
 impl RskafkaStream {
-    /// Reads on our own connection: markers and headers without values are no obstacle there; a codec that it lacks is an error that names it.
+    /// Reads on our own connection: markers, emptied batches and headers without values are no obstacle there; a codec that it lacks is an error
+    /// that names it.
     async fn next_on_wire(
         &mut self,
         max_bytes: usize,
@@ -166,33 +176,6 @@ impl RskafkaStream {
         self.position = fetched.next_offset.max(self.position);
         fetched.next_offset = self.position;
         Ok(fetched)
-    }
-
-    /// There is something before the high watermark, and rskafka found no record in it: a batch that compaction emptied, which it drops
-    /// without telling where it ended. Without this step the broker would answer at once, again and again.
-    async fn step_over_gap(&mut self, max_bytes: usize, wait: Duration) -> Result<(), KafkaError> {
-        // As rskafka reads: an open transaction is no end, and an aborted record no gap.
-        let isolation = Isolation::ReadUncommitted;
-        let seen = self
-            .wire
-            .fetch(
-                &self.partition,
-                self.position,
-                isolation,
-                max_bytes,
-                Duration::ZERO,
-            )
-            .await?;
-        let end = seen
-            .records
-            .first()
-            .map_or(seen.next_offset, |(first, _)| *first);
-        if end > self.position {
-            self.position = end;
-        } else {
-            sleep(wait).await;
-        }
-        Ok(())
     }
 
     async fn fetch_error(
