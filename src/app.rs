@@ -117,12 +117,6 @@ impl App {
         })
     }
 
-    /// Where the admin server listens.
-    #[must_use]
-    pub fn admin_address(&self) -> Option<std::net::SocketAddr> {
-        self.admin.as_ref().map(AdminServer::local_addr)
-    }
-
     /// What is shown while it runs.
     #[must_use]
     pub fn board(&self) -> StatusBoard {

@@ -119,24 +119,6 @@ fn detail_suffix(detail: &Option<String>) -> String {
 }
 
 impl KafkaError {
-    /// A short, stable word for metrics and status.
-    #[must_use]
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Unreachable { .. } => "unreachable",
-            Self::Authentication { .. } => "authentication",
-            Self::Timeout { .. } => "timeout",
-            Self::Disconnected { .. } => "disconnected",
-            Self::Server { .. } => "server",
-            Self::Protocol { .. } => "protocol",
-            Self::UnknownTopic { .. } => "unknown_topic",
-            Self::UnknownPartition { .. } => "unknown_partition",
-            Self::OffsetOutOfRange { .. } => "offset_out_of_range",
-            Self::Unreadable { .. } => "unreadable",
-            Self::TooLarge { .. } => "too_large",
-        }
-    }
-
     /// Whether asking the same again may succeed although nobody changes a setting: the way to Kafka is disturbed, a leader or
     /// coordinator is moving, or the broker itself calls its state passing.
     #[must_use]
