@@ -96,7 +96,10 @@ pub enum StepError {
     /// The broker may or may not have written it.
     #[error("the outcome of the step is unknown")]
     OutcomeUnknown(#[source] KafkaError),
-    /// Somebody else owns the partition now.
+    /// The broker has forgotten this writer, or what it had written last: the partition has to be taken over anew.
+    #[error("the broker no longer knows the writer of this partition")]
+    Expired(#[source] KafkaError),
+    /// The broker has raised the writer's epoch: somebody else owns the partition now, or a transaction of ours was open for too long.
     #[error("another owner has taken the partition over")]
     Fenced,
 }
@@ -106,7 +109,9 @@ impl StepError {
     #[must_use]
     pub fn kafka(&self) -> Option<&KafkaError> {
         match self {
-            Self::Refused(error) | Self::OutcomeUnknown(error) => Some(error),
+            Self::Refused(error) | Self::OutcomeUnknown(error) | Self::Expired(error) => {
+                Some(error)
+            }
             Self::Fenced => None,
         }
     }
@@ -143,7 +148,11 @@ pub trait PartitionSink: Send {
     /// As [`StepError`] says.
     async fn begin(&mut self) -> Result<(), StepError>;
 
-    /// Appends each batch, acknowledged by all in-sync replicas; one outcome per batch, in their order. Batches go out side by side.
+    /// Appends each batch, acknowledged by all in-sync replicas; one outcome per batch, in their order. Batches go out side by side; no two
+    /// of one call go to the same partition.
+    ///
+    /// After [`StepError::OutcomeUnknown`] the next append to that partition has to be the same batch again, unless the transaction is
+    /// aborted first: an idempotent driver sends it under the same sequence number, so that it is written once.
     async fn append(&mut self, batches: &[Batch]) -> Vec<Result<(), StepError>>;
 
     /// Ends the transaction. Aborting when there is none is done already.
@@ -153,7 +162,7 @@ pub trait PartitionSink: Send {
     async fn end(&mut self, end: End) -> Result<(), StepError>;
 }
 
-/// Reads our own topics from start to end: commits at recovery, claims while running.
+/// Reads a log from start to end.
 #[async_trait]
 pub trait LogReader: Send + Sync + std::fmt::Debug {
     /// Where a scan begins and where it ends: the log start offset and the high watermark (exclusive), markers included.
@@ -171,8 +180,8 @@ pub trait LogReader: Send + Sync + std::fmt::Debug {
     /// Safe.
     async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError>;
 
-    /// Reads from `from` (inclusive). `next_offset` of the answer is beyond everything read, records or markers, so a loop that goes
-    /// on until it reaches the high watermark of [`log_bounds`](Self::log_bounds) always ends.
+    /// Reads from `from` (inclusive) what is committed, up to the last stable offset: a transaction that is open is waited for.
+    /// `next_offset` of the answer is beyond everything read, records or markers.
     ///
     /// # Errors
     /// When the partition's leader cannot be reached in time or the log cannot be read.
@@ -185,4 +194,31 @@ pub trait LogReader: Send + Sync + std::fmt::Debug {
         from: Offset,
         wait: Duration,
     ) -> Result<Fetched, KafkaError>;
+}
+
+/// Reads the commit topic: commits at recovery, claims while running.
+pub trait LogScanner: LogReader {
+    /// Begins to read at `from` (inclusive) without waiting for open transactions; nothing is asked before the first [`LogScan::next`].
+    fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan>;
+}
+
+/// One reading of a log that several transactional writers share.
+///
+/// It hands out what is decided: records of aborted transactions never, those of an open transaction once its end is in the log. It does
+/// not wait for a transaction that is open: what others have written behind it is handed out all the same. So records come in the order in
+/// which they were decided, which for one writer is the order of their offsets.
+#[async_trait]
+pub trait LogScan: Send {
+    /// The next records. `next_offset` of the answer is beyond everything read, records or markers, so a loop that goes on until it
+    /// reaches the high watermark of [`LogReader::log_bounds`] always ends. Waits up to `wait` when there is nothing.
+    ///
+    /// # Errors
+    /// When the partition's leader cannot be reached in time or the log cannot be read; the call may be repeated.
+    ///
+    /// # Cancel safety
+    /// Safe: the position moves only when records are handed out.
+    async fn next(&mut self, wait: Duration) -> Result<Fetched, KafkaError>;
+
+    /// Where another scan has to begin to miss nothing: the first record of the oldest transaction that is still open, or the position.
+    fn resume_at(&self) -> Offset;
 }

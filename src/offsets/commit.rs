@@ -53,6 +53,14 @@ pub enum FlushError {
         /// The input partition.
         partition: TopicPartition,
     },
+    /// The broker has forgotten the writer: the partition has to be taken over anew, which finds out what became of the flush.
+    #[error("the broker no longer knows the writer of {partition}")]
+    Expired {
+        /// The input partition.
+        partition: TopicPartition,
+        /// What the broker said.
+        source: KafkaError,
+    },
     /// A commit record could not be made.
     #[error("the commit record of {partition} cannot be written")]
     Record {
@@ -233,7 +241,7 @@ impl Committer {
                     Ok(()) => lanes.acknowledged(&batch.to, sent),
                     Err(StepError::Refused(KafkaError::TooLarge { .. }))
                         if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
-                    Err(StepError::Fenced) => return Err(StepError::Fenced),
+                    Err(error @ (StepError::Fenced | StepError::Expired(_))) => return Err(error),
                     Err(error) => failure = Some(error),
                 }
             }
@@ -373,12 +381,13 @@ impl Attempt {
         error: StepError,
         observer: &dyn FlushObserver,
     ) -> Result<(), FlushError> {
-        if matches!(error, StepError::Fenced) {
-            return Err(FlushError::Fenced {
-                partition: self.partition.clone(),
-            });
-        }
         self.failed = true;
+        let partition = self.partition.clone();
+        match error {
+            StepError::Fenced => return Err(FlushError::Fenced { partition }),
+            StepError::Expired(source) => return Err(FlushError::Expired { partition, source }),
+            StepError::Refused(_) | StepError::OutcomeUnknown(_) => {}
+        }
         observer.step_failed(step, &error);
         tokio::time::sleep(self.backoff.next_delay()).await;
         Ok(())

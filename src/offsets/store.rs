@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::owner::{Standing, newest, standing};
 use super::record::{CommitRecord, RecordError, commit_key};
-use crate::kafka::{KafkaError, LogReader};
+use crate::kafka::{KafkaError, LogScanner};
 use crate::types::{Offset, TopicPartition};
 
 /// Who works on a partition.
@@ -78,14 +78,14 @@ pub enum ClaimError {
 /// partitions do not wait for each other's open transactions.
 #[derive(Debug, Clone)]
 pub struct CommitStore {
-    reader: Arc<dyn LogReader>,
+    reader: Arc<dyn LogScanner>,
     topic: Arc<str>,
     partitions: i32,
 }
 
 impl CommitStore {
     /// A store on the topic, which has that many partitions (at least 1).
-    pub fn new(reader: Arc<dyn LogReader>, topic: impl Into<Arc<str>>, partitions: i32) -> Self {
+    pub fn new(reader: Arc<dyn LogScanner>, topic: impl Into<Arc<str>>, partitions: i32) -> Self {
         Self {
             reader,
             topic: topic.into(),
@@ -168,10 +168,10 @@ impl CommitStore {
         let partition = self.partition_of(input);
         let key = commit_key(input);
         let (start, end) = self.reader.log_bounds(&partition).await?;
+        let mut scan = self.reader.scan(&partition, from.max(start));
         let mut position = from.max(start);
         while position < end {
-            // What is not there yet (an open transaction) is waited for, never taken for the end.
-            let fetched = self.reader.read(&partition, position, READ_WAIT).await?;
+            let fetched = scan.next(READ_WAIT).await?;
             for (at, record) in fetched.records {
                 if record.key.as_ref() != Some(&key) {
                     continue;
@@ -189,7 +189,7 @@ impl CommitStore {
             }
             position = fetched.next_offset.max(position);
         }
-        Ok(position)
+        Ok(scan.resume_at())
     }
 }
 

@@ -201,7 +201,9 @@ async fn work_on(
 /// Why nothing can be taken over.
 fn refused(error: &TakeOverError) -> PartitionEnd {
     match error {
-        TakeOverError::Flush(FlushError::Record { .. }) => PartitionEnd::Broken(error_chain(error)),
+        TakeOverError::Flush(FlushError::Record { .. } | FlushError::Expired { .. }) => {
+            PartitionEnd::Broken(error_chain(error))
+        }
         TakeOverError::Lost(_) | TakeOverError::Flush(FlushError::Fenced { .. }) => {
             PartitionEnd::Fenced(error_chain(error))
         }

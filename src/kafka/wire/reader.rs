@@ -23,7 +23,7 @@ use super::api::{check_code, only};
 use super::batch::{Batch, BatchError, Marker, take_batch};
 use super::cluster::{Cluster, Target, Way, topic_name};
 use super::codec::INFLATED_BYTES_MAX;
-use crate::kafka::{Fetched, KafkaError, LogReader};
+use crate::kafka::{Fetched, KafkaError, LogReader, LogScan, LogScanner};
 use crate::types::{Offset, Record, TopicPartition};
 
 /// What one read of [`LogReader`] asks for. The first batch comes whole even when it is larger.
@@ -172,6 +172,38 @@ impl LogReader for Cluster {
         let isolation = Isolation::ReadCommitted;
         self.fetch(partition, from, isolation, READ_BYTES_MAX, wait)
             .await
+    }
+}
+
+impl LogScanner for Cluster {
+    fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan> {
+        Box::new(Scan {
+            cluster: self.clone(),
+            partition: partition.clone(),
+            position: from,
+        })
+    }
+}
+
+/// A reading of the commit topic.
+#[derive(Debug)]
+struct Scan {
+    cluster: Cluster,
+    partition: TopicPartition,
+    position: Offset,
+}
+
+#[async_trait]
+impl LogScan for Scan {
+    async fn next(&mut self, wait: Duration) -> Result<Fetched, KafkaError> {
+        let read = self.cluster.read(&self.partition, self.position, wait);
+        let fetched = read.await?;
+        self.position = fetched.next_offset;
+        Ok(fetched)
+    }
+
+    fn resume_at(&self) -> Offset {
+        self.position
     }
 }
 

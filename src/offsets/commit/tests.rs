@@ -8,7 +8,7 @@ use bytes::Bytes;
 use proptest::prelude::*;
 
 use super::*;
-use crate::kafka::{Fetched, LogReader};
+use crate::kafka::{Fetched, LogReader, LogScan, LogScanner};
 
 /// What happens to one step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -202,6 +202,36 @@ impl LogReader for Memory {
             next_offset: end,
             high_watermark: end,
         })
+    }
+}
+
+impl LogScanner for Memory {
+    fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan> {
+        Box::new(MemoryScan {
+            memory: self.clone(),
+            partition: partition.clone(),
+            position: from,
+        })
+    }
+}
+
+struct MemoryScan {
+    memory: Memory,
+    partition: TopicPartition,
+    position: Offset,
+}
+
+#[async_trait]
+impl LogScan for MemoryScan {
+    async fn next(&mut self, wait: Duration) -> Result<Fetched, KafkaError> {
+        let read = self.memory.read(&self.partition, self.position, wait);
+        let fetched = read.await?;
+        self.position = fetched.next_offset;
+        Ok(fetched)
+    }
+
+    fn resume_at(&self) -> Offset {
+        self.position
     }
 }
 
