@@ -111,9 +111,24 @@ impl CommitStore {
     /// Safe: it only reads.
     pub async fn load(&self, input: &TopicPartition) -> Result<Loaded, ClaimError> {
         let (start, _) = self.reader.log_bounds(&self.partition_of(input)).await?;
-        let mut found = None;
+        let nothing = Loaded {
+            newest: None,
+            end: start,
+        };
+        self.reload(input, nothing).await
+    }
+
+    /// Goes on where an earlier [`load`](Self::load) ended, to the present end of the log.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn reload(&self, input: &TopicPartition, seen: Loaded) -> Result<Loaded, ClaimError> {
+        let mut found = seen.newest;
         let end = self
-            .scan(input, start, |at, record| {
+            .scan(input, seen.end, |at, record| {
                 found = record.map(|record| newest(found.take(), (at, record)));
                 Ok(())
             })
