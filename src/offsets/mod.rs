@@ -22,5 +22,5 @@ pub use mirror::mirror;
 pub use owner::{Standing, newest, standing};
 pub use record::{CommitPosition, CommitRecord, Guarantee, LIVE_FOR, RecordError, commit_key};
 pub use recovery::{DataLoss, Resume, StartAt, recover};
-pub use store::{ClaimError, CommitStore, Loaded, Owner, group_claim};
+pub use store::{ClaimError, CommitStore, Loaded, Owner, Verified, group_claim};
 pub use tracker::Tracker;

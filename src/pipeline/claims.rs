@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::Services;
 use super::take_over::Claim;
-use crate::offsets::ClaimError;
-use crate::types::{Offset, TopicPartition, error_chain};
+use crate::offsets::{ClaimError, Verified};
+use crate::types::{TopicPartition, error_chain};
 
 /// The claims of this process, and the look at the commit topic that is on its way.
 pub(super) struct ClaimWatch {
@@ -21,7 +21,7 @@ pub(super) struct ClaimWatch {
 
 /// What one look at the commit topic and the topics' ids has found.
 pub(super) struct Look {
-    seen: Vec<(Claim, Result<(Option<Offset>, Offset), ClaimError>)>,
+    seen: Vec<(Claim, Result<Verified, ClaimError>)>,
     topic_ids: BTreeMap<Arc<str>, Uuid>,
 }
 
@@ -102,9 +102,9 @@ impl ClaimWatch {
                 continue;
             };
             match verified {
-                Ok((claimed_at, from)) => {
+                Ok(Verified { claimed_at, next }) => {
                     current.claimed_at = claimed_at;
-                    current.from = from;
+                    current.from = next;
                 }
                 // A record that we cannot read was written by a newer program, which has taken over.
                 Err(error @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => {

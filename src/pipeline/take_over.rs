@@ -318,7 +318,8 @@ async fn claim(
         .store
         .verify(partition, &claim.owner, None, claim.from)
         .await;
-    (claim.claimed_at, claim.from) = verified.map_err(failure)?;
+    let verified = verified.map_err(failure)?;
+    (claim.claimed_at, claim.from) = (verified.claimed_at, verified.next);
     Ok((committer, claim))
 }
 
