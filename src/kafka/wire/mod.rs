@@ -25,6 +25,7 @@ mod group;
 mod pool;
 mod reader;
 mod sasl;
+mod scan;
 
 pub use admin::{
     BrokerDescription, ClusterDescription, ConfigValue, Creation, NewTopic, TopicDescription,
