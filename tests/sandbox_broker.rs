@@ -25,6 +25,8 @@ mod refusals;
 mod rskafka_client;
 #[path = "sandbox_broker/sasl.rs"]
 mod sasl;
+#[path = "sandbox_broker/transactions.rs"]
+mod transactions;
 #[path = "sandbox_broker/versions.rs"]
 mod versions;
 #[path = "sandbox_broker/wire.rs"]

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, ErrorCode};
+use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::create_topics_request::{
     CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
 };
@@ -12,6 +13,7 @@ use kafka_protocol::messages::delete_records_request::{
 };
 use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_producers_request::TopicRequest;
 use kafka_protocol::messages::fetch_request::ForgottenTopic;
 use kafka_protocol::messages::incremental_alter_configs_request::{
     AlterConfigsResource, AlterableConfig,
@@ -27,12 +29,18 @@ use kafka_protocol::messages::offset_fetch_request::{
 use kafka_protocol::messages::offset_for_leader_epoch_request::{
     OffsetForLeaderPartition, OffsetForLeaderTopic,
 };
+use kafka_protocol::messages::txn_offset_commit_request::{
+    TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
+};
 use kafka_protocol::messages::{
-    ApiVersionsRequest, BrokerId, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest,
-    DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-    FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, ListGroupsRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
+    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiVersionsRequest, BrokerId,
+    CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
+    DescribeTransactionsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest, GroupId,
+    IncrementalAlterConfigsRequest, InitProducerIdRequest, ListGroupsRequest, ListOffsetsRequest,
+    ListTransactionsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
     OffsetForLeaderEpochRequest, ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
+    TransactionalId, TxnOffsetCommitRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 
@@ -88,6 +96,7 @@ async fn every_advertised_version_is_served() {
     logs(&mut sweep).await;
     topics(&mut sweep).await;
     groups(&mut sweep).await;
+    transactions(&mut sweep).await;
     connections(&mut sweep).await;
     assert!(sweep.left.is_empty(), "not asked for: {:?}", sweep.left);
     sweep.broker.shutdown().await;
@@ -281,6 +290,95 @@ async fn groups(sweep: &mut Sweep) {
         })
         .await;
     assert_eq!(sweep.broker.committed_offset("g", "t", 0), None);
+}
+
+async fn transactions(sweep: &mut Sweep) {
+    let id = || TransactionalId(word("tx"));
+    sweep
+        .all::<InitProducerIdRequest>(|_| {
+            InitProducerIdRequest::default()
+                .with_transactional_id(Some(id()))
+                .with_transaction_timeout_ms(60_000)
+        })
+        .await;
+    let init = InitProducerIdRequest::default()
+        .with_transactional_id(Some(id()))
+        .with_transaction_timeout_ms(60_000);
+    let producer = sweep.wire.call(4, &init).await;
+    assert_eq!(producer.producer_epoch, 5, "each version has raised it");
+    let (pid, epoch) = (producer.producer_id, producer.producer_epoch);
+    sweep
+        .all::<AddPartitionsToTxnRequest>(|_| {
+            let topic = AddPartitionsToTxnTopic::default()
+                .with_name(name("t"))
+                .with_partitions(vec![0, 1]);
+            AddPartitionsToTxnRequest::default()
+                .with_v3_and_below_transactional_id(id())
+                .with_v3_and_below_producer_id(pid)
+                .with_v3_and_below_producer_epoch(epoch)
+                .with_v3_and_below_topics(vec![topic])
+        })
+        .await;
+    sweep
+        .all::<AddOffsetsToTxnRequest>(|_| {
+            AddOffsetsToTxnRequest::default()
+                .with_transactional_id(id())
+                .with_producer_id(pid)
+                .with_producer_epoch(epoch)
+                .with_group_id(group())
+        })
+        .await;
+    sweep
+        .all::<TxnOffsetCommitRequest>(|version| {
+            let partition = TxnOffsetCommitRequestPartition::default()
+                .with_committed_offset(version.into())
+                .with_committed_metadata(Some(word("m")));
+            let topic = TxnOffsetCommitRequestTopic::default()
+                .with_name(name("t"))
+                .with_partitions(vec![partition]);
+            TxnOffsetCommitRequest::default()
+                .with_transactional_id(id())
+                .with_group_id(group())
+                .with_producer_id(pid)
+                .with_producer_epoch(epoch)
+                .with_topics(vec![topic])
+        })
+        .await;
+    assert_eq!(sweep.broker.open_transactions().len(), 1);
+    assert_eq!(sweep.broker.committed_offset("g", "t", 0), None);
+    sweep
+        .all::<ListTransactionsRequest>(|version| {
+            let duration = if version < 1 { -1 } else { 5 };
+            ListTransactionsRequest::default()
+                .with_state_filters(vec![word("Ongoing"), word("Odd")])
+                .with_producer_id_filters(vec![pid])
+                .with_duration_filter(duration)
+        })
+        .await;
+    sweep
+        .all::<DescribeTransactionsRequest>(|_| {
+            let unknown = TransactionalId(word("none"));
+            DescribeTransactionsRequest::default().with_transactional_ids(vec![id(), unknown])
+        })
+        .await;
+    sweep
+        .all::<DescribeProducersRequest>(|_| {
+            let topic = TopicRequest::default()
+                .with_name(name("t"))
+                .with_partition_indexes(vec![0, 9]);
+            DescribeProducersRequest::default().with_topics(vec![topic])
+        })
+        .await;
+    sweep
+        .all::<EndTxnRequest>(|_| {
+            EndTxnRequest::default()
+                .with_transactional_id(id())
+                .with_producer_id(pid)
+                .with_producer_epoch(epoch)
+                .with_committed(true)
+        })
+        .await;
+    assert_eq!(sweep.broker.committed_offset("g", "t", 0), Some(3));
 }
 
 async fn connections(sweep: &mut Sweep) {

@@ -30,14 +30,15 @@
 //! ```
 //!
 //! # What it is not
-//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership,
-//! idempotent producers and transactions.
+//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership.
+//! Transactions follow the classic protocol; that of KIP-890 is not served.
 
 mod api;
 mod batch;
 mod clock;
 mod config;
 mod connection;
+mod election;
 mod faults;
 mod groups;
 mod handle;
@@ -49,6 +50,7 @@ mod scram;
 mod shared;
 mod state;
 mod topic_config;
+mod transactions;
 mod validate;
 
 pub use config::{BrokerConfig, SaslUsers};
@@ -57,3 +59,4 @@ pub use handle::Broker;
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages::ApiKey;
 pub use state::Refusal;
+pub use transactions::OpenTransaction;

@@ -17,7 +17,7 @@ use super::super::state::State;
 use super::{Api, Reply};
 
 /// Kafka's `offset.metadata.max.bytes`.
-const METADATA_BYTES_MAX: usize = 4096;
+pub(super) const METADATA_BYTES_MAX: usize = 4096;
 
 impl Api for OffsetCommitRequest {
     const SERVED: (i16, i16) = (2, 8);
