@@ -30,8 +30,8 @@
 //! ```
 //!
 //! # What it is not
-//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership,
-//! idempotent producers and transactions.
+//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; only the classic
+//! protocol of consumer groups; not yet idempotent producers and transactions.
 
 mod api;
 mod batch;
@@ -53,6 +53,7 @@ mod validate;
 
 pub use config::{BrokerConfig, SaslUsers};
 pub use faults::{Fault, FaultBuilder, Faults, SeenRequest};
+pub use groups::{GroupMember, GroupState, GroupView};
 pub use handle::Broker;
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages::ApiKey;

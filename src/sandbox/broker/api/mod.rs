@@ -8,9 +8,10 @@ use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest,
     DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-    FindCoordinatorRequest, IncrementalAlterConfigsRequest, ListGroupsRequest, ListOffsetsRequest,
-    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest,
-    ProduceRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
+    FindCoordinatorRequest, HeartbeatRequest, IncrementalAlterConfigsRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
+    OffsetFetchRequest, OffsetForLeaderEpochRequest, ProduceRequest, RequestHeader, ResponseHeader,
+    SaslAuthenticateRequest, SaslHandshakeRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 use tokio::time::sleep;
@@ -28,7 +29,10 @@ mod describe_configs;
 mod describe_groups;
 mod fetch;
 mod find_coordinator;
+mod heartbeat;
 mod incremental_alter_configs;
+mod join_group;
+mod leave_group;
 mod list_groups;
 mod list_offsets;
 mod metadata;
@@ -38,6 +42,7 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sasl_authenticate;
 mod sasl_handshake;
+mod sync_group;
 
 /// The request header of versions with tagged fields.
 const FLEXIBLE_HEADER: i16 = 2;
@@ -51,6 +56,10 @@ static TABLE: &[Entry] = &[
     entry::<OffsetCommitRequest>(),
     entry::<OffsetFetchRequest>(),
     entry::<FindCoordinatorRequest>(),
+    entry::<JoinGroupRequest>(),
+    entry::<HeartbeatRequest>(),
+    entry::<LeaveGroupRequest>(),
+    entry::<SyncGroupRequest>(),
     entry::<DescribeGroupsRequest>(),
     entry::<ListGroupsRequest>(),
     entry::<SaslHandshakeRequest>(),
