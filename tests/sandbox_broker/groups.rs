@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
+use bytes::{BufMut, Bytes, BytesMut};
 use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig, GroupState};
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
@@ -11,10 +11,10 @@ use kafka_protocol::messages::offset_commit_request::{
 };
 use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::{
-    GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse, LeaveGroupRequest,
-    OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse,
+    ConsumerProtocolSubscription, GroupId, HeartbeatRequest, JoinGroupRequest, JoinGroupResponse,
+    LeaveGroupRequest, OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse,
 };
-use kafka_protocol::protocol::StrBytes;
+use kafka_protocol::protocol::{Encodable, StrBytes};
 use tokio::time::timeout;
 
 use crate::wire::{DEADLINE, Wire, name};
@@ -23,14 +23,26 @@ pub(crate) fn word(text: &str) -> StrBytes {
     StrBytes::from_string(text.to_owned())
 }
 
-fn id(group: &str) -> GroupId {
+pub(crate) fn id(group: &str) -> GroupId {
     GroupId(word(group))
+}
+
+/// A subscription to one topic, as a consumer writes it. Kafka reads it, and never answers a join whose subscription announces more
+/// topics than it has bytes.
+pub(crate) fn subscription(topic: &str) -> Bytes {
+    let mut out = BytesMut::new();
+    out.put_i16(0);
+    ConsumerProtocolSubscription::default()
+        .with_topics(vec![word(topic)])
+        .encode(&mut out, 0)
+        .unwrap();
+    out.freeze()
 }
 
 pub(crate) fn join(group: &str, member: &str, instance: Option<&str>) -> JoinGroupRequest {
     let protocol = JoinGroupRequestProtocol::default()
         .with_name(word("range"))
-        .with_metadata("subscription".into());
+        .with_metadata(subscription("t"));
     JoinGroupRequest::default()
         .with_group_id(id(group))
         .with_session_timeout_ms(10_000)
@@ -145,21 +157,21 @@ impl Member {
         self.wire.call(4, &request).await.error_code
     }
 
-    async fn rejoin(&mut self, group: &str) {
+    pub(crate) async fn rejoin(&mut self, group: &str) {
         self.wire.send(9, &join(group, &self.id, None)).await;
     }
 
-    async fn receive_join(&mut self) {
+    pub(crate) async fn receive_join(&mut self) {
         self.joined = self.wire.receive::<JoinGroupRequest>(9).await;
         assert_eq!(self.joined.error_code, 0);
     }
 
-    async fn receive_sync(&mut self) -> SyncGroupResponse {
+    pub(crate) async fn receive_sync(&mut self) -> SyncGroupResponse {
         self.wire.receive::<SyncGroupRequest>(5).await
     }
 }
 
-async fn start(config: BrokerConfig) -> Broker {
+pub(crate) async fn start(config: BrokerConfig) -> Broker {
     let broker = Broker::start(config).await.unwrap();
     broker.create_topic("t", 2, &[]).unwrap();
     broker
