@@ -17,6 +17,10 @@
 mod faults;
 #[path = "sandbox_broker/foreign.rs"]
 mod foreign;
+#[path = "sandbox_broker/group_refusals.rs"]
+mod group_refusals;
+#[path = "sandbox_broker/groups.rs"]
+mod groups;
 #[path = "sandbox_broker/hostile.rs"]
 mod hostile;
 #[path = "sandbox_broker/refusals.rs"]

@@ -18,6 +18,8 @@ use kafka_protocol::messages::fetch_request::ForgottenTopic;
 use kafka_protocol::messages::incremental_alter_configs_request::{
     AlterConfigsResource, AlterableConfig,
 };
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_commit_request::{
@@ -29,6 +31,7 @@ use kafka_protocol::messages::offset_fetch_request::{
 use kafka_protocol::messages::offset_for_leader_epoch_request::{
     OffsetForLeaderPartition, OffsetForLeaderTopic,
 };
+use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
 use kafka_protocol::messages::txn_offset_commit_request::{
     TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
 };
@@ -37,9 +40,10 @@ use kafka_protocol::messages::{
     CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
     DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
     DescribeTransactionsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest, GroupId,
-    IncrementalAlterConfigsRequest, InitProducerIdRequest, ListGroupsRequest, ListOffsetsRequest,
-    ListTransactionsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    OffsetForLeaderEpochRequest, ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
+    HeartbeatRequest, IncrementalAlterConfigsRequest, InitProducerIdRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, ListTransactionsRequest,
+    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest,
+    ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest, SyncGroupRequest,
     TransactionalId, TxnOffsetCommitRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
@@ -97,6 +101,7 @@ async fn every_advertised_version_is_served() {
     topics(&mut sweep).await;
     groups(&mut sweep).await;
     transactions(&mut sweep).await;
+    memberships(&mut sweep).await;
     connections(&mut sweep).await;
     assert!(sweep.left.is_empty(), "not asked for: {:?}", sweep.left);
     sweep.broker.shutdown().await;
@@ -379,6 +384,55 @@ async fn transactions(sweep: &mut Sweep) {
         })
         .await;
     assert_eq!(sweep.broker.committed_offset("g", "t", 0), Some(3));
+}
+
+async fn memberships(sweep: &mut Sweep) {
+    sweep
+        .all::<JoinGroupRequest>(|version| {
+            let protocol = JoinGroupRequestProtocol::default()
+                .with_name(word("range"))
+                .with_metadata("m".into());
+            JoinGroupRequest::default()
+                .with_group_id(group())
+                .with_session_timeout_ms(10_000)
+                .with_rebalance_timeout_ms(100)
+                .with_protocol_type(word("consumer"))
+                .with_group_instance_id((version >= 5).then(|| word("i")))
+                .with_protocols(vec![protocol])
+        })
+        .await;
+    sweep
+        .all::<SyncGroupRequest>(|version| {
+            let assignment = SyncGroupRequestAssignment::default()
+                .with_member_id(word("m"))
+                .with_assignment("a".into());
+            SyncGroupRequest::default()
+                .with_group_id(group())
+                .with_member_id(word("m"))
+                .with_group_instance_id((version >= 3).then(|| word("i")))
+                .with_protocol_type((version >= 5).then(|| word("consumer")))
+                .with_protocol_name((version >= 5).then(|| word("range")))
+                .with_assignments(vec![assignment])
+        })
+        .await;
+    sweep
+        .all::<HeartbeatRequest>(|version| {
+            HeartbeatRequest::default()
+                .with_group_id(group())
+                .with_member_id(word("m"))
+                .with_group_instance_id((version >= 3).then(|| word("i")))
+        })
+        .await;
+    sweep
+        .all::<LeaveGroupRequest>(|version| {
+            let request = LeaveGroupRequest::default().with_group_id(group());
+            if version < 3 {
+                return request.with_member_id(word("m"));
+            }
+            let member = MemberIdentity::default().with_group_instance_id(Some(word("i")));
+            request.with_members(vec![member])
+        })
+        .await;
 }
 
 async fn connections(sweep: &mut Sweep) {

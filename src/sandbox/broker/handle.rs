@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::batch::Batch;
 use super::config::BrokerConfig;
 use super::faults::Faults;
+use super::groups::GroupView;
 use super::listener::Listener;
 use super::log::PartitionLog;
 use super::shared::Shared;
@@ -336,6 +337,34 @@ impl Broker {
         let state = self.inner.shared.state();
         let committed = state.groups.find(group)?.committed(topic, partition)?;
         Some(committed.offset)
+    }
+
+    /// A consumer group as it is now; `None` when there is none.
+    #[must_use]
+    pub fn group(&self, group: &str) -> Option<GroupView> {
+        let state = self.inner.shared.state();
+        Some(state.groups.find(group)?.membership.view())
+    }
+
+    /// Waits until a group is as `wanted`, and answers it; the deadline is the caller's.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
+    pub async fn wait_for_group(
+        &self,
+        group: &str,
+        wanted: impl Fn(&GroupView) -> bool,
+    ) -> GroupView {
+        let mut changes = self.inner.shared.group_changes();
+        loop {
+            if let Some(view) = self.group(group).filter(|view| wanted(view)) {
+                return view;
+            }
+            // The sender lives in the broker that `self` holds, so the wait cannot fail.
+            if changes.changed().await.is_err() {
+                tracing::debug!("a broker ended while one of its groups was waited for");
+            }
+        }
     }
 
     /// Raises the leader epoch, as an election does; answers the new one. Clients that believe in the old one are fenced.

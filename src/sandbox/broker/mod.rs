@@ -30,8 +30,8 @@
 //! ```
 //!
 //! # What it is not
-//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership.
-//! Transactions follow the classic protocol; that of KIP-890 is not served.
+//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; only the classic
+//! protocol of consumer groups, and the classic one of transactions (not that of KIP-890).
 
 mod api;
 mod batch;
@@ -55,6 +55,7 @@ mod validate;
 
 pub use config::{BrokerConfig, SaslUsers};
 pub use faults::{Fault, FaultBuilder, Faults, SeenRequest};
+pub use groups::{GroupMember, GroupState, GroupView};
 pub use handle::Broker;
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages::ApiKey;

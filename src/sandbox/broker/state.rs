@@ -105,7 +105,7 @@ impl State {
         Self {
             cluster_id: format!("sandbox-{}", Uuid::new_v4().simple()),
             topics: BTreeMap::new(),
-            groups: Groups::default(),
+            groups: Groups::new(config),
             transactions: Transactions::default(),
             log_bytes_max: config.log_bytes_max,
             message_max_bytes: config.message_max_bytes,
