@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig, GroupState, GroupView};
 use tokio::io::AsyncWriteExt;
-use tokio::process::Command;
+use tokio::process::{Child, Command};
 use tokio::time::{Duration, timeout};
 
 use crate::wire::{broker, secure_broker};
@@ -146,9 +147,7 @@ async fn kcat_authenticates_with_the_right_password_only() {
 async fn confluent_kafka_does_its_daily_work() {
     let broker = broker().await;
     let secure = secure_broker().await;
-    let present = run("python3", &["-c", "import confluent_kafka"], "").await;
-    if !present.is_some_and(|run| run.success) {
-        println!("skipped: Python's confluent_kafka is not installed");
+    if !confluent_is_present().await {
         return;
     }
     let script = concat!(
@@ -162,6 +161,45 @@ async fn confluent_kafka_does_its_daily_work() {
     );
     broker.shutdown().await;
     secure.shutdown().await;
+}
+
+async fn confluent_is_present() -> bool {
+    let present = run("python3", &["-c", "import confluent_kafka"], "").await;
+    let is_present = present.is_some_and(|run| run.success);
+    if !is_present {
+        println!("skipped: Python's confluent_kafka is not installed");
+    }
+    is_present
+}
+
+/// Members come, leave, die and come back, with the eager and the incremental protocol: `confluent_groups.py` asserts each.
+#[tokio::test(flavor = "multi_thread")]
+async fn confluent_kafka_shares_the_work_in_groups() {
+    if !confluent_is_present().await {
+        return;
+    }
+    let broker = short_sessions().await;
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/sandbox_broker/confluent_groups.py"
+    );
+    let args = [script, &broker.bootstrap(), "work"];
+    assert_eq!(
+        run("python3", &args, "").await.unwrap().output().trim(),
+        "done"
+    );
+    broker.shutdown().await;
+}
+
+/// A broker that takes sessions of a second, with a topic `work` of four partitions.
+async fn short_sessions() -> Broker {
+    let config = BrokerConfig {
+        group_session_timeout_min: Duration::from_secs(1),
+        ..BrokerConfig::default()
+    };
+    let broker = Broker::start(config).await.unwrap();
+    broker.create_topic("work", 4, &[]).unwrap();
+    broker
 }
 
 /// Where `tool.sh` of the Java tools lies; `None`, with the reason printed, when it is not there.
@@ -287,5 +325,80 @@ async fn the_java_tools_show_the_lag_of_a_group() {
         .unwrap();
     let words: Vec<_> = line.split_whitespace().collect();
     assert_eq!(words[..6], ["g", "t", "0", "2", "3", "1"], "{described}");
+    broker.shutdown().await;
+}
+
+/// A console consumer as a member of the group `j`, with a short session.
+fn console_consumer(tool: &str, server: &str) -> Child {
+    let args = [
+        "kafka-console-consumer",
+        "--bootstrap-server",
+        server,
+        "--topic",
+        "work",
+        "--group",
+        "j",
+        "--command-property",
+        "session.timeout.ms=3000",
+        "--command-property",
+        "heartbeat.interval.ms=500",
+    ];
+    Command::new(tool)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn java_consumers_share_the_work_in_a_group() {
+    let Some(tool) = java_tools() else { return };
+    let broker = short_sessions().await;
+    let server = broker.bootstrap();
+    let shared_by = async |members: usize| {
+        let is_shared = |view: &GroupView| {
+            let mut partitions = view.members.iter().map(|member| member.partitions.len());
+            view.state == GroupState::Stable
+                && view.members.len() == members
+                && partitions.all(|assigned| assigned == 4 / members)
+        };
+        let wait = timeout(TOOL_MAX, broker.wait_for_group("j", is_shared));
+        wait.await.expect("the group is shared in time")
+    };
+    let mut dies = console_consumer(&tool, &server);
+    let leaves = console_consumer(&tool, &server);
+    let view = shared_by(2).await;
+    let groups = ["kafka-consumer-groups", "--bootstrap-server", &server];
+    let describe = async |what: &[&str]| {
+        let args = [&groups[..], &["--describe", "--group", "j"], what].concat();
+        run(&tool, &args, "").await.unwrap().output()
+    };
+    let members = describe(&["--members", "--verbose"]).await;
+    for member in &view.members {
+        let line = members
+            .lines()
+            .find(|line| line.contains(&member.member_id));
+        let line = line.unwrap_or_else(|| panic!("{members}"));
+        let [one, two] = [0, 1].map(|index| member.partitions[index].partition);
+        let told = format!(" work:{one},{two} ");
+        assert!(line.contains(&told), "{told}: {members}");
+    }
+    let state = describe(&["--state"]).await;
+    assert!(state.contains("Stable"), "{state}");
+    let lags = describe(&[]).await;
+    let owned = lags
+        .lines()
+        .filter(|line| line.contains("console-consumer-"));
+    assert_eq!(owned.count(), 4, "{lags}");
+    dies.kill().await.unwrap();
+    shared_by(1).await;
+    let pid = leaves.id().unwrap().to_string();
+    run("kill", &["-TERM", &pid], "").await.unwrap().output();
+    let is_empty = |view: &GroupView| view.state == GroupState::Empty;
+    let wait = timeout(TOOL_MAX, broker.wait_for_group("j", is_empty));
+    wait.await.expect("a consumer that ends leaves");
     broker.shutdown().await;
 }
