@@ -17,6 +17,8 @@
 mod faults;
 #[path = "sandbox_broker/foreign.rs"]
 mod foreign;
+#[path = "sandbox_broker/foreign_groups.rs"]
+mod foreign_groups;
 #[path = "sandbox_broker/group_refusals.rs"]
 mod group_refusals;
 #[path = "sandbox_broker/groups.rs"]

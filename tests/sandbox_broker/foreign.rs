@@ -15,7 +15,7 @@ use tokio::time::{Duration, timeout};
 use crate::wire::{Wire, batch, broker, name, patch, produce, secure_broker};
 
 /// A Java tool takes seconds on an idle machine.
-const TOOL_MAX: Duration = Duration::from_secs(90);
+pub(crate) const TOOL_MAX: Duration = Duration::from_secs(90);
 
 struct Run {
     success: bool,
@@ -25,14 +25,14 @@ struct Run {
 
 impl Run {
     /// Standard output of a run that succeeded.
-    fn output(self) -> String {
+    pub(crate) fn output(self) -> String {
         assert!(self.success, "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 }
 
 /// Runs a tool with this input; `None`, with the reason printed, when it is not installed.
-async fn run(program: &str, args: &[&str], input: &str) -> Option<Run> {
+pub(crate) async fn run(program: &str, args: &[&str], input: &str) -> Option<Run> {
     let spawned = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -147,7 +147,7 @@ async fn kcat_authenticates_with_the_right_password_only() {
 }
 
 /// Whether Python's confluent_kafka can be run; prints the reason when it cannot.
-async fn has_confluent_kafka() -> bool {
+pub(crate) async fn has_confluent_kafka() -> bool {
     let present = run("python3", &["-c", "import confluent_kafka"], "").await;
     let is_there = present.is_some_and(|run| run.success);
     if !is_there {
@@ -201,7 +201,7 @@ async fn confluent_kafka_commits_aborts_and_is_fenced() {
 }
 
 /// Where `tool.sh` of the Java tools lies; `None`, with the reason printed, when it is not there.
-fn java_tools() -> Option<String> {
+pub(crate) fn java_tools() -> Option<String> {
     let tool =
         std::env::var_os("REAL_KAFKA_TOOLS").map(|folder| PathBuf::from(folder).join("tool.sh"));
     let Some(tool) = tool.filter(|tool| tool.exists()) else {

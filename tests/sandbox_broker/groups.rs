@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig, GroupState};
+use kafka_llm_processor::sandbox::broker::{
+    ApiKey, Broker, BrokerConfig, ErrorCode, GroupState, GroupView,
+};
 use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
 use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::offset_commit_request::{
@@ -15,7 +17,7 @@ use kafka_protocol::messages::{
     LeaveGroupRequest, OffsetCommitRequest, SyncGroupRequest, SyncGroupResponse,
 };
 use kafka_protocol::protocol::{Encodable, StrBytes};
-use tokio::time::timeout;
+use tokio::time::{Duration, timeout};
 
 use crate::wire::{DEADLINE, Wire, name};
 
@@ -185,14 +187,9 @@ async fn members_come_and_go() {
     let mut first = Member::alone(&server, "g").await;
     assert_eq!(first.generation(), 1);
     let second = Member::begin(&server, "g").await;
-    let preparing =
-        |state| move |view: &kafka_llm_processor::sandbox::broker::GroupView| view.state == state;
-    timeout(
-        DEADLINE,
-        broker.wait_for_group("g", preparing(GroupState::PreparingRebalance)),
-    )
-    .await
-    .unwrap();
+    let is_joining = |view: &GroupView| view.state == GroupState::PreparingRebalance;
+    let wait = timeout(DEADLINE, broker.wait_for_group("g", is_joining));
+    assert_eq!(wait.await.unwrap().generation, 1);
     assert_eq!(first.heartbeat("g").await, 27, "a rebalance begins");
     first.rejoin("g").await;
     first.receive_join().await;
@@ -253,4 +250,105 @@ async fn members_come_and_go() {
     );
     assert_eq!(first.heartbeat("g").await, 25);
     broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn faults_meet_the_requests_of_members() {
+    let broker = start(BrokerConfig::default()).await;
+    let server = broker.bootstrap();
+    let faults = broker.faults();
+    let lost = faults.on(ApiKey::JoinGroup).hang_up_before();
+    let mut wire = Wire::connect(&server).await;
+    let answer = wire.try_call(9, &join("g", "", Some("i"))).await;
+    assert!(answer.is_none() && lost.hits() == 1);
+    assert_eq!(broker.group("g"), None, "the request was not handled");
+
+    let unheard = faults.on(ApiKey::JoinGroup).hang_up_after();
+    let mut wire = Wire::connect(&server).await;
+    let answer = wire.try_call(9, &join("g", "", Some("i"))).await;
+    assert!(answer.is_none() && unheard.hits() == 1);
+    let view = broker.group("g").unwrap();
+    assert_eq!((view.generation, view.members.len()), (1, 1));
+
+    let mut member = Member::alone(&server, "h").await;
+    let held = faults.on(ApiKey::Heartbeat).hold();
+    let beat = heartbeat("h", &member.id, member.generation());
+    member.wire.send(4, &beat).await;
+    timeout(DEADLINE, held.wait_for_hits(1)).await.unwrap();
+    let mut other = Wire::connect(&server).await;
+    assert_eq!(
+        other.call(4, &beat).await.error_code,
+        0,
+        "others are served"
+    );
+    held.release();
+    let answer = member.wire.receive::<HeartbeatRequest>(4).await;
+    assert_eq!(answer.error_code, 0);
+
+    let moved = faults
+        .on(ApiKey::SyncGroup)
+        .answer(ErrorCode::NotCoordinator);
+    let again = sync("h", &member.id, member.generation(), &[]);
+    assert_eq!(member.wire.call(5, &again).await.error_code, 16);
+    assert_eq!(member.wire.call(5, &again).await.error_code, 0);
+    assert_eq!(moved.hits(), 1);
+
+    let silent = faults.on(ApiKey::LeaveGroup).silent_after();
+    member.wire.send(5, &leave("h", &member.id, None)).await;
+    timeout(DEADLINE, silent.wait_for_hits(1)).await.unwrap();
+    let is_empty = |view: &GroupView| view.state == GroupState::Empty;
+    let wait = timeout(DEADLINE, broker.wait_for_group("h", is_empty));
+    assert!(wait.await.unwrap().members.is_empty());
+    broker.shutdown().await;
+}
+
+/// A stopped listener stands for a broker that restarts: members keep their place, and their sessions begin anew.
+#[tokio::test]
+async fn members_survive_a_stop_and_a_start_of_the_listener() {
+    let broker = start(BrokerConfig::default()).await;
+    let server = broker.bootstrap();
+    let mut member = Member::alone(&server, "g").await;
+    let before = broker.group("g").unwrap();
+    broker.stop_listener().await;
+    broker.start_listener().await.unwrap();
+    member.wire = Wire::connect(&server).await;
+    assert_eq!(member.heartbeat("g").await, 0);
+    assert_eq!(broker.group("g").unwrap(), before);
+    broker.shutdown().await;
+}
+
+/// The clock of the groups ends a session without any request coming.
+#[tokio::test]
+async fn a_session_ends_by_itself() {
+    let config = BrokerConfig {
+        group_session_timeout_min: Duration::from_millis(1),
+        ..BrokerConfig::default()
+    };
+    let broker = start(config).await;
+    let mut wire = Wire::connect(&broker.bootstrap()).await;
+    let request = join("g", "", Some("i")).with_session_timeout_ms(300);
+    let joined = wire.call(9, &request).await;
+    assert_eq!(joined.error_code, 0);
+    let is_empty = |view: &GroupView| view.state == GroupState::Empty;
+    let wait = timeout(DEADLINE, broker.wait_for_group("g", is_empty));
+    assert_eq!(wait.await.unwrap().generation, 2);
+    let beat = heartbeat("g", &joined.member_id, 1);
+    assert_eq!(wire.call(4, &beat).await.error_code, 25);
+    broker.shutdown().await;
+}
+
+/// A broker that ends does not wait for the joins that wait.
+#[tokio::test]
+async fn a_waiting_join_does_not_hold_up_the_end() {
+    let config = BrokerConfig {
+        group_initial_rebalance_delay: Duration::from_secs(3600),
+        ..BrokerConfig::default()
+    };
+    let broker = start(config).await;
+    let (mut wire, _) = Member::begin(&broker.bootstrap(), "g").await;
+    let is_joining = |view: &GroupView| view.state == GroupState::PreparingRebalance;
+    let wait = timeout(DEADLINE, broker.wait_for_group("g", is_joining));
+    assert_eq!(wait.await.unwrap().generation, 0);
+    timeout(DEADLINE, broker.shutdown()).await.unwrap();
+    assert!(wire.try_receive::<JoinGroupRequest>(9).await.is_none());
 }

@@ -19,6 +19,8 @@ mod join;
 mod member;
 mod membership;
 mod stay;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub(super) use member::{Joiner, Waiter, refused_join, refused_sync};
