@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::types::{Offset, TopicPartition};
 
 /// What Kafka, or the way to it, said. Messages name what the operator can look at; none repeats its source.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum KafkaError {
     /// No broker could be dialled.
@@ -119,6 +119,15 @@ fn detail_suffix(detail: &Option<String>) -> String {
 }
 
 impl KafkaError {
+    /// Kafka's error code, when a broker answered with one.
+    #[must_use]
+    pub const fn server_code(&self) -> Option<i16> {
+        match self {
+            Self::Server { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// Whether asking the same again may succeed although nobody changes a setting: the way to Kafka is disturbed, a leader or
     /// coordinator is moving, or the broker itself calls its state passing.
     #[must_use]
