@@ -11,13 +11,13 @@ use uuid::Uuid;
 use crate::config::Settings;
 use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
 use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
-use crate::kafka::wire::Cluster;
-use crate::kafka::{Driver, DriverChoice};
+use crate::kafka::wire::{Cluster, Isolation, WireSink, WireSource};
+use crate::kafka::{Driver, DriverChoice, Sink, Source};
 use crate::llm::{Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
-use crate::offsets::{CommitStore, mirror};
+use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
-    self, Assignment, CommitOffsets, Destinations, Ownership, PipelineEnd, PipelineMetrics,
-    ReadAhead, Services,
+    self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
+    PipelineMetrics, ReadAhead, Services,
 };
 use crate::retry::Backoff;
 use crate::telemetry::holds::Holds;
@@ -108,11 +108,6 @@ impl App {
         let cluster = Cluster::new(&settings.kafka);
         let holds = Holds::new(board.clone());
         let driver = settings.driver().map_err(anyhow::Error::msg)?;
-        anyhow::ensure!(
-            driver.driver == Driver::Rskafka,
-            "{}: the wire driver does not append yet",
-            driver.reason
-        );
         Ok(Self {
             settings,
             driver,
@@ -303,6 +298,30 @@ impl App {
         Ok((ownership, partitions))
     }
 
+    /// The two ends of the driver in use.
+    fn edges(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let (kafka, cluster) = (&self.settings.kafka, &self.cluster);
+        if self.driver.driver == Driver::Rskafka {
+            return (
+                Arc::new(RskafkaSource::new(kafka.clone(), cluster.clone())),
+                Arc::new(RskafkaSink::new(kafka.clone())),
+            );
+        }
+        let guarantee = self.settings.processing.guarantee;
+        let isolation = match (self.settings.input.isolation_level, guarantee) {
+            (IsolationLevel::ReadUncommitted, Guarantee::AtLeastOnce) => Isolation::ReadUncommitted,
+            (IsolationLevel::ReadCommitted, _) | (_, Guarantee::ExactlyOnce) => {
+                Isolation::ReadCommitted
+            }
+        };
+        let sink = match guarantee {
+            Guarantee::AtLeastOnce => WireSink::idempotent(cluster.clone()),
+            Guarantee::ExactlyOnce => WireSink::transactional(cluster.clone(), &kafka.group_id),
+        };
+        let source = WireSource::new(cluster.clone(), isolation);
+        (Arc::new(source), Arc::new(sink))
+    }
+
     fn services(
         &self,
         topics: &Topics,
@@ -310,12 +329,10 @@ impl App {
         commit_offsets: CommitOffsets,
     ) -> Services {
         let settings = &self.settings;
+        let (source, sink) = self.edges();
         Services {
-            source: Arc::new(RskafkaSource::new(
-                settings.kafka.clone(),
-                self.cluster.clone(),
-            )),
-            sink: Arc::new(RskafkaSink::new(settings.kafka.clone())),
+            source,
+            sink,
             store: CommitStore::new(
                 Arc::new(self.cluster.clone()),
                 settings.kafka.commit_topic(),

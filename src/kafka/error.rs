@@ -119,6 +119,15 @@ fn detail_suffix(detail: &Option<String>) -> String {
 }
 
 impl KafkaError {
+    /// Kafka's error code, when a broker answered with one.
+    #[must_use]
+    pub const fn server_code(&self) -> Option<i16> {
+        match self {
+            Self::Server { code, .. } => Some(*code),
+            _ => None,
+        }
+    }
+
     /// Whether asking the same again may succeed although nobody changes a setting: the way to Kafka is disturbed, a leader or
     /// coordinator is moving, or the broker itself calls its state passing.
     #[must_use]

@@ -17,7 +17,7 @@ use crate::wire::{Wire, batch, broker, name, patch, produce, secure_broker};
 /// A Java tool takes seconds on an idle machine.
 pub(crate) const TOOL_MAX: Duration = Duration::from_secs(90);
 
-struct Run {
+pub(crate) struct Run {
     success: bool,
     stdout: String,
     stderr: String,

@@ -2,9 +2,10 @@
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
-    ApiVersionsRequest, CreateTopicsRequest, DescribeConfigsRequest, FetchRequest,
-    FindCoordinatorRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
-    OffsetFetchRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
+    AddPartitionsToTxnRequest, ApiVersionsRequest, CreateTopicsRequest, DescribeConfigsRequest,
+    EndTxnRequest, FetchRequest, FindCoordinatorRequest, InitProducerIdRequest, ListOffsetsRequest,
+    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
+    SaslAuthenticateRequest, SaslHandshakeRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes, VersionRange};
 
@@ -27,7 +28,11 @@ macro_rules! calls {
     };
 }
 
-// The highest versions with topic names instead of topic ids, and with the classic group protocol.
+/// The coordinator is still busy with the transaction before.
+pub(super) const CONCURRENT_TRANSACTIONS: i16 = 51;
+
+// The highest versions with topic names instead of topic ids, and with the classic group and transaction protocols. `InitProducerId` begins
+// where it takes the epoch that is to be raised (KIP-360).
 calls! {
     ApiVersionsRequest, "ApiVersions", 3..=3;
     SaslHandshakeRequest, "SaslHandshake", 1..=1;
@@ -40,6 +45,10 @@ calls! {
     FindCoordinatorRequest, "FindCoordinator", 1..=4;
     OffsetCommitRequest, "OffsetCommit", 2..=8;
     OffsetFetchRequest, "OffsetFetch", 2..=8;
+    ProduceRequest, "Produce", 3..=9;
+    InitProducerIdRequest, "InitProducerId", 3..=4;
+    AddPartitionsToTxnRequest, "AddPartitionsToTxn", 0..=3;
+    EndTxnRequest, "EndTxn", 0..=3;
 }
 
 /// Turns an error code into an error; `operation` says what was asked, with its topic.

@@ -257,7 +257,7 @@ fn varint(bytes: &mut Bytes) -> Result<i32, BatchError> {
 }
 
 /// A zigzag number, seven bits a byte, lowest first.
-fn varlong(bytes: &mut Bytes) -> Result<i64, BatchError> {
+pub(super) fn varlong(bytes: &mut Bytes) -> Result<i64, BatchError> {
     let mut raw = 0_u64;
     for shift in (0..64).step_by(7) {
         let byte = bytes

@@ -4,7 +4,9 @@
 //! 1. Every operation ends within `kafka.request_timeout` plus what it waits on purpose, retries included.
 //! 2. What is known about leaders and coordinators is forgotten as soon as an answer contradicts it.
 //!
-//! All that we ask may be asked twice: nothing here appends.
+//! All that is asked here may be asked twice, as the loop does when an answer was lost. Most of it only reads, or says the same again.
+//! Of what writes, an append carries a producer id and a sequence number, by which the leader, also a new one, knows it again and does not
+//! write it twice; what happens to a transaction carries its producer's epoch, and the coordinator takes a second time for done.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -18,7 +20,7 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::{Instant, sleep};
 
-use super::api::{Call, check_code, only, server_error};
+use super::api::{CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error};
 use super::connection::{BrokerVersions, Deadline, join_address};
 use super::pool::{Lane, Lent, Pools, lock};
 use crate::kafka::{KafkaConfig, KafkaError};
@@ -29,8 +31,12 @@ use crate::types::TopicPartition;
 pub(super) const BACKOFF: (Duration, Duration) =
     (Duration::from_millis(50), Duration::from_secs(1));
 
-/// Answers of `FindCoordinator` for a group, not for a transaction.
+/// The same while a coordinator still writes the markers of the transaction before, which takes milliseconds.
+const BACKOFF_BUSY: (Duration, Duration) = (Duration::from_millis(4), Duration::from_millis(100));
+
+/// Whose coordinator `FindCoordinator` is to find.
 const KEY_TYPE_GROUP: i8 = 0;
+const KEY_TYPE_TRANSACTION: i8 = 1;
 
 /// A Kafka cluster. Cheap to clone; clones share connections and what is known.
 #[derive(Debug, Clone)]
@@ -52,7 +58,8 @@ struct Known {
     controller: Option<i32>,
     /// Leader and its epoch.
     leaders: HashMap<TopicPartition, (i32, i32)>,
-    coordinators: HashMap<String, Arc<str>>,
+    /// By the type of the key and the key.
+    coordinators: HashMap<i8, HashMap<String, Arc<str>>>,
     /// The broker that answered last: asked first.
     last_good: Option<Arc<str>>,
 }
@@ -68,6 +75,18 @@ pub(super) enum Target<'a> {
     Leader(&'a TopicPartition),
     /// The coordinator of a group.
     Coordinator(&'a str),
+    /// The coordinator of a transactional id.
+    TransactionCoordinator(&'a str),
+}
+
+impl Target<'_> {
+    /// Whose coordinator is meant; only meaningful for coordinators.
+    const fn key_type(self) -> i8 {
+        match self {
+            Self::TransactionCoordinator(_) => KEY_TYPE_TRANSACTION,
+            Self::Any | Self::Controller | Self::Leader(_) | Self::Coordinator(_) => KEY_TYPE_GROUP,
+        }
+    }
 }
 
 /// What a failed attempt means for the next.
@@ -81,7 +100,7 @@ pub(super) enum Failure {
 
 impl Failure {
     pub(super) fn asking(error: KafkaError) -> Self {
-        if error.is_transient() {
+        if error.is_transient() || error.server_code() == Some(CONCURRENT_TRANSACTIONS) {
             Self::Passing(error)
         } else {
             Self::Final(error)
@@ -144,7 +163,28 @@ impl Cluster {
         check: impl Fn(R::Response) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
         let deadline = Deadline::within(self.inner.config.request_timeout.saturating_add(wait));
+        self.ask_until(deadline, target, wait, build, check).await
+    }
+
+    /// A deadline for what takes several requests.
+    pub(super) fn deadline(&self) -> Deadline {
+        Deadline::within(self.inner.config.request_timeout)
+    }
+
+    /// As [`ask`](Self::ask), with a deadline that more than one request may share.
+    ///
+    /// # Cancel safety
+    /// As there.
+    pub(super) async fn ask_until<R: Call, T>(
+        &self,
+        deadline: Deadline,
+        target: Target<'_>,
+        wait: Duration,
+        build: impl Fn(Way) -> R,
+        check: impl Fn(R::Response) -> Result<T, KafkaError>,
+    ) -> Result<T, KafkaError> {
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
+        let mut backoff_busy = Backoff::new(BACKOFF_BUSY.0, BACKOFF_BUSY.1);
         loop {
             let answer = self.attempt(target, wait, deadline, &build).await;
             let error = match answer.and_then(|response| check(response).map_err(Failure::asking)) {
@@ -152,8 +192,12 @@ impl Cluster {
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(error)) => error,
             };
-            self.forget(target);
-            let delay = backoff.next_delay();
+            let delay = if error.server_code() == Some(CONCURRENT_TRANSACTIONS) {
+                backoff_busy.next_delay()
+            } else {
+                self.forget(target);
+                backoff.next_delay()
+            };
             if Instant::now() + delay >= deadline.at {
                 return Err(error);
             }
@@ -335,15 +379,17 @@ impl Cluster {
                     server_error(operation, ResponseError::LeaderNotAvailable, 5, None)
                 })
             }
-            Target::Coordinator(group) => {
+            Target::Coordinator(key) | Target::TransactionCoordinator(key) => {
+                let key_type = target.key_type();
                 let answer = self
-                    .ask_any(deadline, |way| find_coordinator_request(group, way.version))
+                    .ask_any(deadline, |way| {
+                        find_coordinator_request(key_type, key, way.version)
+                    })
                     .await?;
-                let address = check_coordinator(group, answer)?;
+                let address = check_coordinator(key, answer)?;
                 let mut known = self.known();
-                known
-                    .coordinators
-                    .insert(group.to_owned(), Arc::clone(&address));
+                let coordinators = known.coordinators.entry(key_type).or_default();
+                coordinators.insert(key.to_owned(), Arc::clone(&address));
                 Ok(Some(Route {
                     address,
                     leader_epoch: -1,
@@ -360,8 +406,10 @@ impl Cluster {
             Target::Leader(partition) => {
                 known.leaders.remove(partition);
             }
-            Target::Coordinator(group) => {
-                known.coordinators.remove(group);
+            Target::Coordinator(key) | Target::TransactionCoordinator(key) => {
+                if let Some(coordinators) = known.coordinators.get_mut(&target.key_type()) {
+                    coordinators.remove(key);
+                }
             }
         }
     }
@@ -393,7 +441,10 @@ impl Known {
                 let (leader, epoch) = self.leaders.get(partition)?;
                 (self.brokers.get(leader)?, *epoch)
             }
-            Target::Coordinator(group) => (self.coordinators.get(group)?, -1),
+            Target::Coordinator(key) | Target::TransactionCoordinator(key) => {
+                let coordinators = self.coordinators.get(&target.key_type())?;
+                (coordinators.get(key)?, -1)
+            }
         };
         Some(Route {
             address: Arc::clone(address),
@@ -491,21 +542,18 @@ pub(super) fn check_topic(name: &str, code: i16) -> Result<(), KafkaError> {
     }
 }
 
-fn find_coordinator_request(group: &str, version: i16) -> FindCoordinatorRequest {
-    let group = StrBytes::from_string(group.to_owned());
-    let request = FindCoordinatorRequest::default().with_key_type(KEY_TYPE_GROUP);
+fn find_coordinator_request(key_type: i8, key: &str, version: i16) -> FindCoordinatorRequest {
+    let key = StrBytes::from_string(key.to_owned());
+    let request = FindCoordinatorRequest::default().with_key_type(key_type);
     if version >= 4 {
-        request.with_coordinator_keys(vec![group])
+        request.with_coordinator_keys(vec![key])
     } else {
-        request.with_key(group)
+        request.with_key(key)
     }
 }
 
-fn check_coordinator(
-    group: &str,
-    response: FindCoordinatorResponse,
-) -> Result<Arc<str>, KafkaError> {
-    let operation = || format!("FindCoordinator of group {group}");
+fn check_coordinator(key: &str, response: FindCoordinatorResponse) -> Result<Arc<str>, KafkaError> {
+    let operation = || format!("FindCoordinator of {key}");
     check_code(
         operation(),
         response.error_code,
@@ -515,8 +563,8 @@ fn check_coordinator(
     if response.coordinators.is_empty() && !response.host.is_empty() {
         return Ok(join_address(&response.host, response.port));
     }
-    let found = only("FindCoordinator", group, response.coordinators, |found| {
-        found.key.as_str() == group
+    let found = only("FindCoordinator", key, response.coordinators, |found| {
+        found.key.as_str() == key
     })?;
     check_code(operation(), found.error_code, found.error_message.as_ref())?;
     Ok(join_address(&found.host, found.port))

@@ -1,7 +1,7 @@
 //! Our own connections on the `kafka-protocol` codecs: what `rskafka` cannot do, and nothing else.
 //!
-//! It creates and describes topics with their configurations, commits and reads the offsets of a group, and reads our own topics,
-//! which may hold transaction markers. Each call is a pure request builder, one exchange, and a pure response checker; the one retry
+//! It creates and describes topics with their configurations, commits and reads the offsets of a group, reads our own topics,
+//! which may hold transaction markers, and appends, idempotently or in transactions. Each call is a pure request builder, one exchange, and a pure response checker; the one retry
 //! loop lies in [`Cluster`].
 //!
 //! # Invariants
@@ -11,7 +11,7 @@
 //!    there. (The counts in other answers are `kafka-protocol`'s to check, and it trusts them.)
 //!
 //! # Not here
-//! Appends, transactions, group membership, and TLS.
+//! Group membership, and TLS.
 
 mod admin;
 mod api;
@@ -19,15 +19,19 @@ mod batch;
 mod cluster;
 mod codec;
 mod connection;
+mod encode;
 #[cfg(test)]
 mod fake;
 mod fetcher;
 mod group;
 mod pool;
+mod produce;
 mod reader;
 mod sasl;
 mod scan;
+mod sink;
 mod source;
+mod transaction;
 
 pub use admin::{
     BrokerDescription, ClusterDescription, ConfigValue, Creation, NewTopic, TopicDescription,
@@ -35,4 +39,5 @@ pub use admin::{
 pub use cluster::Cluster;
 pub use group::RefusedCommit;
 pub use reader::{Isolation, OffsetAt};
+pub use sink::WireSink;
 pub use source::WireSource;
