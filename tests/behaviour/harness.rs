@@ -24,6 +24,39 @@ pub const DEAD: &str = "dead";
 pub const COMMITS: &str = "test-commits";
 pub const GROUP: &str = "test";
 
+/// Names the flavour under which the whole suite runs, in a process of its own.
+pub const FLAVOUR: &str = "KLP_BEHAVIOUR_FLAVOUR";
+
+/// Which driver the service takes, and what it promises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// rskafka, at least once.
+    Rskafka,
+    /// Our own connections, at least once.
+    Wire,
+    /// Our own connections, exactly once.
+    ExactlyOnce,
+}
+
+impl Flavour {
+    pub fn current() -> Self {
+        match std::env::var(FLAVOUR).as_deref() {
+            Err(_) | Ok("rskafka") => Self::Rskafka,
+            Ok("wire") => Self::Wire,
+            Ok("exactly_once") => Self::ExactlyOnce,
+            Ok(other) => panic!("{FLAVOUR} = {other}"),
+        }
+    }
+
+    fn settings(self) -> &'static [&'static str] {
+        match self {
+            Self::Rskafka => &["kafka.driver=rskafka"],
+            Self::Wire => &["kafka.driver=wire"],
+            Self::ExactlyOnce => &["processing.guarantee=exactly_once"],
+        }
+    }
+}
+
 /// The longest that anything here may take; what takes it has failed.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -100,6 +133,7 @@ impl World {
         ];
         let overrides: Vec<_> = fixed
             .iter()
+            .chain(Flavour::current().settings())
             .chain(set)
             .map(|set| {
                 let (key, value) = set.split_once('=').unwrap();
@@ -186,7 +220,8 @@ impl World {
         if self.broker.partitions(topic).is_none() {
             return Vec::new();
         }
-        self.broker.records(topic)
+        // What a reader sees that keeps to what is committed.
+        self.broker.records_committed(topic)
     }
 }
 

@@ -13,6 +13,7 @@
 mod dead_letters;
 mod delivery;
 mod drain;
+mod flavours;
 mod harness;
 mod ordering;
 mod outage;
