@@ -117,6 +117,7 @@ async fn ask_everything(address: &str) -> Found {
     static_members(&mut asker).await;
     a_static_leader_comes_back(&mut asker).await;
     a_static_member_waits(&mut asker).await;
+    older_versions(&mut asker).await;
     asker.found
 }
 
@@ -572,4 +573,28 @@ async fn a_static_member_waits(asker: &mut Asker) {
     let joined = third.receive::<JoinGroupRequest>(9).await;
     let passed = i16::try_from(joined.generation_id - generation).unwrap();
     asker.push("static: a comeback in the sync phase", 1, passed);
+}
+
+/// Up to version 3 a member needs no second join, and leaves with one code.
+async fn older_versions(asker: &mut Asker) {
+    let group = asker.group("old");
+    let joined = asker.wire.call(3, &join(&group, "", None)).await;
+    asker.push("v3: joins at once", 0, joined.error_code);
+    let member = joined.member_id.to_string();
+    let request = sync(&group, &member, joined.generation_id, &[])
+        .with_protocol_type(None)
+        .with_protocol_name(None);
+    let synced = asker.wire.call(2, &request).await;
+    asker.push("v2: takes its assignment", 0, synced.error_code);
+    for (what, expected, who) in [
+        ("v2: a stranger leaves", 25, "m"),
+        ("v2: leaves", 0, member.as_str()),
+        ("v2: leaves twice", 25, member.as_str()),
+    ] {
+        let request = LeaveGroupRequest::default()
+            .with_group_id(id(&group))
+            .with_member_id(word(who));
+        let answer = asker.wire.call(2, &request).await;
+        asker.push(what, expected, answer.error_code);
+    }
 }
