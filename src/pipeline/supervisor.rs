@@ -12,7 +12,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::Services;
-use super::intake::Intake;
+use super::intake::{InputLost, Intake, IntakeEnd, is_another_topic};
 use super::take_over::{Claim, Group, TakeOverError, Taken};
 use super::worker::{Worker, WorkerError};
 use crate::offsets::{ClaimError, FlushError};
@@ -157,45 +157,67 @@ async fn work_on(
     claims: mpsc::Sender<Claim>,
     drain: CancellationToken,
 ) -> PartitionEnd {
-    let taken = tokio::select! {
-        biased;
-        () = drain.cancelled() => return PartitionEnd::Drained,
-        taken = group.take_over(&partition, topic_id) => taken,
-    };
-    let Taken {
-        committer,
-        stream,
-        claim,
-    } = match taken {
-        Ok(taken) => taken,
-        Err(error) => return refused(&error),
-    };
-    let services = Arc::clone(&group.services);
-    let recreated = claim.recreated.clone();
-    // The channel holds one claim per partition; without a watch there is nobody to tell.
-    let Ok(()) = claims.send(claim).await else {
-        return PartitionEnd::Drained;
-    };
-    drop(claims);
+    let mut topic_id = topic_id;
+    let mut log_end = None;
+    loop {
+        let taken = tokio::select! {
+            biased;
+            () = drain.cancelled() => return PartitionEnd::Drained,
+            taken = group.take_over(&partition, topic_id, log_end) => taken,
+        };
+        let taken = match taken {
+            Ok(taken) => taken,
+            Err(error) => return refused(&error),
+        };
+        let released = taken.claim.released.clone();
+        // The channel holds one claim per partition; without a watch there is nobody to tell.
+        let Ok(()) = claims.send(taken.claim.clone()).await else {
+            return PartitionEnd::Drained;
+        };
+        match work_until_end(&group.services, index, taken, &drain).await {
+            Ok(IntakeEnd::Stopped) => return PartitionEnd::Drained,
+            Ok(IntakeEnd::InputLost(InputLost {
+                reason,
+                log_end: end,
+            })) => {
+                tracing::error!("{reason}; the partition is taken over anew");
+                released.cancel();
+                log_end = end;
+                // Whoever cannot be asked now is asked by the take-over: with the old id it finds no loss, and the next fetch does.
+                if let Ok(Some(found)) = group.services.source.topic_id(&partition.topic).await {
+                    topic_id = found;
+                }
+            }
+            Err(error @ WorkerError::Flush(FlushError::Fenced { .. })) => {
+                return PartitionEnd::Fenced(error_chain(&error));
+            }
+            Err(error) => return PartitionEnd::Broken(error_chain(&error)),
+        }
+    }
+}
+
+/// Works on a partition until it is drained, or until its intake has lost input and what was read is through.
+async fn work_until_end(
+    services: &Arc<Services>,
+    index: usize,
+    taken: Taken,
+    drain: &CancellationToken,
+) -> Result<IntakeEnd, WorkerError> {
     let (to_worker, from_intake) = mpsc::channel(1);
     let intake = Intake {
-        partition,
+        partition: taken.claim.partition.clone(),
         index,
-        services: Arc::clone(&services),
-        stream,
+        services: Arc::clone(services),
+        stream: taken.stream,
+        topic_id: taken.claim.topic_id,
         to_worker,
-        recreated,
+        recreated: taken.claim.recreated,
     };
-    let worker = Worker::new(services, committer, from_intake, drain.clone());
-    // The intake ends when the worker is gone, as its channel closes.
-    let (worked, ()) = tokio::join!(worker.run(), intake.run(drain));
-    match worked {
-        Ok(()) => PartitionEnd::Drained,
-        Err(error @ WorkerError::Flush(FlushError::Fenced { .. })) => {
-            PartitionEnd::Fenced(error_chain(&error))
-        }
-        Err(error) => PartitionEnd::Broken(error_chain(&error)),
-    }
+    let services = Arc::clone(services);
+    let worker = Worker::new(services, taken.committer, from_intake, drain.clone());
+    // The intake ends when the worker is gone, as its channel closes; the worker when the intake is, as soon as it is through.
+    let (worked, end) = tokio::join!(worker.run(), intake.run(drain.clone()));
+    worked.map(|()| end)
 }
 
 /// Why nothing can be taken over.
@@ -226,7 +248,8 @@ async fn watch_claims(
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            Some(claim) = taken.recv(), if claims.len() < count => {
+            Some(claim) = taken.recv() => {
+                claims.retain(|claim| !claim.released.is_cancelled());
                 claims.push(claim);
                 if claims.len() == count && let Some(owned) = owned.take() {
                     owned.release();
@@ -238,6 +261,7 @@ async fn watch_claims(
                 for claim in std::iter::once(&mut group).chain(&mut claims) {
                     match verify(&services, claim).await {
                         Ok(()) => {}
+                        Err(_) if claim.released.is_cancelled() => {}
                         // A record that we cannot read was written by a newer program, which has taken over.
                         Err(error @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => return error_chain(&error),
                         // Commits that fail hold the partition and say so; that nobody can look for claims now is no news.
@@ -266,9 +290,8 @@ async fn watch_topics(services: &Services, claims: &[Claim]) {
             };
             found.insert(topic, id);
         }
-        // The nil id is that of a broker before Kafka 2.8, which knows none.
         let id = found.get(topic).copied().flatten();
-        if id.is_some_and(|id| id != claim.topic_id && !id.is_nil() && !claim.topic_id.is_nil()) {
+        if id.is_some_and(|id| is_another_topic(claim.topic_id, id)) {
             claim.recreated.cancel();
         }
     }

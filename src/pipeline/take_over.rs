@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::config::OnDataLoss;
 use super::{Services, reading, writing};
-use crate::kafka::{PartitionSink, RecordStream, StepError};
+use crate::kafka::{KafkaError, PartitionSink, RecordStream, StepError};
 use crate::offsets::{
     ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Loaded,
     Owner, Resume, Shrink, group_claim, recover,
@@ -44,6 +44,8 @@ pub(super) struct Claim {
     pub(super) topic_id: Uuid,
     /// Cancelled when the topic has another id.
     pub(super) recreated: CancellationToken,
+    /// Cancelled when we gave the partition up to take it over anew: the claim above this one is ours.
+    pub(super) released: CancellationToken,
 }
 
 /// Why a partition cannot be had.
@@ -86,7 +88,7 @@ impl Group {
         })
     }
 
-    /// Takes a partition over; waits for whatever keeps it from that.
+    /// Takes a partition over; waits for whatever keeps it from that. `log_end` is where the log was seen to end before the position.
     ///
     /// # Cancel safety
     /// As [`claim`](Self::claim).
@@ -94,10 +96,11 @@ impl Group {
         &self,
         partition: &TopicPartition,
         topic_id: Uuid,
+        log_end: Option<Offset>,
     ) -> Result<Taken, TakeOverError> {
         let what = reading(partition);
         until_done(&self.services, &what, || {
-            try_take_over(self, partition, topic_id)
+            try_take_over(self, partition, topic_id, log_end)
         })
         .await
     }
@@ -171,6 +174,7 @@ async fn try_take_over(
     group: &Group,
     partition: &TopicPartition,
     topic_id: Uuid,
+    log_end: Option<Offset>,
 ) -> Result<Taken, Failure> {
     let services = &group.services;
     let turn = group
@@ -185,7 +189,7 @@ async fn try_take_over(
         .await
         .map_err(|error| again(&error))?;
     let newest = loaded.newest.as_ref().map(|(_, record)| record);
-    let position = resume_at(services, partition, topic_id, newest).await?;
+    let position = resume_at(services, partition, topic_id, newest, log_end).await?;
     // Opened before the claim: an instance that cannot read must not put down one that can.
     let stream = services
         .source
@@ -269,6 +273,7 @@ async fn claim(
     let (claimed_at, from) = verified.map_err(failure)?;
     let partition = partition.clone();
     let recreated = CancellationToken::new();
+    let released = CancellationToken::new();
     Ok((
         committer,
         Claim {
@@ -278,6 +283,7 @@ async fn claim(
             from,
             topic_id,
             recreated,
+            released,
         },
     ))
 }
@@ -296,6 +302,7 @@ async fn resume_at(
     partition: &TopicPartition,
     topic_id: Uuid,
     newest: Option<&CommitRecord>,
+    log_end: Option<Offset>,
 ) -> Result<CommitPosition, Failure> {
     let (log_start, high_watermark) = services
         .source
@@ -306,7 +313,7 @@ async fn resume_at(
         newest,
         topic_id,
         log_start,
-        high_watermark,
+        log_end.map_or(high_watermark, |end| end.min(high_watermark)),
         services.input.start,
     ) {
         Resume::From(position) => return Ok(position),
@@ -318,6 +325,7 @@ async fn resume_at(
             "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
         )));
     }
+    services.metrics.input_lost();
     tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
     Ok(CommitPosition {
         next_offset,
@@ -355,6 +363,12 @@ impl FlushObserver for Observer {
         let reason = error
             .kafka()
             .map_or_else(|| error_chain(error), |error| error_chain(error));
+        let reason = match error.kafka() {
+            Some(KafkaError::UnknownTopic { .. }) => format!(
+                "{reason}: it was deleted while we run, so it is not created again, whatever kafka.create_topics says; create it, and the partition goes on without a loss"
+            ),
+            _ => reason,
+        };
         self.services.holds.hold(&writing(&self.partition), &reason);
     }
 
