@@ -351,7 +351,8 @@ impl App {
                 group_id: settings.kafka.group_id.clone(),
             },
             order: settings.pipeline.order,
-            commit_interval: Duration::from_millis(settings.processing.commit_interval_ms),
+            commit_interval: settings.processing.commit_interval(),
+            commit_bytes_max: settings.processing.commit_record_bytes_max,
             read_ahead: ReadAhead::new(
                 settings.pipeline.read_ahead_records,
                 settings.pipeline.read_ahead_bytes,

@@ -100,7 +100,7 @@ fn text_that_looks_like_a_number_stays_text() {
 /// A new optional key has to say whether it is text.
 #[test]
 fn every_key_without_a_default_has_a_known_type() {
-    let numbers = ["llm.seed", "llm.top_p"];
+    let numbers = ["llm.seed", "llm.top_p", "processing.commit_interval_ms"];
     let defaults = layers::defaults();
     for key in layers::leaves(&defaults, "") {
         let value = key.split('.').fold(&defaults, |value, part| &value[part]);

@@ -4,11 +4,15 @@ use figment::Figment;
 
 use super::Settings;
 use crate::kafka::SecurityProtocol;
+use crate::offsets::COMMIT_BYTES_MAX;
 
-/// Most open documents: beyond it the commit record could outgrow its bound of 512 KiB, as every other document may be unfinished.
+/// Most open documents: as many as one flush was measured to look through in a millisecond. The commit record has a bound of its own, which
+/// read-ahead waits for.
 const READ_AHEAD_RECORDS_MAX: usize = 20_000;
 /// Least bytes of open documents: four fetches of the smallest size.
 const READ_AHEAD_BYTES_MIN: usize = 64 * 1024;
+/// Least bound of a commit record: what it takes beside its ranges, and some hundred ranges of the largest offsets.
+const COMMIT_RECORD_BYTES_MIN: usize = 16 * 1024;
 /// Kafka's own bound on the name of a topic.
 const TOPIC_NAME_MAX: usize = 249;
 
@@ -135,6 +139,13 @@ fn pipeline(settings: &Settings, problems: &mut Vec<String>) {
         problems.push(format!(
             "pipeline.read_ahead_bytes = {}: must be at least {READ_AHEAD_BYTES_MIN}",
             pipeline.read_ahead_bytes
+        ));
+    }
+    let processing = &settings.processing;
+    if !(COMMIT_RECORD_BYTES_MIN..=COMMIT_BYTES_MAX).contains(&processing.commit_record_bytes_max) {
+        problems.push(format!(
+            "processing.commit_record_bytes_max = {}: must lie between {COMMIT_RECORD_BYTES_MIN} and {COMMIT_BYTES_MAX}",
+            processing.commit_record_bytes_max
         ));
     }
 }

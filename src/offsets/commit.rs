@@ -93,6 +93,7 @@ pub struct Committer {
     owner: Owner,
     topic_id: Uuid,
     committed: Option<CommitPosition>,
+    commit_bytes: usize,
     observer: Box<dyn FlushObserver>,
     shrink: Box<Shrink>,
 }
@@ -125,6 +126,7 @@ impl Committer {
             owner,
             topic_id,
             committed: None,
+            commit_bytes: 0,
             observer,
             shrink,
         }
@@ -174,6 +176,12 @@ impl Committer {
         self.committed.as_ref()
     }
 
+    /// Bytes of the last flush's commit record, uncompressed.
+    #[must_use]
+    pub const fn commit_bytes(&self) -> usize {
+        self.commit_bytes
+    }
+
     /// Who writes.
     #[must_use]
     pub fn owner(&self) -> &Owner {
@@ -198,7 +206,7 @@ impl Committer {
         })
     }
 
-    fn commit_batch(&self, commit: &CommitRecord) -> Result<Batch, FlushError> {
+    fn commit_batch(&mut self, commit: &CommitRecord) -> Result<Batch, FlushError> {
         let record = commit
             .clone()
             .into_record(&self.partition)
@@ -206,6 +214,7 @@ impl Committer {
                 partition: self.partition.clone(),
                 source,
             })?;
+        self.commit_bytes = record.value.as_ref().map_or(0, bytes::Bytes::len);
         Ok(Batch {
             to: self.store.partition_of(&self.partition),
             records: vec![record],

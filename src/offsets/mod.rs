@@ -20,7 +20,9 @@ mod tracker;
 pub use commit::{Committer, Flush, FlushError, FlushObserver, Output, Shrink};
 pub use mirror::mirror;
 pub use owner::{Standing, newest, standing};
-pub use record::{CommitPosition, CommitRecord, Guarantee, LIVE_FOR, RecordError, commit_key};
+pub use record::{
+    COMMIT_BYTES_MAX, CommitPosition, CommitRecord, Guarantee, LIVE_FOR, RecordError, commit_key,
+};
 pub use recovery::{DataLoss, Resume, StartAt, recover};
 pub use store::{ClaimError, CommitStore, Loaded, Owner, Verified, group_claim};
 pub use tracker::Tracker;

@@ -12,6 +12,23 @@ use crate::types::{Offset, Record, TopicPartition};
 /// The version of the value's schema that this program writes and reads.
 pub(super) const VERSION: u32 = 1;
 
+/// Most bytes of a commit record's value: half of Kafka's default `max.message.bytes`, so that whatever the codec makes of it the commit topic
+/// accepts it.
+pub const COMMIT_BYTES_MAX: usize = 512 * 1024;
+
+/// What a commit record takes beside its ranges: its names and punctuation 110, the topic's id 36, three numbers of up to 20 digits, the
+/// guarantee 15, the time 30, and the owner: a host of up to 253 characters and 9 more, which JSON may write as six characters each.
+pub(super) const COMMIT_FIXED_BYTES_MAX: usize = 2 * 1024;
+
+/// The most bytes of a commit record with that many ranges, none of which names an offset beyond `far_end`. A range is written as
+/// `[first,end],`: twice the digits, and four.
+pub(super) fn commit_bytes_max(ranges: usize, far_end: Offset) -> usize {
+    let digits = far_end.value().checked_ilog10().map_or(1, |log| log + 1);
+    let digits = usize::try_from(digits).unwrap_or(usize::MAX);
+    let range_bytes = digits.saturating_mul(2).saturating_add(4);
+    COMMIT_FIXED_BYTES_MAX.saturating_add(ranges.saturating_mul(range_bytes))
+}
+
 /// `processing.guarantee`, with Kafka Streams' names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,8 +1,8 @@
 //! Out-of-order completions in, the position to commit out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 
-use super::record::{CommitPosition, in_ranges};
+use super::record::{CommitPosition, commit_bytes_max};
 use crate::types::Offset;
 
 /// Which records of one partition are unfinished. It keeps only those: everything else that was read is finished or never existed, so
@@ -11,20 +11,27 @@ use crate::types::Offset;
 pub struct Tracker {
     /// Received and not finished.
     open: BTreeSet<Offset>,
+    /// How many of them are followed by something finished, up to the next of them or to `read_end`: the finished ranges between them.
+    ranges: usize,
     /// Everything below was received or does not exist.
     read_end: Offset,
-    /// Finished before this owner took over, and not read again yet.
-    done_before: Vec<(Offset, Offset)>,
+    /// Finished before this owner took over, and not wholly read again yet.
+    done_before: VecDeque<(Offset, Offset)>,
+    /// No offset that the position could name lies beyond it.
+    far_end: Offset,
 }
 
 impl Tracker {
     /// Goes on from a committed position: reading begins at its `next_offset`.
     #[must_use]
     pub fn new(from: CommitPosition) -> Self {
+        let inherited_end = from.done.last().map_or(Offset::ZERO, |(_, end)| *end);
         Self {
             open: BTreeSet::new(),
+            ranges: 0,
             read_end: from.next_offset,
-            done_before: from.done,
+            done_before: from.done.into(),
+            far_end: inherited_end.max(from.next_offset),
         }
     }
 
@@ -33,16 +40,46 @@ impl Tracker {
         if offset < self.read_end {
             return false;
         }
-        self.read_end = offset.next();
-        if in_ranges(&self.done_before, offset) {
+        // What lies between is a gap: it counts as finished.
+        self.move_read_end(offset);
+        let was_done = self
+            .done_before
+            .front()
+            .is_some_and(|(first, _)| *first <= offset);
+        if was_done {
+            self.move_read_end(offset.next());
             return false;
         }
+        self.read_end = offset.next();
+        self.far_end = self.far_end.max(self.read_end);
         self.open.insert(offset)
     }
 
     /// Notes that nothing lies between the last record and `read_end` (exclusive): markers, or gaps that compaction left.
     pub fn advance_to(&mut self, read_end: Offset) {
-        self.read_end = self.read_end.max(read_end);
+        if read_end > self.read_end {
+            self.move_read_end(read_end);
+        }
+    }
+
+    /// Nothing that is not finished lies between the old end and the new one, which is not below it.
+    fn move_read_end(&mut self, read_end: Offset) {
+        let touched = self
+            .open
+            .last()
+            .is_some_and(|last| last.next() == self.read_end);
+        if touched && read_end > self.read_end {
+            self.ranges += 1;
+        }
+        self.read_end = read_end;
+        self.far_end = self.far_end.max(read_end);
+        while self
+            .done_before
+            .front()
+            .is_some_and(|(_, end)| *end <= read_end)
+        {
+            self.done_before.pop_front();
+        }
     }
 
     /// Notes that a record's outcome goes out with the next flush. The position counts it from now on, and only that flush, once it is
@@ -55,6 +92,33 @@ impl Tracker {
             self.open.remove(&offset),
             "offset {offset} was finished and is not open"
         );
+        let next = self.open.range(offset..).next().copied();
+        let next = next.unwrap_or(self.read_end);
+        let before = self.open.range(..offset).next_back().copied();
+        // The range behind it is joined to what lies before it, where there is an unfinished record to lie behind.
+        let range_behind = offset.next() < next;
+        let range_before = before.is_some_and(|before| before.next() < offset);
+        self.ranges -= usize::from(range_behind) + usize::from(range_before);
+        self.ranges += usize::from(before.is_some());
+    }
+
+    /// The most bytes of a commit record that claims [`position`](Self::position) now.
+    #[must_use]
+    pub fn commit_bytes(&self) -> usize {
+        commit_bytes_max(self.ranges + self.done_before.len(), self.far_end)
+    }
+
+    /// The most bytes of any commit record that the unfinished records could come to, in whatever order they finish, once one more record
+    /// is received at `offset`. Each one that finishes adds at most one range, and there is at most one range behind each that is left: of
+    /// `n` with `r` ranges between them at most `(n + r) / 2` can come.
+    #[must_use]
+    pub fn commit_bytes_after(&self, offset: Offset) -> usize {
+        let ranges = (self.open.len() + self.ranges + 2).div_ceil(2);
+        // One more for a range that a part of an inherited one was joined to.
+        commit_bytes_max(
+            ranges + self.done_before.len() + 1,
+            self.far_end.max(offset.next()),
+        )
     }
 
     /// How many records are unfinished.
@@ -116,9 +180,6 @@ impl Tracker {
     /// Ranges of the former owner that reading has not reached; one that it has reached in part is cut, and joined where it touches.
     fn append_done_before(&self, done: &mut Vec<(Offset, Offset)>) {
         for (first, end) in &self.done_before {
-            if *end <= self.read_end {
-                continue;
-            }
             let first = (*first).max(self.read_end);
             match done.last_mut() {
                 Some(last) if last.1 == first => last.1 = *end,
@@ -134,6 +195,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::super::record::COMMIT_FIXED_BYTES_MAX;
+    use super::super::record::tests::sample;
     use super::*;
 
     fn offsets(range: std::ops::Range<i64>) -> impl Iterator<Item = Offset> {
@@ -211,6 +274,43 @@ mod tests {
         permute(&mut (0..6).collect(), &mut Vec::new());
     }
 
+    /// Every second record unfinished, the worst that can come: the record stays within what the tracker says, and that within what it said
+    /// before. With so many, a flush must still be cheap against the least commit interval.
+    #[test]
+    fn every_second_record_unfinished_stays_within_the_estimate() {
+        const RECORDS: i64 = 40_000;
+        for start in [0, 1_000_000_000, i64::MAX - 1 - RECORDS] {
+            let mut tracker = Tracker::new(from(start));
+            let mut foreseen = 0;
+            for offset in offsets(start..start + RECORDS) {
+                foreseen = tracker.commit_bytes_after(offset);
+                assert!(tracker.receive(offset));
+            }
+            for offset in offsets(start..start + RECORDS).skip(1).step_by(2) {
+                tracker.finish(offset);
+                assert!(tracker.commit_bytes() <= foreseen);
+            }
+            assert_eq!(tracker.open(), 20_000);
+            let position = tracker.position();
+            assert_eq!(position.done.len(), 20_000);
+            let bytes = encoded(position);
+            assert!(bytes <= tracker.commit_bytes());
+            assert!(
+                tracker.commit_bytes() <= bytes + COMMIT_FIXED_BYTES_MAX + 20_000,
+                "the estimate is near the truth: {bytes} of {}",
+                tracker.commit_bytes()
+            );
+        }
+    }
+
+    /// The bytes of the commit record that claims the position.
+    fn encoded(position: CommitPosition) -> usize {
+        let mut record = sample(&"h".repeat(262), u64::MAX, position.next_offset.value());
+        record.done = position.done;
+        let partition = crate::types::TopicPartition::new("docs", 0);
+        record.into_record(&partition).unwrap().value.unwrap().len()
+    }
+
     /// The naive model: a map of every offset that exists to whether it is finished, over several owners.
     #[derive(Debug, Clone)]
     enum Step {
@@ -240,10 +340,12 @@ mod tests {
             let mut tracker = Tracker::new(CommitPosition::default());
             let mut open: Vec<Offset> = Vec::new();
             let mut at = 0;
+            let mut foreseen = usize::MAX;
             for step in steps {
                 match step {
                     Step::Read(count) => {
                         for offset in log.iter().skip(at).take(count.into()) {
+                            foreseen = tracker.commit_bytes_after(*offset);
                             let is_work = tracker.receive(*offset);
                             prop_assert_eq!(is_work, !finished[offset], "offset {}", offset);
                             if is_work { open.push(*offset); }
@@ -261,9 +363,14 @@ mod tests {
                         at = log.partition_point(|offset| *offset < position.next_offset);
                         tracker = Tracker::new(position);
                         open.clear();
+                        foreseen = usize::MAX;
                     }
                 }
                 let position = tracker.position();
+                prop_assert!(encoded(position.clone()) <= tracker.commit_bytes());
+                prop_assert!(tracker.commit_bytes() <= foreseen, "{} > {foreseen}", tracker.commit_bytes());
+                let spare = tracker.ranges + tracker.done_before.len() - position.done.len();
+                prop_assert!(spare <= 1, "ranges are counted, not guessed: {:?}", position);
                 for (offset, done) in &finished {
                     prop_assert_eq!(position.contains(*offset), *done, "offset {} in {:?}", offset, position);
                 }

@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use uuid::Uuid;
 
 use super::Services;
+use super::intake::is_another_topic;
 use super::take_over::Claim;
 use crate::offsets::{ClaimError, Verified};
 use crate::types::{TopicPartition, error_chain};
@@ -121,11 +122,9 @@ impl ClaimWatch {
         }
         for claim in self.partitions.values() {
             // Fetches name the topic only: once the log of a new topic reaches beyond where the old one was read to, they would go on
-            // there, and pass over what lies below. The nil id is that of a broker before Kafka 2.8, which knows none.
+            // there, and pass over what lies below.
             let found = look.topic_ids.get(&claim.partition.topic);
-            if found
-                .is_some_and(|id| *id != claim.topic_id && !id.is_nil() && !claim.topic_id.is_nil())
-            {
+            if found.is_some_and(|id| is_another_topic(claim.topic_id, *id)) {
                 claim.recreated.cancel();
             }
         }

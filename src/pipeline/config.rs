@@ -6,17 +6,44 @@ use serde::{Deserialize, Serialize};
 
 use super::assignment::Assignment;
 use super::emit::Order;
-use crate::offsets::{Guarantee, StartAt};
+use crate::offsets::{COMMIT_BYTES_MAX, Guarantee, StartAt};
 use crate::records::document::InputFormat;
 
 /// Section `[processing]`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ProcessingConfig {
     /// `processing.guarantee`, with Kafka Streams' names.
     pub guarantee: Guarantee,
-    /// `commit.interval.ms`: the least time between two flushes of a partition; 0 flushes as soon as the last one is through.
-    pub commit_interval_ms: u64,
+    /// `commit.interval.ms`: the least time between two flushes of a partition while documents are on their way; 0 flushes as soon as the
+    /// last one is through. Unless it is set, 0 at least once and 50 exactly once, where each flush is a transaction (Kafka Streams waits
+    /// 100 there).
+    pub commit_interval_ms: Option<u64>,
+    /// Most bytes of a commit record: read-ahead waits before it could be passed. Lower it where the commit topic's `max.message.bytes` is
+    /// lower than Kafka's default.
+    pub commit_record_bytes_max: usize,
+}
+
+impl Default for ProcessingConfig {
+    fn default() -> Self {
+        Self {
+            guarantee: Guarantee::default(),
+            commit_interval_ms: None,
+            commit_record_bytes_max: COMMIT_BYTES_MAX,
+        }
+    }
+}
+
+impl ProcessingConfig {
+    /// The least time between two flushes of a partition, which follows from the guarantee unless it is set.
+    #[must_use]
+    pub fn commit_interval(&self) -> Duration {
+        let by_guarantee = match self.guarantee {
+            Guarantee::AtLeastOnce => 0,
+            Guarantee::ExactlyOnce => 50,
+        };
+        Duration::from_millis(self.commit_interval_ms.unwrap_or(by_guarantee))
+    }
 }
 
 /// One topic of documents.
@@ -169,5 +196,20 @@ impl Default for PipelineConfig {
             read_ahead_bytes: 16 * 1024 * 1024,
             drain_timeout: Duration::from_secs(45),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_commit_interval_follows_from_the_guarantee_unless_it_is_set() {
+        let mut processing = ProcessingConfig::default();
+        assert_eq!(processing.commit_interval(), Duration::ZERO);
+        processing.guarantee = Guarantee::ExactlyOnce;
+        assert_eq!(processing.commit_interval(), Duration::from_millis(50));
+        processing.commit_interval_ms = Some(0);
+        assert_eq!(processing.commit_interval(), Duration::ZERO);
     }
 }

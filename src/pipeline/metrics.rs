@@ -19,6 +19,7 @@ pub struct PipelineMetrics {
     flush_duration: Histogram,
     flushed: Counter,
     step_failures: Family<StepLabel, Counter>,
+    input_losses: Counter,
 }
 
 impl PipelineMetrics {
@@ -28,6 +29,7 @@ impl PipelineMetrics {
             flush_duration: Histogram::new(exponential_buckets(0.001, 2.0, 16)),
             flushed: Counter::default(),
             step_failures: Family::default(),
+            input_losses: Counter::default(),
         };
         registry.register_with_unit(
             "flush_duration",
@@ -45,6 +47,11 @@ impl PipelineMetrics {
             "Steps of the commit protocol that failed and were tried again",
             metrics.step_failures.clone(),
         );
+        registry.register(
+            "input_losses",
+            "Times that work went on behind input that the outside had taken away, as input.on_data_loss = resume says",
+            metrics.input_losses.clone(),
+        );
         metrics
     }
 
@@ -52,6 +59,10 @@ impl PipelineMetrics {
         self.flushed
             .inc_by(u64::try_from(records).unwrap_or(u64::MAX));
         self.flush_duration.observe(duration.as_secs_f64());
+    }
+
+    pub(super) fn input_lost(&self) {
+        self.input_losses.inc();
     }
 
     pub(super) fn step_failed(&self, step: &'static str) {

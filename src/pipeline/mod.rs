@@ -8,6 +8,7 @@ mod intake;
 mod metrics;
 mod outcome;
 mod ownership;
+mod pace;
 mod partition;
 mod read_ahead;
 mod supervisor;
@@ -62,8 +63,10 @@ pub struct Services {
     pub destinations: Destinations,
     /// In which order they go.
     pub order: Order,
-    /// The least time between two flushes of a partition.
+    /// The least time between two flushes of a partition while documents are on their way.
     pub commit_interval: Duration,
+    /// Most bytes of a commit record.
+    pub commit_bytes_max: usize,
     /// The bound on open documents.
     pub read_ahead: Arc<ReadAhead>,
     /// How far each partition has come, for the mirror.
@@ -121,6 +124,11 @@ fn reading(partition: &TopicPartition) -> String {
 /// The name under which what keeps a partition's results from being written is told.
 fn writing(partition: &TopicPartition) -> String {
     format!("results of {partition}")
+}
+
+/// The name under which it is told that the commit record keeps a partition from reading ahead.
+fn reading_ahead(partition: &TopicPartition) -> String {
+    format!("read-ahead of {partition}")
 }
 
 /// How far each partition has come. Workers write it, the mirror reads it; cheap to clone.

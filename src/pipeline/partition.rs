@@ -6,7 +6,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::intake::Intake;
+use super::intake::{InputLost, Intake, IntakeEnd};
 use super::take_over::{Claim, Claimant, TakeOverError, Taken, judge};
 use super::worker::{Worker, WorkerError};
 use crate::offsets::FlushError;
@@ -21,6 +21,8 @@ pub(super) enum PartitionEnd {
     Dropped,
     /// It is still ours, and has to be taken over anew.
     Again(String),
+    /// The outside took input away, and the settings say to go on: it has to be taken over anew, which finds out where.
+    InputLost(InputLost),
     /// The group has given it to another member.
     GivenUp {
         /// The membership that was lost.
@@ -50,6 +52,8 @@ pub(super) struct Place {
     /// Its place among those that share the bound on open documents.
     pub(super) index: usize,
     pub(super) topic_id: Uuid,
+    /// Input that was lost since it was taken over last.
+    pub(super) lost: Option<InputLost>,
 }
 
 /// Takes the partition over and works on it until `drain` is cancelled and everything in flight is through, or until it is stopped. Tells
@@ -119,14 +123,18 @@ async fn until_end(
         index: place.index,
         services: Arc::clone(&services),
         stream,
+        topic_id: claim.topic_id,
         to_worker,
         recreated: claim.recreated.clone(),
     };
     let worker = Worker::new(services, committer, from_intake, drain.clone());
-    // The intake ends when the worker is gone, as its channel closes.
-    let (worked, ()) = tokio::join!(worker.run(), intake.run(drain));
+    // The intake ends when the worker is gone, as its channel closes; the worker when the intake is, as soon as it is through.
+    let (worked, taken_in) = tokio::join!(worker.run(), intake.run(drain));
     match worked {
-        Ok(()) => Ok(PartitionEnd::Drained),
+        Ok(()) => Ok(match taken_in {
+            IntakeEnd::Stopped => PartitionEnd::Drained,
+            IntakeEnd::InputLost(lost) => PartitionEnd::InputLost(lost),
+        }),
         Err(WorkerError::Flush(FlushError::Fenced { .. })) => match judge(&claimant.services, &claim).await {
             Some(lost) => Err(Overruled(error_chain(&lost))),
             None => Ok(PartitionEnd::Again(

@@ -127,6 +127,7 @@ impl Supervisor {
                     partition: partition.clone(),
                     index,
                     topic_id,
+                    lost: None,
                 };
                 (partition, place)
             })
@@ -280,6 +281,10 @@ impl Supervisor {
 
     fn take(&mut self, claim: Claim) {
         if self.shares.contains_key(&claim.partition) {
+            if let Some(place) = self.places.get_mut(&claim.partition) {
+                place.topic_id = claim.topic_id;
+                place.lost = None;
+            }
             self.claims.insert(claim);
             self.release_when_owned();
         }
@@ -311,6 +316,12 @@ impl Supervisor {
             PartitionEnd::Again(reason) => {
                 tracing::warn!(%partition, reason, "the partition is taken over anew");
                 after = AGAIN_AFTER;
+            }
+            PartitionEnd::InputLost(lost) => {
+                tracing::error!(%partition, "{}; the partition is taken over anew", lost.reason);
+                if let Some(place) = self.places.get_mut(partition) {
+                    place.lost = Some(lost);
+                }
             }
             PartitionEnd::GivenUp { session, detail } => {
                 tracing::warn!(%partition, detail, "the group has given the partition to another member");

@@ -13,7 +13,7 @@ use super::ownership::Ownership;
 use super::partition::Place;
 use super::{Services, reading, writing};
 use crate::clock;
-use crate::kafka::{PartitionSink, RecordStream, StepError};
+use crate::kafka::{KafkaError, PartitionSink, RecordStream, StepError};
 use crate::offsets::{
     ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver,
     LIVE_FOR, Loaded, Owner, Resume, Shrink, group_claim, recover,
@@ -226,7 +226,8 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     let loaded = services.store.reload(partition, seen).await;
     let loaded = loaded.map_err(load_error)?;
     let newest = loaded.newest.as_ref().map(|(_, record)| record);
-    let position = resume_at(services, place, newest, bounds)?;
+    let topic_id = topic_id_of(services, place).await?;
+    let position = resume_at(services, place, topic_id, newest, bounds)?;
     let stream = services
         .source
         .open(partition, position.next_offset)
@@ -237,7 +238,7 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     // The claim is tried until it is written, which may be long: it must not keep the others from looking.
     drop(turn);
     let next_offset = position.next_offset;
-    match claim(services, partition, place.topic_id, sink, loaded, position).await {
+    match claim(services, partition, topic_id, sink, loaded, position).await {
         Ok((committer, claim)) => {
             tracing::info!(%next_offset, owner_epoch = claim.owner.epoch, "partition taken over");
             Ok(Taken {
@@ -346,17 +347,31 @@ fn refuse_other_guarantee(services: &Services, seen: &Loaded) -> Result<(), Fail
     )))
 }
 
+/// The id of the topic: that of the start, unless input was lost since, perhaps with the whole topic.
+async fn topic_id_of(services: &Services, place: &Place) -> Result<Uuid, Failure> {
+    if place.lost.is_none() {
+        return Ok(place.topic_id);
+    }
+    let found = services.source.topic_id(&place.partition.topic).await;
+    let found = found.map_err(|error| again(&error))?;
+    Ok(found.unwrap_or(place.topic_id))
+}
+
 /// Where work goes on; `bounds` are the log start offset and the high watermark. Lost input holds the partition unless the policy says
 /// otherwise.
 fn resume_at(
     services: &Services,
     place: &Place,
+    topic_id: Uuid,
     newest: Option<&CommitRecord>,
     bounds: (Offset, Offset),
 ) -> Result<CommitPosition, Failure> {
     let (log_start, high_watermark) = bounds;
+    // Where the log was seen to end before the position it has ended, however far it has grown since.
+    let seen_end = place.lost.as_ref().and_then(|lost| lost.log_end);
+    let log_end = seen_end.map_or(high_watermark, |end| end.min(high_watermark));
     let start = services.input.start;
-    let loss = match recover(newest, place.topic_id, log_start, high_watermark, start) {
+    let loss = match recover(newest, topic_id, log_start, log_end, start) {
         Resume::From(position) => return Ok(position),
         Resume::DataLoss(loss) => loss,
     };
@@ -366,6 +381,8 @@ fn resume_at(
             "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
         )));
     }
+    services.metrics.input_lost();
+    services.metrics.input_lost();
     tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
     Ok(CommitPosition {
         next_offset,
@@ -403,6 +420,12 @@ impl FlushObserver for Observer {
         let reason = error
             .kafka()
             .map_or_else(|| error_chain(error), |error| error_chain(error));
+        let reason = match error.kafka() {
+            Some(KafkaError::UnknownTopic { .. }) => format!(
+                "{reason}: it was deleted while we run, so it is not created again, whatever kafka.create_topics says; create it, and the partition goes on without a loss"
+            ),
+            _ => reason,
+        };
         self.services.holds.hold(&writing(&self.partition), &reason);
     }
 

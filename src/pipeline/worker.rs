@@ -18,12 +18,13 @@ use tracing::Instrument as _;
 use super::emit::OrderBuffer;
 use super::intake::Intaken;
 use super::outcome::{Count, Outcome, Work, process};
+use super::pace::between_flushes;
 use super::read_ahead::OpenToken;
-use super::{Services, ready, writing};
+use super::{Services, reading_ahead, ready, writing};
 use crate::llm::Slot;
-use crate::offsets::{CommitPosition, Committer, Flush, FlushError, Output, Tracker};
+use crate::offsets::{Committer, Flush, FlushError, Output, Tracker};
 use crate::telemetry::status::PartitionStatus;
-use crate::types::{Offset, SourcePosition, TopicPartition};
+use crate::types::{Offset, Record, SourcePosition, TopicPartition};
 
 /// A commit is written this often even when nothing moves: an owner is live for three times as long after it.
 const REFRESH: Duration = Duration::from_secs(15);
@@ -46,6 +47,13 @@ struct Finished {
     offset: Offset,
     outcome: Outcome,
     open: OpenToken,
+}
+
+/// What was fetched and is not taken in yet.
+struct Fetched {
+    records: VecDeque<(Offset, Record, OpenToken)>,
+    next_offset: Offset,
+    at: Instant,
 }
 
 /// An outcome whose turn has come, waiting for the next flush.
@@ -74,6 +82,8 @@ pub(super) struct Worker {
     drain: CancellationToken,
 
     tracker: Tracker,
+    /// The batch that is being taken in: all at once, or as far as the commit record has room.
+    fetched: Option<Fetched>,
     queue: VecDeque<(Work, OpenToken)>,
     admission: Option<BoxFuture<'static, Slot>>,
     calls: JoinSet<Finished>,
@@ -83,13 +93,18 @@ pub(super) struct Worker {
     /// Here, unless a flush has it.
     committer: Option<Committer>,
     flush: Option<FlushOnItsWay>,
-    committed: CommitPosition,
+    committed: Offset,
+    /// Bytes of the last commit record.
+    commit_bytes: usize,
     flushed_at: Instant,
 
     high_watermark: Offset,
     /// When the batch that begins at an offset was fetched; batches that are finished are forgotten.
     fetches: BTreeMap<Offset, Instant>,
+    /// Nothing more comes from the intake; what it has handed over is worked on.
     fetch_ended: bool,
+    /// What was not sent to the model yet is given back.
+    draining: bool,
 }
 
 impl Worker {
@@ -100,13 +115,16 @@ impl Worker {
         intake: mpsc::Receiver<Intaken>,
         drain: CancellationToken,
     ) -> Self {
-        let committed = committer.committed().cloned().unwrap_or_default();
+        let position = committer.committed().cloned().unwrap_or_default();
         Self {
             partition: committer.partition.clone(),
             owner_epoch: committer.owner().epoch,
             intake,
             drain,
-            tracker: Tracker::new(committed.clone()),
+            committed: position.next_offset,
+            commit_bytes: committer.commit_bytes(),
+            tracker: Tracker::new(position),
+            fetched: None,
             queue: VecDeque::new(),
             admission: None,
             calls: JoinSet::new(),
@@ -114,16 +132,16 @@ impl Worker {
             gathered: Vec::new(),
             committer: Some(committer),
             flush: None,
-            committed,
             flushed_at: Instant::now(),
             high_watermark: Offset::ZERO,
             fetches: BTreeMap::new(),
             fetch_ended: false,
+            draining: false,
             services,
         }
     }
 
-    /// Works until it is drained.
+    /// Works until it is drained, or until the intake has ended and everything that it handed over is through.
     ///
     /// # Errors
     /// As [`WorkerError`] says.
@@ -136,8 +154,10 @@ impl Worker {
         loop {
             self.emit();
             self.begin_flush_when_due();
+            self.take_in();
             if self.is_drained() {
                 self.publish();
+                self.services.holds.forget(&reading_ahead(&self.partition));
                 return Ok(());
             }
             self.ask_for_a_slot();
@@ -152,11 +172,11 @@ impl Worker {
                         self.finish(finished?);
                     }
                 }
-                () = self.drain.cancelled(), if !self.fetch_ended => self.stop_intake(),
+                () = self.drain.cancelled(), if !self.draining => self.give_back(),
                 slot = ready(&mut self.admission) => self.send(slot),
-                intaken = self.intake.recv(), if !self.fetch_ended => match intaken {
+                intaken = self.intake.recv(), if !self.fetch_ended && self.fetched.is_none() => match intaken {
                     Some(intaken) => self.receive(intaken),
-                    None => self.stop_intake(),
+                    None => self.fetch_ended = true,
                 },
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {}
                 _ = publish.tick() => self.publish(),
@@ -164,35 +184,59 @@ impl Worker {
         }
     }
 
-    /// Fetched records are tracked and queued; what is no document ends here.
     fn receive(&mut self, intaken: Intaken) {
         self.high_watermark = intaken.high_watermark;
-        let fetched_at = Instant::now();
+        let at = Instant::now();
         if let Some((first, ..)) = intaken.records.first() {
-            self.fetches.insert(*first, fetched_at);
+            self.fetches.insert(*first, at);
         }
-        for (offset, record, open) in intaken.records {
-            if !self.tracker.receive(offset) {
-                continue;
-            }
-            self.order.enter(
-                offset,
-                record.key.clone().filter(|key: &Bytes| !key.is_empty()),
-            );
-            let position = SourcePosition {
-                topic_partition: self.partition.clone(),
-                offset,
+        self.fetched = Some(Fetched {
+            records: intaken.records.into(),
+            next_offset: intaken.next_offset,
+            at,
+        });
+    }
+
+    /// Fetched records are tracked and queued, as far as the commit record has room for what they could make of it; what is no document
+    /// ends here.
+    fn take_in(&mut self) {
+        while let Some(fetched) = &mut self.fetched {
+            let Some((offset, ..)) = fetched.records.front() else {
+                self.tracker.advance_to(fetched.next_offset);
+                self.fetched = None;
+                return;
             };
-            self.queue.push_back((
-                Work {
-                    position,
-                    record,
-                    fetched_at,
-                },
-                open,
-            ));
+            let has_room =
+                self.tracker.commit_bytes_after(*offset) <= self.services.commit_bytes_max;
+            // One alone is always taken in: it adds no range to what was inherited, so that work goes on whatever that was.
+            if !has_room && self.tracker.open() > 0 {
+                return;
+            }
+            let fetched_at = fetched.at;
+            if let Some((offset, record, open)) = fetched.records.pop_front() {
+                self.enqueue(offset, record, open, fetched_at);
+            }
         }
-        self.tracker.advance_to(intaken.next_offset);
+    }
+
+    fn enqueue(&mut self, offset: Offset, record: Record, open: OpenToken, fetched_at: Instant) {
+        if !self.tracker.receive(offset) {
+            return;
+        }
+        self.order.enter(
+            offset,
+            record.key.clone().filter(|key: &Bytes| !key.is_empty()),
+        );
+        let position = SourcePosition {
+            topic_partition: self.partition.clone(),
+            offset,
+        };
+        let work = Work {
+            position,
+            record,
+            fetched_at,
+        };
+        self.queue.push_back((work, open));
     }
 
     fn ask_for_a_slot(&mut self) {
@@ -258,20 +302,25 @@ impl Worker {
         if self.flush.is_some() {
             return None;
         }
-        let moved = self.tracker.commit_offset() > self.committed.next_offset;
+        let moved = self.tracker.commit_offset() > self.committed;
+        // Nobody else's outcome is to come: to wait would gather nothing.
+        let idle = self.calls.is_empty() && self.queue.is_empty() && self.fetched.is_none();
         let pace = if !self.gathered.is_empty() {
-            self.services.commit_interval
+            if self.draining || idle {
+                Duration::ZERO
+            } else {
+                between_flushes(self.services.commit_interval, self.commit_bytes)
+            }
         } else if moved {
-            PUBLISH
-        } else if self.fetch_ended {
+            if self.draining || (self.fetch_ended && idle) {
+                Duration::ZERO
+            } else {
+                PUBLISH
+            }
+        } else if self.fetch_ended && idle {
             return None;
         } else {
             REFRESH
-        };
-        let pace = if self.fetch_ended {
-            Duration::ZERO
-        } else {
-            pace
         };
         Some(self.flushed_at + pace)
     }
@@ -328,11 +377,13 @@ impl Worker {
             .for_each(|count| self.services.count(count));
         drop(flushed.open);
         if let Some(committed) = committer.committed() {
-            self.committed = committed.clone();
+            self.committed = committed.next_offset;
         }
+        self.commit_bytes = committer.commit_bytes();
+        self.services.board.count_flush(self.commit_bytes);
         self.services
             .commit_offsets
-            .set(&self.partition, self.committed.next_offset);
+            .set(&self.partition, self.committed);
         if let Some((batch, _)) = self
             .fetches
             .range(..=self.tracker.commit_offset())
@@ -347,9 +398,11 @@ impl Worker {
     }
 
     /// What was not sent yet is given back: it is read again after the restart.
-    fn stop_intake(&mut self) {
+    fn give_back(&mut self) {
+        self.draining = true;
         self.fetch_ended = true;
         self.intake.close();
+        self.fetched = None;
         self.queue.clear();
         self.admission = None;
     }
@@ -357,23 +410,45 @@ impl Worker {
     fn is_drained(&self) -> bool {
         self.fetch_ended
             && self.calls.is_empty()
+            && self.queue.is_empty()
+            && self.fetched.is_none()
             && self.flush.is_none()
             && self.flush_due_at().is_none()
     }
 
+    /// Why nothing more is taken in, while the commit record keeps it from that.
+    fn read_ahead_waits(&self) -> Option<String> {
+        let fetched = self.fetched.as_ref()?;
+        let oldest = self.tracker.oldest_open()?;
+        let (next, ..) = fetched.records.front()?;
+        Some(format!(
+            "the commit record could come to {} of {} bytes (processing.commit_record_bytes_max), as it names each gap between finished documents: read-ahead waits for offset {oldest}, and reads on at {next}",
+            self.tracker.commit_bytes_after(*next),
+            self.services.commit_bytes_max
+        ))
+    }
+
     fn publish(&self) {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+        let read_ahead_waits = self.read_ahead_waits();
+        let what = reading_ahead(&self.partition);
+        match &read_ahead_waits {
+            Some(reason) => self.services.holds.hold(&what, reason),
+            None => self.services.holds.release(&what),
+        }
         self.services.board.set_partition(PartitionStatus {
             topic: self.partition.topic.to_string(),
             partition: self.partition.partition,
             owner_epoch: self.owner_epoch,
             next_fetch_offset: self.tracker.read_end(),
-            commit_offset: self.committed.next_offset,
+            commit_offset: self.committed,
             high_watermark: self.high_watermark,
             open: count(self.tracker.open()),
             in_flight: count(self.calls.len()),
             waiting_for_turn: count(self.order.waiting()),
             oldest_open_ms: self.oldest_open_ms(),
+            commit_bytes: count(self.commit_bytes),
+            read_ahead_waits,
         });
     }
 

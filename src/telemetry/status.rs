@@ -83,6 +83,10 @@ pub struct PartitionStatus {
     pub waiting_for_turn: u64,
     /// Age of the oldest open document.
     pub oldest_open_ms: Option<u64>,
+    /// Bytes of the last commit record, uncompressed.
+    pub commit_bytes: u64,
+    /// Why nothing more is read ahead, while the commit record keeps the partition from it.
+    pub read_ahead_waits: Option<String>,
 }
 
 impl PartitionStatus {
@@ -110,6 +114,10 @@ pub struct Totals {
     pub prompt_tokens: u64,
     /// Tokens of all answers.
     pub completion_tokens: u64,
+    /// Flushes: results, and the commit record that claims them, made durable together. Each is a transaction where work is exactly once.
+    pub flushes: u64,
+    /// Bytes of their commit records, uncompressed.
+    pub commit_bytes: u64,
 }
 
 impl Totals {
@@ -117,6 +125,13 @@ impl Totals {
     #[must_use]
     pub fn failed(&self) -> u64 {
         self.dead_lettered.values().sum()
+    }
+
+    /// Bytes of commit records per document that ended; 0 before the first.
+    #[must_use]
+    pub fn commit_bytes_per_document(&self) -> u64 {
+        let ended = self.processed + self.failed();
+        self.commit_bytes.checked_div(ended).unwrap_or(0)
     }
 }
 
@@ -321,6 +336,13 @@ impl StatusBoard {
         self.lock().totals.retries += retries;
     }
 
+    /// Counts a flush that is durable, with the bytes of its commit record.
+    pub fn count_flush(&self, commit_bytes: usize) {
+        let mut board = self.lock();
+        board.totals.flushes += 1;
+        board.totals.commit_bytes += u64::try_from(commit_bytes).unwrap_or(u64::MAX);
+    }
+
     /// A picture of the board.
     #[must_use]
     pub fn snapshot(&self) -> Status {
@@ -385,9 +407,18 @@ impl Summary {
     /// Documents that ended per second, in tenths; 0 for a run without time.
     #[must_use]
     pub fn documents_per_second_tenths(&self) -> u64 {
-        let ended = self.totals.processed + self.totals.failed();
+        self.per_second_tenths(self.totals.processed + self.totals.failed())
+    }
+
+    /// Flushes per second, in tenths; 0 for a run without time.
+    #[must_use]
+    pub fn flushes_per_second_tenths(&self) -> u64 {
+        self.per_second_tenths(self.totals.flushes)
+    }
+
+    fn per_second_tenths(&self, count: u64) -> u64 {
         let elapsed_ms = u64::try_from(self.elapsed.as_millis()).unwrap_or(u64::MAX);
-        ended
+        count
             .saturating_mul(10_000)
             .checked_div(elapsed_ms)
             .unwrap_or(0)
@@ -429,6 +460,15 @@ impl fmt::Display for Summary {
             f,
             "tokens      {} prompt, {} completion",
             totals.prompt_tokens, totals.completion_tokens
+        )?;
+        let flush_rate = self.flushes_per_second_tenths();
+        writeln!(
+            f,
+            "commits     {}, {}.{} per second, {} bytes per document",
+            totals.flushes,
+            flush_rate / 10,
+            flush_rate % 10,
+            totals.commit_bytes_per_document(),
         )?;
         write!(
             f,

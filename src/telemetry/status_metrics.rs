@@ -61,7 +61,22 @@ fn encode_totals(encoder: &mut DescriptorEncoder<'_>, totals: &Totals) -> fmt::R
         None,
         MetricType::Counter,
     )?;
-    ConstCounter::new(totals.skipped).encode(family)
+    ConstCounter::new(totals.skipped).encode(family)?;
+
+    let family = encoder.encode_descriptor(
+        "flushes",
+        "Flushes: results and the commit that claims them made durable together, a transaction each where work is exactly once",
+        None,
+        MetricType::Counter,
+    )?;
+    ConstCounter::new(totals.flushes).encode(family)?;
+    let family = encoder.encode_descriptor(
+        "commit_records",
+        "Bytes of the commit records that were written, uncompressed",
+        Some(&Unit::Bytes),
+        MetricType::Counter,
+    )?;
+    ConstCounter::new(totals.commit_bytes).encode(family)
 }
 
 fn counter(family: &mut MetricEncoder<'_>, label: &str, value: &str, count: u64) -> fmt::Result {
@@ -109,7 +124,7 @@ fn encode_partitions(
         return Ok(());
     }
     type Read = fn(&PartitionStatus) -> u64;
-    let gauges: [(&str, &str, Read); 6] = [
+    let gauges: [(&str, &str, Read); 8] = [
         (
             "partition_lag_records",
             "Records from the commit to the end of the input",
@@ -139,6 +154,16 @@ fn encode_partitions(
             "partition_waiting_for_turn_documents",
             "Documents answered that wait for an earlier one",
             |p| p.waiting_for_turn,
+        ),
+        (
+            "partition_commit_record_bytes",
+            "Bytes of the last commit record, uncompressed",
+            |p| p.commit_bytes,
+        ),
+        (
+            "partition_read_ahead_waits",
+            "1 while nothing is read ahead, or the commit record could outgrow its bound",
+            |p| u64::from(p.read_ahead_waits.is_some()),
         ),
     ];
     for (name, help, read) in gauges {

@@ -10,6 +10,8 @@
     reason = "a test binary: what is not as expected ends the test"
 )]
 
+mod commits;
+mod data_loss;
 mod dead_letters;
 mod delivery;
 mod drain;

@@ -19,6 +19,8 @@ fn partition(partition: i32) -> PartitionStatus {
         in_flight: 8,
         waiting_for_turn: 3,
         oldest_open_ms: Some(1200),
+        commit_bytes: 230,
+        read_ahead_waits: None,
     }
 }
 
@@ -154,6 +156,9 @@ async fn the_summary_tells_rate_tokens_and_latency() {
     }
     board.count_dead_letter(DeadLetterReason::EmptyDocument);
     board.count_dead_letter(DeadLetterReason::InvalidJson);
+    for _ in 0..3 {
+        board.count_flush(400);
+    }
     assert_eq!(
         board.summary().to_string(),
         "processed   6 documents in 2.0 s, 4.0 per second (0 truncated)\n\
@@ -161,6 +166,7 @@ async fn the_summary_tells_rate_tokens_and_latency() {
          skipped     0 records without content\n\
          retries     0\n\
          tokens      600 prompt, 120 completion\n\
+         commits     3, 1.5 per second, 150 bytes per document\n\
          latency     model p50 50 ms, p95 50 ms, max 50 ms; document p50 100 ms, p95 100 ms, max 100 ms"
     );
 }
