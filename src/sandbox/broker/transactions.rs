@@ -386,11 +386,12 @@ impl State {
         }
     }
 
-    /// Aborts what is open under a transactional id, in a new epoch that no client has.
+    /// Aborts what is open under a transactional id, in a new epoch that no client has yet.
     fn fence_and_abort(&mut self, id: &str) {
         if let Some(found) = self.transactions.ids.get_mut(id) {
+            // Who names the epoch of then, after its transaction was aborted for it, is given the new one.
+            found.last = found.producer;
             found.producer.epoch = found.producer.epoch.saturating_add(1);
-            found.last.epoch = NONE;
         }
         self.complete(id, false);
     }
