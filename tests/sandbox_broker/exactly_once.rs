@@ -1,8 +1,12 @@
 //! What a test can do to producers and their transactions through the handle and the fault hooks.
 
-use kafka_llm_processor::sandbox::broker::{ApiKey, ErrorCode};
-use kafka_protocol::messages::MetadataRequest;
+use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig, ErrorCode};
+use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::{
+    AddPartitionsToTxnRequest, MetadataRequest, ProducerId, TransactionalId,
+};
+use kafka_protocol::protocol::StrBytes;
 
 use crate::transactions::{World, in_transaction, plain};
 use crate::wire::{DEADLINE, Wire, batch, broker, fetch, name, produce};
@@ -138,6 +142,36 @@ async fn a_committed_long_poll_ends_with_the_commit() {
     let partition = &read.responses[0].partitions[0];
     assert_eq!(partition.last_stable_offset, 3);
     assert!(!partition.records.as_ref().unwrap().is_empty());
+    broker.shutdown().await;
+}
+
+/// Markers are written even when the logs are full, so no transaction begins then.
+#[tokio::test]
+async fn no_transaction_begins_when_the_logs_are_full() {
+    let config = BrokerConfig {
+        log_bytes_max: 1,
+        ..BrokerConfig::default()
+    };
+    let broker = Broker::start(config).await.unwrap();
+    let mut world = World::new(&broker.bootstrap()).await;
+    let producer = world.init().await;
+    world.add(producer, 0).await;
+    assert_eq!(world.end(producer, true).await, 0);
+    assert_eq!(broker.high_watermark(&world.topic, 0).unwrap().value(), 1);
+    let topic = AddPartitionsToTxnTopic::default()
+        .with_name(name(&world.topic))
+        .with_partitions(vec![0]);
+    let request = AddPartitionsToTxnRequest::default()
+        .with_v3_and_below_transactional_id(TransactionalId(StrBytes::from_string(
+            world.id.clone(),
+        )))
+        .with_v3_and_below_producer_id(ProducerId(producer.id))
+        .with_v3_and_below_producer_epoch(producer.epoch)
+        .with_v3_and_below_topics(vec![topic]);
+    let answer = world.wire.call(3, &request).await;
+    let results = &answer.results_by_topic_v3_and_below[0].results_by_partition;
+    assert_eq!(results[0].partition_error_code, 15);
+    assert!(broker.open_transactions().is_empty());
     broker.shutdown().await;
 }
 
