@@ -13,6 +13,8 @@
     reason = "a test fails by panicking, says on standard output what it skips, and may be a long table"
 )]
 
+#[path = "sandbox_broker/exactly_once.rs"]
+mod exactly_once;
 #[path = "sandbox_broker/faults.rs"]
 mod faults;
 #[path = "sandbox_broker/foreign.rs"]

@@ -24,25 +24,25 @@ use uuid::Uuid;
 
 use crate::wire::{Wire, batch, broker, fetch, name, patch, produce};
 
-/// The broker is busy with the markers of the last transaction, or with loading what it coordinates.
-const BUSY: [i16; 4] = [14, 15, 16, 51];
+/// The broker is busy with the markers of the last transaction, or with loading what it leads or coordinates.
+const BUSY: [i16; 5] = [6, 14, 15, 16, 51];
 
 /// (what is asked, the expected code or number, what came).
 type Found = Vec<(&'static str, i64, i64)>;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Producer {
-    id: i64,
-    epoch: i16,
+pub(crate) struct Producer {
+    pub(crate) id: i64,
+    pub(crate) epoch: i16,
 }
 
-const NOBODY: Producer = Producer { id: -1, epoch: -1 };
+pub(crate) const NOBODY: Producer = Producer { id: -1, epoch: -1 };
 
 /// A connection and the names that only this run uses.
-struct World {
-    wire: Wire,
-    topic: String,
-    id: String,
+pub(crate) struct World {
+    pub(crate) wire: Wire,
+    pub(crate) topic: String,
+    pub(crate) id: String,
     group: String,
     found: Found,
 }
@@ -52,7 +52,7 @@ fn word(text: &str) -> StrBytes {
 }
 
 impl World {
-    async fn new(address: &str) -> Self {
+    pub(crate) async fn new(address: &str) -> Self {
         let run = Uuid::new_v4().simple().to_string();
         let mut world = Self {
             wire: Wire::connect(address).await,
@@ -75,7 +75,18 @@ impl World {
         world
     }
 
-    async fn await_coordinator(&mut self, kind: i8, key: &str) {
+    /// A new connection to what another world has made.
+    pub(crate) async fn resume(address: &str, topic: &str, id: &str) -> Self {
+        Self {
+            wire: Wire::connect(address).await,
+            topic: topic.to_owned(),
+            id: id.to_owned(),
+            group: "resumed".to_owned(),
+            found: Vec::new(),
+        }
+    }
+
+    pub(crate) async fn await_coordinator(&mut self, kind: i8, key: &str) {
         let find = FindCoordinatorRequest::default()
             .with_key_type(kind)
             .with_coordinator_keys(vec![word(key)]);
@@ -93,7 +104,7 @@ impl World {
         self.found.push((what, expected.into(), got.into()));
     }
 
-    async fn init_once(
+    pub(crate) async fn init_once(
         &mut self,
         version: i16,
         id: Option<&str>,
@@ -117,7 +128,7 @@ impl World {
     }
 
     /// Asks until the broker is not busy.
-    async fn init_as(&mut self, named: Producer) -> (i16, Producer) {
+    pub(crate) async fn init_as(&mut self, named: Producer) -> (i16, Producer) {
         let id = self.id.clone();
         for _ in 0..200 {
             let (code, producer) = self.init_once(4, Some(&id), 60_000, named).await;
@@ -130,7 +141,7 @@ impl World {
     }
 
     /// A producer without a transactional id; a young broker has to fetch ids first.
-    async fn fresh(&mut self) -> (i16, Producer) {
+    pub(crate) async fn fresh(&mut self) -> (i16, Producer) {
         for _ in 0..200 {
             let (code, producer) = self.init_once(4, None, 60_000, NOBODY).await;
             if !BUSY.contains(&code) {
@@ -141,13 +152,13 @@ impl World {
         panic!("busy for too long");
     }
 
-    async fn init(&mut self) -> Producer {
+    pub(crate) async fn init(&mut self) -> Producer {
         let (code, producer) = self.init_as(NOBODY).await;
         assert_eq!(code, 0);
         producer
     }
 
-    async fn add_at(
+    pub(crate) async fn add_at(
         &mut self,
         version: i16,
         producer: Producer,
@@ -176,12 +187,12 @@ impl World {
         panic!("busy for too long");
     }
 
-    async fn add(&mut self, producer: Producer, partition: i32) -> i16 {
+    pub(crate) async fn add(&mut self, producer: Producer, partition: i32) -> i16 {
         let topic = self.topic.clone();
         self.add_at(3, producer, &topic, &[partition]).await[0]
     }
 
-    async fn add_group(&mut self, version: i16, producer: Producer) -> i16 {
+    pub(crate) async fn add_group(&mut self, version: i16, producer: Producer) -> i16 {
         let request = AddOffsetsToTxnRequest::default()
             .with_transactional_id(TransactionalId(word(&self.id)))
             .with_producer_id(ProducerId(producer.id))
@@ -197,7 +208,7 @@ impl World {
         panic!("busy for too long");
     }
 
-    async fn commit_offset(
+    pub(crate) async fn commit_offset(
         &mut self,
         producer: Producer,
         topic: &str,
@@ -228,7 +239,7 @@ impl World {
     }
 
     /// The group's offset for partition 0 and the code beside it.
-    async fn committed(&mut self, stable: bool) -> (i16, i64) {
+    pub(crate) async fn committed(&mut self, stable: bool) -> (i16, i64) {
         let topic = OffsetFetchRequestTopics::default()
             .with_name(name(&self.topic))
             .with_partition_indexes(vec![0]);
@@ -244,7 +255,7 @@ impl World {
     }
 
     /// The group's offset once no transaction holds it.
-    async fn committed_stable(&mut self) -> i64 {
+    pub(crate) async fn committed_stable(&mut self) -> i64 {
         for _ in 0..200 {
             let (code, offset) = self.committed(true).await;
             if code == 0 {
@@ -255,7 +266,13 @@ impl World {
         panic!("the offset stays unstable");
     }
 
-    async fn end_at(&mut self, version: i16, id: &str, producer: Producer, commit: bool) -> i16 {
+    pub(crate) async fn end_at(
+        &mut self,
+        version: i16,
+        id: &str,
+        producer: Producer,
+        commit: bool,
+    ) -> i16 {
         let request = EndTxnRequest::default()
             .with_transactional_id(TransactionalId(word(id)))
             .with_producer_id(ProducerId(producer.id))
@@ -271,13 +288,13 @@ impl World {
         panic!("busy for too long");
     }
 
-    async fn end(&mut self, producer: Producer, commit: bool) -> i16 {
+    pub(crate) async fn end(&mut self, producer: Producer, commit: bool) -> i16 {
         let id = self.id.clone();
         self.end_at(3, &id, producer, commit).await
     }
 
     /// (code, base offset) of a produced batch; with a transactional id when the batch is transactional.
-    async fn send(&mut self, partition: i32, records: BytesMut) -> (i16, i64) {
+    pub(crate) async fn send(&mut self, partition: i32, records: BytesMut) -> (i16, i64) {
         let is_transactional = records[22] & 16 != 0;
         let id = is_transactional.then(|| TransactionalId(word(&self.id)));
         let request = produce(&self.topic, partition, records).with_transactional_id(id);
@@ -292,16 +309,22 @@ impl World {
         panic!("busy for too long");
     }
 
-    async fn read(&mut self, partition: i32, offset: i64, committed: bool) -> PartitionData {
+    pub(crate) async fn read(
+        &mut self,
+        partition: i32,
+        offset: i64,
+        committed: bool,
+    ) -> PartitionData {
         let request =
             fetch(&self.topic, partition, offset).with_isolation_level(i8::from(committed));
         let mut answer = self.wire.call(12, &request).await;
         answer.responses.remove(0).partitions.remove(0)
     }
 
-    /// The high watermark once the last stable offset has reached it: the markers are written.
-    async fn settled_end(&mut self, partition: i32) -> i64 {
-        for _ in 0..200 {
+    /// The high watermark once the last stable offset has reached it: the markers are written. Kafka looks for overdue transactions
+    /// every ten seconds.
+    pub(crate) async fn settled_end(&mut self, partition: i32) -> i64 {
+        for _ in 0..1_000 {
             let data = self.read(partition, 0, true).await;
             if data.last_stable_offset == data.high_watermark {
                 return data.high_watermark;
@@ -311,7 +334,7 @@ impl World {
         panic!("a transaction stays open");
     }
 
-    async fn latest(&mut self, partition: i32, committed: bool) -> i64 {
+    pub(crate) async fn latest(&mut self, partition: i32, committed: bool) -> i64 {
         let wanted = ListOffsetsPartition::default()
             .with_partition_index(partition)
             .with_timestamp(-1);
@@ -336,11 +359,11 @@ fn sequenced(producer: Producer, sequence: i32, count: usize, transactional: boo
     patch(records, 53, &sequence.to_be_bytes())
 }
 
-fn plain(producer: Producer, sequence: i32) -> BytesMut {
+pub(crate) fn plain(producer: Producer, sequence: i32) -> BytesMut {
     sequenced(producer, sequence, 1, false)
 }
 
-fn in_transaction(producer: Producer, sequence: i32) -> BytesMut {
+pub(crate) fn in_transaction(producer: Producer, sequence: i32) -> BytesMut {
     sequenced(producer, sequence, 1, true)
 }
 
@@ -368,6 +391,8 @@ async fn everything(address: &str) {
     reading(&mut world).await;
     groups(&mut world).await;
     fencing(&mut world).await;
+    overdue(&mut world).await;
+    oddities(&mut world).await;
     let wrong: Vec<_> = world
         .found
         .iter()
@@ -639,6 +664,9 @@ async fn fencing(world: &mut World) {
     // The first request only begins the abort.
     let (code, _) = world.init_once(4, Some(&id), 60_000, NOBODY).await;
     world.note("fence: aborting", 51, code);
+    let (code, between) = world.init_as(zombie).await;
+    world.note("fence: the old one asks in between", 0, code);
+    world.note("fence: one epoch on", zombie.epoch + 1, between.epoch);
     let heir = world.init().await;
     world.note("fence: two epochs on", zombie.epoch + 2, heir.epoch);
     world.settled_end(3).await;
@@ -670,4 +698,59 @@ async fn fencing(world: &mut World) {
     world.note("heir: produce", 0, code);
     let code = world.end(heir, true).await;
     world.note("heir: end", 0, code);
+}
+
+/// A transaction that is open for too long is aborted, and its producer fenced.
+async fn overdue(world: &mut World) {
+    let id = format!("{}-overdue", world.id);
+    world.await_coordinator(1, &id).await;
+    world.id = id.clone();
+    let (code, producer) = world.init_once(4, Some(&id), 500, NOBODY).await;
+    world.note("overdue: init", 0, code);
+    let start = world.settled_end(2).await;
+    world.add(producer, 2).await;
+    let (code, _) = world.send(2, in_transaction(producer, 0)).await;
+    world.note("overdue: in time", 0, code);
+    let end = world.settled_end(2).await;
+    world.note("overdue: a record and a marker", start + 2, end);
+    let (code, _) = world.send(2, in_transaction(producer, 1)).await;
+    world.note("overdue: produce", 47, code);
+    let code = world.end(producer, true).await;
+    world.note("overdue: end", 90, code);
+    let code = world.add(producer, 2).await;
+    world.note("overdue: add", 90, code);
+    let (code, recovered) = world.init_as(producer).await;
+    world.note("overdue: init with the epoch of then", 0, code);
+    world.note("overdue: one epoch on", producer.epoch + 1, recovered.epoch);
+    let next = world.init().await;
+    world.note("overdue: two epochs on", producer.epoch + 2, next.epoch);
+}
+
+/// What is answered for a batch that was appended before, and for one whose codec is not what it says.
+async fn oddities(world: &mut World) {
+    let (_, producer) = world.fresh().await;
+    let timed = || {
+        let mut records = batch(&[(Some("k"), "v")], 1_000);
+        records = patch(records, 43, &producer.id.to_be_bytes());
+        patch(records, 51, &[0; 6])
+    };
+    for (what, expected) in [("repeat: first time", -1), ("repeat: second time", 1_000)] {
+        let request = produce(&world.topic, 1, timed());
+        let answer = world.wire.call(9, &request).await;
+        let time = answer.responses[0].partition_responses[0].log_append_time_ms;
+        world.note(what, expected, time);
+    }
+    for (what, codec) in [
+        ("codec: no gzip", 1_i16),
+        ("codec: no snappy", 2),
+        ("codec: no lz4", 3),
+        ("codec: no zstd", 4),
+    ] {
+        let records = patch(batch(&[(None, "v")], -1), 21, &codec.to_be_bytes());
+        let (code, _) = world.send(1, records).await;
+        world.note(what, -1, code);
+    }
+    let records = patch(batch(&[(None, "v")], -1), 21, &5_i16.to_be_bytes());
+    let (code, _) = world.send(1, records).await;
+    world.note("codec: unknown", -1, code);
 }

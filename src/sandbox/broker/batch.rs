@@ -31,6 +31,8 @@ pub(super) enum BatchError {
     Checksum { stored: u32, computed: u32 },
     #[error("the batch is compressed with {0}, which the sandbox cannot read")]
     Codec(&'static str),
+    #[error("the records of the batch cannot be decompressed")]
+    Inflate,
     #[error("the records of the batch are malformed")]
     Records,
 }

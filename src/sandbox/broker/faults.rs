@@ -1,4 +1,5 @@
-//! Faults that a test asks for: hooks per API, one-shot unless kept, optionally for one topic.
+//! Faults that a test asks for: hooks per API, one-shot unless kept, optionally for one topic or
+//! one transactional id.
 //!
 //! A request meets every [`watch`](FaultBuilder::watch) that fits it, and then the oldest other hook that fits. A hook that answers
 //! with an error code refuses the whole request, all of its topics.
@@ -24,6 +25,8 @@ pub struct SeenRequest {
     pub client_id: Option<String>,
     /// Topics that the request names.
     pub topics: Vec<String>,
+    /// The transactional id that the request names.
+    pub transactional_id: Option<String>,
 }
 
 /// What a hook does with a request.
@@ -44,6 +47,7 @@ pub(super) enum Action {
 struct Hook {
     api: ApiKey,
     topic: Option<String>,
+    transactional_id: Option<String>,
     action: Action,
     progress: Mutex<Progress>,
     hits: watch::Sender<u64>,
@@ -67,7 +71,11 @@ impl Hook {
     /// Whether the hook acts on this request; counts it when it does.
     fn meets(&self, api: ApiKey, request: &SeenRequest) -> bool {
         let topic_fits = |topic: &String| request.topics.contains(topic);
-        if self.api != api || !self.topic.as_ref().is_none_or(topic_fits) {
+        let id_fits = |id: &String| request.transactional_id.as_ref() == Some(id);
+        if self.api != api
+            || !self.topic.as_ref().is_none_or(topic_fits)
+            || !self.transactional_id.as_ref().is_none_or(id_fits)
+        {
             return false;
         }
         let mut progress = lock(&self.progress);
@@ -113,6 +121,7 @@ impl Faults {
             faults: self.clone(),
             api,
             topic: None,
+            transactional_id: None,
             skip: 0,
             times: Some(1),
         }
@@ -153,6 +162,7 @@ pub struct FaultBuilder {
     faults: Faults,
     api: ApiKey,
     topic: Option<String>,
+    transactional_id: Option<String>,
     skip: u64,
     times: Option<u64>,
 }
@@ -161,6 +171,12 @@ impl FaultBuilder {
     /// Only requests that name this topic.
     pub fn topic(mut self, topic: impl Into<String>) -> Self {
         self.topic = Some(topic.into());
+        self
+    }
+
+    /// Only requests under this transactional id.
+    pub fn transactional_id(mut self, id: impl Into<String>) -> Self {
+        self.transactional_id = Some(id.into());
         self
     }
 
@@ -231,6 +247,7 @@ impl FaultBuilder {
         let hook = Arc::new(Hook {
             api: self.api,
             topic: self.topic,
+            transactional_id: self.transactional_id,
             action,
             progress: Mutex::new(Progress {
                 skip: self.skip,

@@ -136,7 +136,8 @@ impl PartitionLog {
     }
 
     /// Bytes from the batch that holds `offset` up to `before` (exclusive), at most `max_bytes`: the last batch may be cut off, as
-    /// Kafka cuts it. The first batch comes whole when `first_whole`, and not at all when it would be cut otherwise.
+    /// Kafka cuts it. The first batch comes whole when `first_whole`, and not at all when it would be cut otherwise. Nothing comes from
+    /// `before` on, although a batch may hold it: the start of the log may lie inside a batch of an open transaction.
     pub(super) fn read(
         &self,
         offset: i64,
@@ -145,7 +146,9 @@ impl PartitionLog {
         first_whole: bool,
     ) -> Bytes {
         let batches = self.batches.range(self.position(offset)..);
-        let mut batches = batches.take_while(|batch| batch.first < before).peekable();
+        let mut batches = batches
+            .take_while(|batch| offset < before && batch.first < before)
+            .peekable();
         let Some(first) = batches.peek() else {
             return Bytes::new();
         };
@@ -289,7 +292,7 @@ impl PartitionLog {
                 && self
                     .producers
                     .is_aborted(header.producer_id, header.base_offset);
-            header.base_offset < last_stable && !is_aborted
+            header.last_offset() < last_stable && !is_aborted
         })
     }
 

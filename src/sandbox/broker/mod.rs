@@ -4,7 +4,8 @@
 //! line in the table of `api/mod.rs`. Only what is in that table is advertised.
 //!
 //! # Invariants
-//! 1. What Kafka refuses is refused, with Kafka's code: sizes, checksums, offsets, epochs, names, configurations.
+//! 1. What Kafka refuses is refused, with Kafka's code: sizes, checksums, offsets, epochs, sequences, transactions,
+//!    names, configurations.
 //! 2. One mutex owns the state; nobody holds it across an await. The state outlives the listener.
 //! 3. Requests of one connection are handled one at a time and answered in their order.
 //! 4. Whatever a client sends, only its own connection ends.

@@ -208,6 +208,17 @@ impl State {
         found.map(|(name, _)| name.as_str())
     }
 
+    /// Whether the logs may hold so many bytes more.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        let held: usize = self
+            .topics
+            .values()
+            .flat_map(|topic| &topic.partitions)
+            .map(|partition| partition.log.bytes())
+            .sum();
+        held.saturating_add(bytes) <= self.log_bytes_max
+    }
+
     /// Appends a checked batch; answers its first offset and the start of the log.
     pub(super) fn append(
         &mut self,
@@ -215,13 +226,7 @@ impl State {
         partition: i32,
         batch: Batch,
     ) -> Result<(i64, i64), Refusal> {
-        let held: usize = self
-            .topics
-            .values()
-            .flat_map(|topic| &topic.partitions)
-            .map(|partition| partition.log.bytes())
-            .sum();
-        if held.saturating_add(batch.size()) > self.log_bytes_max {
+        if !self.has_room(batch.size()) {
             return Err(Refusal::new(
                 ResponseError::KafkaStorageError,
                 "the sandbox holds as many bytes as `log_bytes_max` allows; delete records or topics",

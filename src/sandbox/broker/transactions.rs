@@ -34,7 +34,7 @@ const IDS_MAX: usize = 10_000;
 const GROUPS_MAX: usize = 1_000;
 /// The first producer id that is given out: a marker of the handle uses one below.
 const FIRST_PRODUCER_ID: i64 = 1_000;
-/// No epoch of a producer that has asked for an id is this large; the one above is for fencing it.
+/// The largest epoch that is given out; the one above is for fencing it.
 const EPOCH_EXHAUSTED: i16 = i16::MAX - 1;
 const NONE: i16 = -1;
 
@@ -116,8 +116,11 @@ impl Transaction {
         fresh_id: impl FnOnce() -> i64,
     ) -> Result<(), ResponseError> {
         let current = self.producer;
-        let is_exhausted = current.epoch >= EPOCH_EXHAUSTED;
-        if is_exhausted && named.is_none_or(|named| named.epoch == current.epoch) {
+        if current.epoch >= EPOCH_EXHAUSTED {
+            if named.is_some_and(|named| named.epoch != current.epoch) {
+                // Kafka fails an assertion of its own here: there is no epoch left to give.
+                return Err(ResponseError::UnknownServerError);
+            }
             self.last = ProducerEpoch {
                 id: current.id,
                 epoch: named.map_or(NONE, |named| named.epoch),
@@ -386,11 +389,12 @@ impl State {
         }
     }
 
-    /// Aborts what is open under a transactional id, in a new epoch that no client has.
+    /// Aborts what is open under a transactional id, in a new epoch that no client has yet.
     fn fence_and_abort(&mut self, id: &str) {
         if let Some(found) = self.transactions.ids.get_mut(id) {
+            // Who names the epoch of then, after its transaction was aborted for it, is given the new one.
+            found.last = found.producer;
             found.producer.epoch = found.producer.epoch.saturating_add(1);
-            found.last.epoch = NONE;
         }
         self.complete(id, false);
     }

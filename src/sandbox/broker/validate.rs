@@ -135,9 +135,9 @@ fn check_offsets(batch: &Batch) -> Result<Vec<(Offset, Record)>, BatchRefusal> {
                 Err(invalid("The offsets of the records are not 0, 1, 2, …"))
             }
         }
-        Err(error @ BatchError::Codec(_)) => {
-            let code = ResponseError::UnsupportedCompressionType;
-            Err(Refusal::new(code, error.to_string()).into())
+        // Kafka has no code of its own for this.
+        Err(error @ (BatchError::Inflate | BatchError::Codec(_))) => {
+            Err(Refusal::new(ResponseError::UnknownServerError, error.to_string()).into())
         }
         Err(error) => Err(invalid(error.to_string())),
     }

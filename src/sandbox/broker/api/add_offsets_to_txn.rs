@@ -16,6 +16,10 @@ impl Api for AddOffsetsToTxnRequest {
         "S l s S"
     }
 
+    fn transactional_id(&self) -> Option<&str> {
+        Some(&self.transactional_id)
+    }
+
     fn refuse(&self, code: ResponseError) -> AddOffsetsToTxnResponse {
         AddOffsetsToTxnResponse::default().with_error_code(code.code())
     }

@@ -1,7 +1,7 @@
 //! AddPartitionsToTxn, versions 0 to 3.
 //!
 //! All partitions or none: where one does not exist it gets 3 and the others 55, and the transaction does not begin. Versions 4 and 5 are
-//! for brokers among themselves.
+//! for brokers among themselves. When the logs are full no transaction begins (15).
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::add_partitions_to_txn_response::{
@@ -28,6 +28,10 @@ impl Api for AddPartitionsToTxnRequest {
             .collect()
     }
 
+    fn transactional_id(&self) -> Option<&str> {
+        Some(&self.v3_and_below_transactional_id)
+    }
+
     fn refuse(&self, code: ResponseError) -> AddPartitionsToTxnResponse {
         respond(self, |_, _| code.code())
     }
@@ -36,6 +40,10 @@ impl Api for AddPartitionsToTxnRequest {
         let response = context.shared.change(|state| {
             if partitions(&self).any(|(topic, index)| state.partition(topic, index).is_none()) {
                 return refuse_missing(&self, state);
+            }
+            if !state.has_room(1) {
+                // Markers are written whether there is room or not, so none are promised here.
+                return self.refuse(ResponseError::CoordinatorNotAvailable);
             }
             let producer = ProducerEpoch {
                 id: self.v3_and_below_producer_id.0,

@@ -17,6 +17,10 @@ impl Api for EndTxnRequest {
         "S l s b"
     }
 
+    fn transactional_id(&self) -> Option<&str> {
+        Some(&self.transactional_id)
+    }
+
     fn refuse(&self, code: ResponseError) -> EndTxnResponse {
         EndTxnResponse::default().with_error_code(code.code())
     }

@@ -24,6 +24,10 @@ impl Api for InitProducerIdRequest {
         }
     }
 
+    fn transactional_id(&self) -> Option<&str> {
+        self.transactional_id.as_ref().map(|id| id.as_str())
+    }
+
     fn refuse(&self, code: ResponseError) -> InitProducerIdResponse {
         InitProducerIdResponse::default()
             .with_error_code(code.code())

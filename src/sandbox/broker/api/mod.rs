@@ -109,6 +109,11 @@ where
         Vec::new()
     }
 
+    /// The transactional id that the request names, for the fault hooks.
+    fn transactional_id(&self) -> Option<&str> {
+        None
+    }
+
     /// Whether the client waits for a response.
     fn expects_answer(&self) -> bool {
         true
@@ -285,6 +290,7 @@ where
         version,
         client_id: context.client_id.clone(),
         topics: request.topics(),
+        transactional_id: request.transactional_id().map(str::to_owned),
     };
     let met = context.shared.faults.meet(api, &seen)?;
     match met.action {

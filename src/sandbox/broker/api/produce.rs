@@ -38,6 +38,10 @@ impl Api for ProduceRequest {
         self.acks != 0
     }
 
+    fn transactional_id(&self) -> Option<&str> {
+        self.transactional_id.as_ref().map(|id| id.as_str())
+    }
+
     fn refuse(&self, code: ResponseError) -> ProduceResponse {
         let topics = self.topic_data.iter().map(|topic| {
             let partitions = topic

@@ -35,6 +35,10 @@ impl Api for TxnOffsetCommitRequest {
             .collect()
     }
 
+    fn transactional_id(&self) -> Option<&str> {
+        Some(&self.transactional_id)
+    }
+
     fn refuse(&self, code: ResponseError) -> TxnOffsetCommitResponse {
         respond(self, |_, _| Err(code))
     }

@@ -23,7 +23,7 @@ pub(super) fn inflate(codec: Codec, payload: &Bytes) -> Result<Bytes, BatchError
         Codec::Lz4 => read_all(FrameDecoder::new(payload.as_ref())),
         Codec::Zstd => {
             let decoder = StreamingDecoder::new(payload.as_ref());
-            read_all(decoder.map_err(|_| BatchError::Records)?)
+            read_all(decoder.ok().ok_or(BatchError::Inflate)?)
         }
         Codec::Snappy => unsnap(payload.clone()),
         Codec::Unknown => Err(BatchError::Codec("an unknown codec")),
@@ -36,7 +36,7 @@ fn read_all(reader: impl Read) -> Result<Bytes, BatchError> {
         Ok(read) if u64::try_from(read).is_ok_and(|read| read <= INFLATED_BYTES_MAX) => {
             Ok(Bytes::from(out))
         }
-        Ok(_) | Err(_) => Err(BatchError::Records),
+        Ok(_) | Err(_) => Err(BatchError::Inflate),
     }
 }
 
@@ -48,27 +48,29 @@ fn unsnap(mut payload: Bytes) -> Result<Bytes, BatchError> {
         return Ok(out.freeze());
     }
     if payload.len() < XERIAL_HEADER_BYTES {
-        return Err(BatchError::Records);
+        return Err(BatchError::Inflate);
     }
     payload.advance(XERIAL_HEADER_BYTES);
     while payload.has_remaining() {
-        let length = payload.try_get_i32().map_err(|_| BatchError::Records)?;
+        let length = payload.try_get_i32().ok().ok_or(BatchError::Inflate)?;
         let length = usize::try_from(length)
             .ok()
             .filter(|length| *length <= payload.len())
-            .ok_or(BatchError::Records)?;
+            .ok_or(BatchError::Inflate)?;
         unsnap_block(&payload.split_to(length), &mut out)?;
     }
     Ok(out.freeze())
 }
 
 fn unsnap_block(block: &[u8], out: &mut BytesMut) -> Result<(), BatchError> {
-    let length = snap::raw::decompress_len(block).map_err(|_| BatchError::Records)?;
+    let length = snap::raw::decompress_len(block)
+        .ok()
+        .ok_or(BatchError::Inflate)?;
     let total = u64::try_from(out.len().saturating_add(length)).unwrap_or(u64::MAX);
     if total > INFLATED_BYTES_MAX {
-        return Err(BatchError::Records);
+        return Err(BatchError::Inflate);
     }
     let inflated = snap::raw::Decoder::new().decompress_vec(block);
-    out.extend_from_slice(&inflated.map_err(|_| BatchError::Records)?);
+    out.extend_from_slice(&inflated.ok().ok_or(BatchError::Inflate)?);
     Ok(())
 }

@@ -1,3 +1,9 @@
+use std::collections::BTreeSet;
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
+
 use super::*;
 
 fn record(key: &'static str, value: &'static str, timestamp_ms: i64) -> Record {
@@ -213,4 +219,94 @@ fn sequences_begin_again_at_zero_behind_the_largest() {
         wrong.unwrap_err().code,
         kafka_protocol::error::ResponseError::OutOfOrderSequenceNumber
     );
+}
+
+/// The start of the log may lie inside a batch of an open transaction, and is then the last stable offset: the batch stays hidden.
+#[test]
+fn a_start_inside_an_open_transaction_shows_nothing_of_it() {
+    let mut log = PartitionLog::default();
+    log.append(of_producer(7, 0, true), 0);
+    log.delete_before(1);
+    assert_eq!((log.start(), log.last_stable()), (1, 1));
+    assert!(log.read(1, log.last_stable(), usize::MAX, true).is_empty());
+    assert!(log.records_committed().is_empty());
+    assert_eq!(offsets(&log), [1]);
+}
+
+/// What a `read_committed` consumer makes of one fetch, as Kafka's own clients do it: a producer counts as aborted from the listed offset
+/// up to its marker.
+fn consume(log: &PartitionLog, from: i64) -> Vec<i64> {
+    let mut listed: Vec<_> = log.aborted_from(from).collect();
+    listed.sort_by_key(|aborted| aborted.first);
+    let mut listed = listed.into_iter().peekable();
+    let mut aborting = BTreeSet::new();
+    let mut seen = Vec::new();
+    let mut bytes = log.read(from, log.last_stable(), usize::MAX, true);
+    while let Ok(batch) = Batch::split_from(&mut bytes) {
+        let header = &batch.header;
+        while let Some(aborted) = listed.next_if(|aborted| aborted.first <= header.last_offset()) {
+            aborting.insert(aborted.producer_id);
+        }
+        if batch.marker_commits() == Some(false) {
+            aborting.remove(&header.producer_id);
+        }
+        if header.is_control() || aborting.contains(&header.producer_id) {
+            continue;
+        }
+        let records = batch.records().unwrap().into_iter();
+        let records = records.map(|(offset, _)| offset.value());
+        seen.extend(records.filter(|offset| *offset >= from));
+    }
+    seen
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Write,
+    Commit,
+    Abort,
+}
+
+proptest! {
+    /// However transactions interleave, a consumer that begins anywhere sees what was committed below the first open one, and nothing
+    /// else.
+    #[test]
+    fn a_consumer_sees_what_is_committed(
+        steps in vec((0_i64..3, select(vec![Step::Write, Step::Write, Step::Commit, Step::Abort])), 1..30),
+        before in 0_i64..40,
+    ) {
+        let mut log = PartitionLog::default();
+        let mut open: BTreeMap<i64, Vec<i64>> = BTreeMap::new();
+        let mut committed = Vec::new();
+        let mut sequence = 0;
+        for (producer, step) in steps {
+            match step {
+                Step::Write => {
+                    let first = log.append(of_producer(producer, sequence, true), 0);
+                    open.entry(producer).or_default().extend([first, first + 1]);
+                    sequence += 2;
+                }
+                Step::Commit | Step::Abort => {
+                    let commits = matches!(step, Step::Commit);
+                    log.append(Batch::marker(commits, producer, 0, 0), 0);
+                    let ended = open.remove(&producer).unwrap_or_default();
+                    committed.extend(ended.into_iter().filter(|_| commits));
+                }
+            }
+        }
+        committed.sort_unstable();
+        let stable = open.values().map(|offsets| offsets[0]).min().unwrap_or(log.end());
+        prop_assert_eq!(log.last_stable(), stable);
+        committed.retain(|offset| *offset < stable);
+        let read: Vec<_> = log.records_committed().iter().map(|(offset, _)| offset.value()).collect();
+        prop_assert_eq!(&read, &committed);
+        for from in 0..=log.end() {
+            let expected: Vec<_> = committed.iter().copied().filter(|offset| *offset >= from).collect();
+            prop_assert_eq!(consume(&log, from), expected, "from {}", from);
+        }
+        log.delete_before(before);
+        let start = log.start();
+        let expected: Vec<_> = committed.iter().copied().filter(|offset| *offset >= start).collect();
+        prop_assert_eq!(consume(&log, start), expected);
+    }
 }

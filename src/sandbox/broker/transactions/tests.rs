@@ -49,6 +49,24 @@ fn an_exhausted_epoch_brings_a_new_producer_id() {
 }
 
 #[test]
+fn the_epoch_that_fences_the_largest_is_given_to_nobody() {
+    let mut state = state();
+    init(&mut state);
+    state.transactions.ids.get_mut("id").unwrap().producer.epoch = EPOCH_EXHAUSTED - 1;
+    let last = init(&mut state);
+    begin(&mut state, last);
+    let aborting = state.init_producer("id", 1_000, None);
+    assert_eq!(aborting, Err(ResponseError::ConcurrentTransactions));
+    assert_eq!(
+        state.init_producer("id", 1_000, Some(last)),
+        Err(ResponseError::UnknownServerError)
+    );
+    let next = init(&mut state);
+    assert_ne!(next.id, last.id);
+    assert_eq!(next.epoch, 0);
+}
+
+#[test]
 fn an_expired_id_is_unknown_and_what_it_had_open_is_aborted() {
     let mut state = state();
     let producer = init(&mut state);
