@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
@@ -64,12 +64,15 @@ impl Reply {
     }
 }
 
+/// What was asked, with what followed the correlation id.
+type Log = Arc<Mutex<Vec<(Asked, Bytes)>>>;
+
 type Script = Arc<Mutex<dyn FnMut(Asked) -> Reply + Send>>;
 
 #[derive(Debug)]
 pub(super) struct FakeBroker {
     pub(super) address: SocketAddr,
-    asked: Arc<Mutex<Vec<Asked>>>,
+    asked: Log,
     task: JoinHandle<()>,
 }
 
@@ -97,7 +100,7 @@ impl FakeBroker {
     pub(super) async fn start_raw(script: impl FnMut(Asked) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
-        let asked: Arc<Mutex<Vec<Asked>>> = Arc::default();
+        let asked = Log::default();
         let script: Script = Arc::new(Mutex::new(script));
         let task = tokio::spawn(accept(listener, script, Arc::clone(&asked)));
         Self {
@@ -121,8 +124,26 @@ impl FakeBroker {
         let asked = lock(&self.asked);
         asked
             .iter()
+            .map(|(asked, _)| *asked)
             .filter(|asked| asked.key == R::KEY)
-            .copied()
+            .collect()
+    }
+
+    /// What these requests said.
+    pub(super) fn requests<R: Call>(&self) -> Vec<R> {
+        let asked = lock(&self.asked);
+        asked
+            .iter()
+            .filter(|(asked, _)| asked.key == R::KEY)
+            .map(|(asked, rest)| {
+                let mut rest = rest.clone();
+                let name = rest.get_i16();
+                rest.advance(usize::try_from(name).unwrap());
+                if R::header_version(asked.version) >= 2 {
+                    assert_eq!(rest.get_u8(), 0, "no tags in the header");
+                }
+                R::decode(&mut rest, asked.version).unwrap()
+            })
             .collect()
     }
 }
@@ -141,7 +162,7 @@ pub(super) fn offer(keys: std::ops::RangeInclusive<i16>, min: i16, max: i16) -> 
     Reply::to::<ApiVersionsRequest>(3, &response)
 }
 
-async fn accept(listener: TcpListener, script: Script, asked: Arc<Mutex<Vec<Asked>>>) {
+async fn accept(listener: TcpListener, script: Script, asked: Log) {
     let mut connections = tokio::task::JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
         let number = connections.len();
@@ -159,7 +180,7 @@ async fn serve(
     mut stream: TcpStream,
     connection: usize,
     script: Script,
-    log: Arc<Mutex<Vec<Asked>>>,
+    log: Log,
 ) -> std::io::Result<()> {
     loop {
         let length = stream.read_i32().await?;
@@ -174,7 +195,7 @@ async fn serve(
         stream.read_exact(&mut frame[8..]).await?;
         let asked = {
             let mut log = lock(&log);
-            let turn = log.iter().filter(|asked| asked.key == key).count();
+            let turn = log.iter().filter(|(asked, _)| asked.key == key).count();
             let asked = Asked {
                 key,
                 version,
@@ -182,7 +203,7 @@ async fn serve(
                 turn,
                 frame: Vec::leak(frame.to_vec()),
             };
-            log.push(asked);
+            log.push((asked, rest.into()));
             asked
         };
         let reply = (lock(&script))(asked);

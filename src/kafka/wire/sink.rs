@@ -203,7 +203,10 @@ impl PartitionSink for TransactionalSink {
             return Err(misused("begin", "a transaction is open"));
         }
         if self.is_late_possible {
+            // A late request may have opened a transaction behind the end of the last one. Raised under an open transaction, the new epoch
+            // would be nobody's, not ours.
             let deadline = self.cluster.deadline();
+            self.end_at_the_coordinator(End::Abort, deadline).await?;
             self.producer = self.cluster.raise_epoch(self.writer(), deadline).await?;
             // Sequence numbers begin anew with each epoch.
             self.lanes = Lanes::default();
@@ -241,20 +244,8 @@ impl PartitionSink for TransactionalSink {
 
     async fn end(&mut self, end: End) -> Result<(), StepError> {
         if !self.added.is_empty() {
-            let doubt = Doubt::default();
             let deadline = self.cluster.deadline();
-            let ended = self
-                .cluster
-                .end_transaction(self.writer(), end, deadline, &doubt)
-                .await;
-            self.is_late_possible |= doubt.is_left();
-            match ended {
-                Ok(()) => {}
-                // Nothing that could be aborted was there.
-                Err(StepError::Refused(error))
-                    if end == End::Abort && error.server_code() == Some(NO_TRANSACTION) => {}
-                Err(error) => return Err(error),
-            }
+            self.end_at_the_coordinator(end, deadline).await?;
         }
         self.added.clear();
         self.is_open = false;
@@ -267,6 +258,28 @@ impl TransactionalSink {
         Writer {
             transactional_id: &self.transactional_id,
             producer: self.producer,
+        }
+    }
+
+    async fn end_at_the_coordinator(
+        &mut self,
+        end: End,
+        deadline: Deadline,
+    ) -> Result<(), StepError> {
+        let doubt = Doubt::default();
+        let ended = self
+            .cluster
+            .end_transaction(self.writer(), end, deadline, &doubt)
+            .await;
+        self.is_late_possible |= doubt.is_left();
+        match ended {
+            // Nothing that could be aborted is there.
+            Err(StepError::Refused(error))
+                if end == End::Abort && error.server_code() == Some(NO_TRANSACTION) =>
+            {
+                Ok(())
+            }
+            ended => ended,
         }
     }
 
@@ -314,3 +327,6 @@ fn misused(operation: &'static str, detail: &str) -> StepError {
         detail: detail.to_owned(),
     })
 }
+
+#[cfg(test)]
+mod tests;
