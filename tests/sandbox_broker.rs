@@ -29,3 +29,5 @@ mod sasl;
 mod versions;
 #[path = "sandbox_broker/wire.rs"]
 mod wire;
+#[path = "sandbox_broker/wire_source.rs"]
+mod wire_source;

@@ -1,8 +1,8 @@
 //! Our own connections on the `kafka-protocol` codecs: what `rskafka` cannot do, and nothing else.
 //!
 //! It creates and describes topics with their configurations, commits and reads the offsets of a group, reads our own topics, which may
-//! hold transaction markers, and streams input partitions, at `read_committed` too. Each call is a pure request builder, one exchange, and a pure response checker; the one retry
-//! loop lies in [`Cluster`].
+//! hold transaction markers, and streams input partitions, at `read_committed` too. Each call is a pure request builder, one exchange,
+//! and a pure response checker; the one retry loop lies in [`Cluster`], that of the streams, which share their requests, in `source`.
 //!
 //! # Invariants
 //! 1. Every call ends within `kafka.request_timeout` plus what it waits on purpose.
