@@ -39,3 +39,5 @@ mod transactions;
 mod versions;
 #[path = "sandbox_broker/wire.rs"]
 mod wire;
+#[path = "sandbox_broker/wire_source.rs"]
+mod wire_source;

@@ -11,6 +11,8 @@
     reason = "these are tests; clippy knows only functions marked as tests"
 )]
 
+#[path = "wire_real_kafka/streams.rs"]
+mod streams;
 mod support;
 
 use std::collections::BTreeMap;
@@ -105,6 +107,7 @@ async fn the_wire_connection_works_with_the_real_kafka() {
         an_offset_outside_the_log_names_the_log(&cluster);
         transaction_markers_are_stepped_over(&cluster, &tools);
         aborted_records_are_left_out(&cluster, &tools);
+        streams_and_scans(&cluster, &tools, &broker);
         committed_offsets_are_seen_by_kafkas_own_tool(&cluster, &tools);
         sasl_takes_the_right_password_and_no_other();
         a_sasl_listener_without_sasl_is_told_apart();
@@ -112,6 +115,16 @@ async fn the_wire_connection_works_with_the_real_kafka() {
         a_stopped_broker_is_a_timeout_and_survived(&cluster, &broker);
         a_killed_broker_is_unreachable_at_once(&cluster, &broker);
     }
+}
+
+async fn streams_and_scans(cluster: &Cluster, tools: &Path, broker: &Broker) {
+    if streams::has_confluent().await {
+        streams::a_foreign_open_transaction_neither_hides_nor_blocks(cluster).await;
+        streams::a_stream_reads_what_kafkas_own_consumer_reads(cluster, tools).await;
+        streams::compaction_gaps_are_stepped_over(cluster, tools).await;
+        streams::a_thousand_idle_partitions_cost_little(cluster).await;
+    }
+    streams::a_stopped_broker_is_noticed_by_a_stream(cluster, broker).await;
 }
 
 async fn a_refused_port_is_unreachable_at_once() {

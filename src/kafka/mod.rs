@@ -3,8 +3,9 @@
 //! - [`Source`] hands out a stream per input partition, [`Sink`] a writer per input partition. They are small steps; which
 //!   step follows which, and what an unknown outcome means, is written once, above the drivers, in `offsets`.
 //! - `rskafka` is the default driver: fetch loops and gzip appends, at least once.
-//! - `wire` is our own, on the `kafka-protocol` codecs: administration, the mirror of the group's offset, the reader of our
-//!   own topics, and of input partitions that `rskafka` turns out not to be able to read, and a writer that is idempotent or transactional.
+//! - `wire` is our own, on the `kafka-protocol` codecs: streams at `read_committed` too, idempotent and transactional appends, membership in
+//!   a group, administration, the mirror of the group's offset, and the reader of our own topics, and of input partitions that `rskafka`
+//!   turns out not to be able to read.
 //!
 //! The input is read and the output written on separate connections: a long-poll fetch delays what shares its connection.
 

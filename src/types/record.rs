@@ -79,3 +79,23 @@ impl Record {
             .as_ref()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_detached_record_keeps_no_answer_in_memory() {
+        let answer = Bytes::from(vec![7; 1_000]);
+        let record = Record {
+            key: Some(answer.slice(..1)),
+            value: Some(answer.slice(1..3)),
+            headers: vec![Header::new("name", answer.slice(3..4))],
+            timestamp_ms: 5,
+        };
+        let detached = record.detached();
+        assert_eq!(detached, record);
+        drop(record);
+        assert!(answer.is_unique(), "nothing else holds it");
+    }
+}

@@ -23,7 +23,7 @@ use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
 
 use super::api::Call;
-use super::sasl;
+use super::{guard, sasl};
 use crate::kafka::{KafkaConfig, KafkaError, SecurityProtocol};
 
 /// The largest answer that is read. Brokers refuse requests above 100 MiB (`socket.request.max.bytes`), so no batch in a log is larger.
@@ -248,7 +248,7 @@ fn decode<R: Call>(
             "the broker does not know version {version}; Kafka 2.4 or newer is needed"
         )));
     }
-    let response = R::Response::decode(&mut answer, version)
+    let response = guard::decode::<R>(&mut answer, version)
         .map_err(|error| fail(format!("version {version}: {error}")))?;
     if answer.has_remaining() {
         return Err(fail(format!(

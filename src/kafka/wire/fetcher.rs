@@ -76,7 +76,7 @@ enum Poll {
 /// A request that is over.
 struct Ended {
     poll: Poll,
-    /// With what they have been asked for in this request: whether it was for the first time does not matter any more.
+    /// What it asked for.
     orders: Vec<Order>,
     answer: Result<FetchResponse, KafkaError>,
 }
@@ -146,16 +146,16 @@ impl Fetcher {
         }
     }
 
-    /// Sends a request when there is one to send.
+    /// Sends the requests that are to be sent.
     fn ask(&mut self) {
         let now = Instant::now();
-        if self.waiting.is_empty() || now < self.pause_until {
+        if now < self.pause_until {
             return;
         }
+        if self.main_until.is_none() && !(self.has_side && self.is_quiet) {
+            self.begin(Poll::Main, POLL_WAIT);
+        }
         let Some(main_until) = self.main_until else {
-            if !(self.has_side && self.is_quiet) {
-                self.begin(Poll::Main, POLL_WAIT);
-            }
             return;
         };
         let left = main_until.saturating_duration_since(now);
@@ -167,15 +167,17 @@ impl Fetcher {
     }
 
     fn begin(&mut self, poll: Poll, wait: Duration) {
+        self.waiting.retain(|order| !order.reply.is_closed());
+        // One stream in a hurry would make the long poll of all others a short one.
+        let is_hurried = |order: &Order| order.left() < SIDE_WAIT;
+        let hurried_wait = poll == Poll::Main && !self.waiting.iter().all(is_hurried);
         let mut orders: Vec<Order> = Vec::with_capacity(self.waiting.len());
         let mut later = VecDeque::new();
         let mut partitions = HashSet::new();
         for order in self.waiting.drain(..) {
-            if order.reply.is_closed() {
-                continue;
-            }
+            let is_later = hurried_wait && is_hurried(&order);
             // A request names a partition once.
-            if partitions.insert(order.partition.clone()) {
+            if !is_later && partitions.insert(order.partition.clone()) {
                 orders.push(order);
             } else {
                 later.push_back(order);

@@ -1,17 +1,18 @@
 //! Our own connections on the `kafka-protocol` codecs: what `rskafka` cannot do, and nothing else.
 //!
-//! It creates and describes topics with their configurations, commits and reads the offsets of a group, reads our own topics,
-//! which may hold transaction markers, and appends, idempotently or in transactions. Each call is a pure request builder, one exchange, and a pure response checker; the one retry
-//! loop lies in [`Cluster`].
+//! It creates and describes topics with their configurations, is a member of a group and commits its offsets, reads our own topics, which
+//! may hold transaction markers, streams input partitions, at `read_committed` too, and appends, idempotently or in transactions. Each call
+//! is a pure request builder, one exchange, and a pure response checker; the one retry loop lies in [`Cluster`], that of the streams,
+//! which share their requests, in `source`.
 //!
 //! # Invariants
 //! 1. Every call ends within `kafka.request_timeout` plus what it waits on purpose.
 //! 2. An answer that is not about what was asked is an error, never taken for an empty one.
-//! 3. No length of a frame, and no length or count in a record batch, is trusted before it was compared with the bytes that are
-//!    there. (The counts in other answers are `kafka-protocol`'s to check, and it trusts them.)
+//! 3. No length of a frame, and no length or count in an answer or a record batch, is trusted before it was compared with the bytes
+//!    that are there.
 //!
 //! # Not here
-//! Group membership, and TLS.
+//! TLS. Which step follows which when results are written: the commit protocol, in `offsets`.
 
 mod admin;
 mod api;
@@ -24,6 +25,7 @@ mod encode;
 mod fake;
 mod fetcher;
 mod group;
+mod guard;
 mod pool;
 mod produce;
 mod reader;

@@ -87,10 +87,13 @@ struct Shared {
     cluster: Cluster,
     isolation: Isolation,
     brokers: Mutex<HashMap<Arc<str>, BrokerTask>>,
-    /// The last look for the leaders of each topic: when it began, and what was in the way. Held while looking, on purpose: streams that
-    /// lose their leader at the same time share one look.
-    lookups: tokio::sync::Mutex<HashMap<Arc<str>, (Instant, Result<(), KafkaError>)>>,
+    /// The last look for the leaders of each topic. Held while looking, on purpose: streams that lose their leader at the same time share
+    /// one look.
+    lookups: tokio::sync::Mutex<HashMap<Arc<str>, Lookup>>,
 }
+
+/// When a look for leaders began, and what was in the way.
+type Lookup = (Instant, Result<(), KafkaError>);
 
 #[derive(Debug)]
 struct BrokerTask {
