@@ -344,7 +344,7 @@ async fn committed_offsets_are_seen_by_kafkas_own_tool(cluster: &Cluster, tools:
         (TopicPartition::new("commits", 2), Offset::new(0)),
         (TopicPartition::new("absent", 0), Offset::new(1)),
     ];
-    let refused = cluster.commit_group_offsets("mirror", &offsets).await;
+    let refused = cluster.commit_group_offsets("mirror", None, &offsets).await;
     let refused = refused.expect("committed");
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert_eq!(&*refused[0].partition.topic, "absent");

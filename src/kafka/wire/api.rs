@@ -3,8 +3,9 @@
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
     ApiVersionsRequest, CreateTopicsRequest, DescribeConfigsRequest, FetchRequest,
-    FindCoordinatorRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
-    OffsetFetchRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
+    FindCoordinatorRequest, HeartbeatRequest, JoinGroupRequest, LeaveGroupRequest,
+    ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
+    SaslAuthenticateRequest, SaslHandshakeRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes, VersionRange};
 
@@ -40,6 +41,11 @@ calls! {
     FindCoordinatorRequest, "FindCoordinator", 1..=4;
     OffsetCommitRequest, "OffsetCommit", 2..=8;
     OffsetFetchRequest, "OffsetFetch", 2..=8;
+    // From the first versions with a group instance id (KIP-345, Kafka 2.3).
+    JoinGroupRequest, "JoinGroup", 5..=9;
+    SyncGroupRequest, "SyncGroup", 3..=5;
+    HeartbeatRequest, "Heartbeat", 3..=4;
+    LeaveGroupRequest, "LeaveGroup", 3..=5;
 }
 
 /// Turns an error code into an error; `operation` says what was asked, with its topic.

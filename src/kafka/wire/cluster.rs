@@ -141,7 +141,23 @@ impl Cluster {
         build: impl Fn(Way) -> R,
         check: impl Fn(R::Response) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
-        let deadline = Deadline::within(self.inner.config.request_timeout.saturating_add(wait));
+        let within = self.inner.config.request_timeout.saturating_add(wait);
+        self.ask_within(within, target, wait, build, check).await
+    }
+
+    /// As [`ask`](Self::ask), with another time limit than the configured one: for what is worth less when it comes late.
+    ///
+    /// # Cancel safety
+    /// As [`ask`](Self::ask).
+    pub(super) async fn ask_within<R: Call, T>(
+        &self,
+        within: Duration,
+        target: Target<'_>,
+        wait: Duration,
+        build: impl Fn(Way) -> R,
+        check: impl Fn(R::Response) -> Result<T, KafkaError>,
+    ) -> Result<T, KafkaError> {
+        let deadline = Deadline::within(within);
         let mut backoff = Backoff::new(BACKOFF.0, BACKOFF.1);
         loop {
             let answer = self.attempt(target, wait, deadline, &build).await;

@@ -1,6 +1,6 @@
 //! Our own connections on the `kafka-protocol` codecs: what `rskafka` cannot do, and nothing else.
 //!
-//! It creates and describes topics with their configurations, commits and reads the offsets of a group, and reads our own topics,
+//! It creates and describes topics with their configurations, commits and reads the offsets of a group, is a member of one, and reads our own topics,
 //! which may hold transaction markers. Each call is a pure request builder, one exchange, and a pure response checker; the one retry
 //! loop lies in [`Cluster`].
 //!
@@ -11,7 +11,7 @@
 //!    there. (The counts in other answers are `kafka-protocol`'s to check, and it trusts them.)
 //!
 //! # Not here
-//! Appends, transactions, group membership, and TLS.
+//! Appends, transactions, and TLS.
 
 mod admin;
 mod api;
@@ -22,6 +22,7 @@ mod connection;
 #[cfg(test)]
 mod fake;
 mod group;
+mod membership;
 mod pool;
 mod reader;
 mod sasl;
@@ -30,5 +31,6 @@ pub use admin::{
     BrokerDescription, ClusterDescription, ConfigValue, Creation, NewTopic, TopicDescription,
 };
 pub use cluster::Cluster;
-pub use group::RefusedCommit;
+pub use group::{MemberIdentity, RefusedCommit};
+pub use membership::{Assigned, GroupMember, MembershipConfig, MembershipError};
 pub use reader::{Isolation, OffsetAt};
