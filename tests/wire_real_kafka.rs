@@ -1,4 +1,5 @@
-//! The wire connection against the real Apache Kafka: one broker, started once, all scenarios in turn.
+//! The wire connection against the real Apache Kafka: one broker, started once, all scenarios in turn; group membership beside it, on a
+//! broker of its own.
 //!
 //! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh`, as an absolute path;
 //! without it, or without Java, the suite says so and passes, unless `REAL_KAFKA_REQUIRED=1`.
@@ -12,6 +13,9 @@
 )]
 
 mod support;
+
+#[path = "wire_real_kafka/membership.rs"]
+mod membership;
 
 use std::collections::BTreeMap;
 use std::path::Path;
