@@ -26,6 +26,14 @@ pub struct RefusedCommit {
     pub error: KafkaError,
 }
 
+impl RefusedCommit {
+    /// Whether a member was refused only because its group is being dealt anew (ILLEGAL_GENERATION, REBALANCE_IN_PROGRESS).
+    #[must_use]
+    pub const fn is_between_generations(&self) -> bool {
+        matches!(self.error, KafkaError::Server { code: 22 | 27, .. })
+    }
+}
+
 /// A member of a group as its coordinator knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberIdentity {
@@ -287,6 +295,10 @@ mod tests {
         let refused = refused.unwrap();
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[0].partition, partition("b", 0));
+        assert!(!refused[0].is_between_generations());
+        let dealt_anew = answer(&[("b", 0, 27), ("a", 0, 22)]);
+        let passing = check_commit("mirror", &offsets, &dealt_anew).unwrap();
+        assert!(passing.iter().all(RefusedCommit::is_between_generations));
         let text = refused[0].error.to_string();
         assert!(
             text.contains("UnknownMemberId") && text.contains("b/0") && text.contains("mirror")
