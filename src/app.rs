@@ -246,6 +246,7 @@ impl App {
         mirroring.spawn(mirror(
             self.cluster.clone(),
             self.settings.kafka.group_id.clone(),
+            || None,
             move || commit_offsets.snapshot(),
             stop_mirror.clone(),
         ));

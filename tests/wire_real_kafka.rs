@@ -1,4 +1,5 @@
-//! The wire connection against the real Apache Kafka: one broker, started once, all scenarios in turn.
+//! The wire connection against the real Apache Kafka: one broker, started once, all scenarios in turn; group membership beside it, on a
+//! broker of its own.
 //!
 //! `REAL_KAFKA_TOOLS` names the folder of `serve-secure.sh` and `tool.sh`, as an absolute path;
 //! without it, or without Java, the suite says so and passes, unless `REAL_KAFKA_REQUIRED=1`.
@@ -14,6 +15,9 @@
 #[path = "wire_real_kafka/streams.rs"]
 mod streams;
 mod support;
+
+#[path = "wire_real_kafka/membership.rs"]
+mod membership;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -357,7 +361,7 @@ async fn committed_offsets_are_seen_by_kafkas_own_tool(cluster: &Cluster, tools:
         (TopicPartition::new("commits", 2), Offset::new(0)),
         (TopicPartition::new("absent", 0), Offset::new(1)),
     ];
-    let refused = cluster.commit_group_offsets("mirror", &offsets).await;
+    let refused = cluster.commit_group_offsets("mirror", None, &offsets).await;
     let refused = refused.expect("committed");
     assert_eq!(refused.len(), 1, "{refused:?}");
     assert_eq!(&*refused[0].partition.topic, "absent");

@@ -7,19 +7,20 @@ use std::time::Duration;
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use crate::kafka::wire::Cluster;
+use crate::kafka::wire::{Cluster, MemberIdentity};
 use crate::types::{Offset, TopicPartition};
 
 /// The steady clock: also when nothing moved, as tools take silence for a dead consumer.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// Commits `offsets()` for the group until `shutdown` is cancelled, and once more then.
+/// Commits `offsets()` for the group, as the member that `identity()` names at that moment, until `shutdown` is cancelled, and once more then.
 ///
 /// # Cancel safety
 /// Safe: the next copy replaces the last.
 pub async fn mirror(
     cluster: Cluster,
     group: String,
+    identity: impl Fn() -> Option<MemberIdentity> + Send,
     offsets: impl Fn() -> Vec<(TopicPartition, Offset)> + Send,
     shutdown: CancellationToken,
 ) {
@@ -31,9 +32,14 @@ pub async fn mirror(
             () = shutdown.cancelled() => true,
             _ = clock.tick() => false,
         };
-        let trouble = match cluster.commit_group_offsets(&group, &offsets()).await {
+        let identity = identity();
+        let offsets = offsets();
+        let committed = cluster.commit_group_offsets(&group, identity.as_ref(), &offsets);
+        let trouble = match committed.await {
+            // Between two generations of the group it takes no offsets from its members; the next copy is taken.
             Ok(refused) => refused
-                .first()
+                .iter()
+                .find(|refused| identity.is_none() || !refused.is_between_generations())
                 .map(|first| format!("{} ({} refused in all)", first.error, refused.len())),
             Err(error) => Some(error.to_string()),
         };

@@ -2,10 +2,7 @@
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
-    AddPartitionsToTxnRequest, ApiVersionsRequest, CreateTopicsRequest, DescribeConfigsRequest,
-    EndTxnRequest, FetchRequest, FindCoordinatorRequest, InitProducerIdRequest, ListOffsetsRequest,
-    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
-    SaslAuthenticateRequest, SaslHandshakeRequest,
+    AddPartitionsToTxnRequest, ApiVersionsRequest, CreateTopicsRequest, DescribeConfigsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes, VersionRange};
 
@@ -49,6 +46,11 @@ calls! {
     InitProducerIdRequest, "InitProducerId", 3..=4;
     AddPartitionsToTxnRequest, "AddPartitionsToTxn", 0..=3;
     EndTxnRequest, "EndTxn", 0..=3;
+    // From the first versions with a group instance id (KIP-345, Kafka 2.3).
+    JoinGroupRequest, "JoinGroup", 5..=9;
+    SyncGroupRequest, "SyncGroup", 3..=5;
+    HeartbeatRequest, "Heartbeat", 3..=4;
+    LeaveGroupRequest, "LeaveGroup", 3..=5;
 }
 
 /// Turns an error code into an error; `operation` says what was asked, with its topic.

@@ -1,4 +1,4 @@
-//! The committed offsets of a consumer group, as lag tools read them. We are no member: generation −1, empty member id.
+//! The committed offsets of a consumer group, as lag tools read them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -26,9 +26,28 @@ pub struct RefusedCommit {
     pub error: KafkaError,
 }
 
+impl RefusedCommit {
+    /// Whether a member was refused only because its group is being dealt anew (ILLEGAL_GENERATION, REBALANCE_IN_PROGRESS).
+    #[must_use]
+    pub const fn is_between_generations(&self) -> bool {
+        matches!(self.error, KafkaError::Server { code: 22 | 27, .. })
+    }
+}
+
+/// A member of a group as its coordinator knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberIdentity {
+    /// The name that the coordinator gave it.
+    pub member_id: String,
+    /// The generation of the group in which it holds its partitions.
+    pub generation: i32,
+    /// Kafka's `group.instance.id`, of a static member.
+    pub instance_id: Option<String>,
+}
+
 impl Cluster {
-    /// Commits offsets (each the next one to read) for a group that has no members, or is ours alone. Answers with the partitions
-    /// that the coordinator refused; one that says it does not coordinate is asked for the right one, and then that.
+    /// Commits offsets (each the next one to read), as that member of the group; without one, for a group that has no members. Answers
+    /// with the partitions that the coordinator refused; one that says it does not coordinate is asked for the right one, and then that.
     ///
     /// # Errors
     /// When the coordinator cannot be found or does not answer in time.
@@ -38,6 +57,7 @@ impl Cluster {
     pub async fn commit_group_offsets(
         &self,
         group: &str,
+        identity: Option<&MemberIdentity>,
         offsets: &[(TopicPartition, Offset)],
     ) -> Result<Vec<RefusedCommit>, KafkaError> {
         if offsets.is_empty() {
@@ -46,7 +66,7 @@ impl Cluster {
         self.ask(
             Target::Coordinator(group),
             Duration::ZERO,
-            |_| commit_request(group, offsets),
+            |way| commit_request(group, identity, offsets, way.version),
             |response| check_commit(group, offsets, &response),
         )
         .await
@@ -73,11 +93,16 @@ impl Cluster {
     }
 }
 
-fn group_id(group: &str) -> GroupId {
+pub(super) fn group_id(group: &str) -> GroupId {
     GroupId(StrBytes::from_string(group.to_owned()))
 }
 
-fn commit_request(group: &str, offsets: &[(TopicPartition, Offset)]) -> OffsetCommitRequest {
+fn commit_request(
+    group: &str,
+    identity: Option<&MemberIdentity>,
+    offsets: &[(TopicPartition, Offset)],
+    version: i16,
+) -> OffsetCommitRequest {
     let mut topics: BTreeMap<&str, Vec<OffsetCommitRequestPartition>> = BTreeMap::new();
     for (partition, offset) in offsets {
         topics.entry(&partition.topic).or_default().push(
@@ -96,10 +121,23 @@ fn commit_request(group: &str, offsets: &[(TopicPartition, Offset)]) -> OffsetCo
                 .with_partitions(partitions)
         })
         .collect();
-    OffsetCommitRequest::default()
+    let request = OffsetCommitRequest::default()
         .with_group_id(group_id(group))
         .with_generation_id_or_member_epoch(-1)
-        .with_topics(topics)
+        .with_topics(topics);
+    let Some(member) = identity else {
+        return request;
+    };
+    let request = request
+        .with_generation_id_or_member_epoch(member.generation)
+        .with_member_id(StrBytes::from_string(member.member_id.clone()));
+    match &member.instance_id {
+        // The field came with version 7.
+        Some(instance_id) if version >= 7 => {
+            request.with_group_instance_id(Some(StrBytes::from_string(instance_id.clone())))
+        }
+        _ => request,
+    }
 }
 
 fn check_commit(
@@ -220,7 +258,7 @@ mod tests {
             (partition("a", 0), Offset::new(2)),
             (partition("b", 1), Offset::new(3)),
         ];
-        let request = commit_request("mirror", &offsets);
+        let request = commit_request("mirror", None, &offsets, 8);
         assert_eq!(request.generation_id_or_member_epoch, -1);
         assert!(request.member_id.is_empty());
         let sizes: Vec<_> = request
@@ -229,6 +267,22 @@ mod tests {
             .map(|topic| (topic.name.as_str(), topic.partitions.len()))
             .collect();
         assert_eq!(sizes, [("a", 1), ("b", 2)]);
+    }
+
+    #[test]
+    fn a_member_commits_in_its_own_name() {
+        let offsets = [(partition("a", 0), Offset::new(1))];
+        let member = MemberIdentity {
+            member_id: "one".to_owned(),
+            generation: 4,
+            instance_id: Some("pod-1".to_owned()),
+        };
+        for version in [6, 7] {
+            let request = commit_request("mirror", Some(&member), &offsets, version);
+            assert_eq!(request.generation_id_or_member_epoch, 4);
+            assert_eq!(request.member_id.as_str(), "one");
+            assert_eq!(request.group_instance_id.is_some(), version == 7);
+        }
     }
 
     #[test]
@@ -241,6 +295,10 @@ mod tests {
         let refused = refused.unwrap();
         assert_eq!(refused.len(), 1);
         assert_eq!(refused[0].partition, partition("b", 0));
+        assert!(!refused[0].is_between_generations());
+        let dealt_anew = answer(&[("b", 0, 27), ("a", 0, 22)]);
+        let passing = check_commit("mirror", &offsets, &dealt_anew).unwrap();
+        assert!(passing.iter().all(RefusedCommit::is_between_generations));
         let text = refused[0].error.to_string();
         assert!(
             text.contains("UnknownMemberId") && text.contains("b/0") && text.contains("mirror")

@@ -26,6 +26,7 @@ mod fake;
 mod fetcher;
 mod group;
 mod guard;
+mod membership;
 mod pool;
 mod produce;
 mod reader;
@@ -39,7 +40,8 @@ pub use admin::{
     BrokerDescription, ClusterDescription, ConfigValue, Creation, NewTopic, TopicDescription,
 };
 pub use cluster::Cluster;
-pub use group::RefusedCommit;
+pub use group::{MemberIdentity, RefusedCommit};
+pub use membership::{Assigned, GroupMember, MembershipConfig, MembershipError};
 pub use reader::{Isolation, OffsetAt};
 pub use sink::WireSink;
 pub use source::WireSource;

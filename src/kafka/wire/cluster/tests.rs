@@ -209,7 +209,7 @@ async fn a_coordinator_that_moved_is_found_again() {
     *lock(&port) = broker.address.port();
     let cluster = Cluster::new(&broker.config());
     let offsets = [(partition(), Offset::new(3))];
-    let refused = cluster.commit_group_offsets("mirror", &offsets).await;
+    let refused = cluster.commit_group_offsets("mirror", None, &offsets).await;
     assert!(refused.unwrap().is_empty());
     assert_eq!(broker.asked::<FindCoordinatorRequest>().len(), 3);
     assert_eq!(broker.asked::<OffsetCommitRequest>().len(), 2);
