@@ -9,7 +9,8 @@
 //! 2. Every order is answered, or its stream sees that the task is gone. An order whose stream no longer waits is in no further request.
 //! 3. Who has waited longest is asked for first, and a broker fills its answer in the order of the request: nobody starves.
 //!
-//! Fetch sessions (KIP-227) are not used: for 1,000 idle partitions a full request costs less than the wakes of their streams do.
+//! Fetch sessions (KIP-227) are not used: two full requests a second for 1,000 idle partitions, and the wakes of their streams, take
+//! 2.6 % of a core even in a build without optimisation (`a_thousand_idle_partitions_cost_little` prints it).
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
