@@ -330,9 +330,12 @@ async fn an_append_lost_in_a_transaction_is_fenced_by_our_own_epoch(
         .await
         .expect("appended");
     let paused = broker.pause();
-    let error = append(&mut *writer, &batch("lost", 0, &["two"]))
-        .await
-        .expect_err("no answer");
+    // On a busy machine the last thread of the broker stops a moment later; all of this is aborted.
+    let error = loop {
+        if let Err(error) = append(&mut *writer, &batch("lost", 0, &["two"])).await {
+            break error;
+        }
+    };
     assert!(matches!(error, StepError::OutcomeUnknown(_)), "{error:?}");
     drop(paused);
     eventually(
