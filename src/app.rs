@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -11,8 +11,10 @@ use uuid::Uuid;
 use crate::config::Settings;
 use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
 use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
-use crate::kafka::wire::{Cluster, Isolation, WireSink, WireSource};
-use crate::kafka::{Driver, DriverChoice, Sink, Source};
+use crate::kafka::wire::{
+    Cluster, GroupMember, Isolation, MembershipConfig, MembershipError, WireSink, WireSource,
+};
+use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
 use crate::llm::{Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
@@ -25,7 +27,7 @@ use crate::telemetry::registry::new_registry;
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
 use crate::telemetry::{AdminServer, Health, Metrics, StatusBoard};
-use crate::types::TopicPartition;
+use crate::types::{TopicPartition, error_chain};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(2);
@@ -234,24 +236,40 @@ impl App {
         owned: crate::telemetry::Latch,
         drain: CancellationToken,
     ) -> RunEnd {
-        let (ownership, partitions) = match self.ownership(&topics) {
-            Ok(ours) => ours,
+        let partitions = match self.partitions(&topics) {
+            Ok(partitions) => partitions,
             Err(error) => return RunEnd::Failed(error),
+        };
+        let member = (self.settings.input.assignment == Assignment::Group)
+            .then(|| Arc::new(self.group_member(&topics)));
+        let ownership = match (self.settings.input.assignment, &member) {
+            (_, Some(member)) => Ownership::Group(Arc::clone(member) as Arc<dyn Membership>),
+            (Assignment::Static, None) => Ownership::Static,
+            (Assignment::All | Assignment::Group, None) => Ownership::All,
         };
         let commit_offsets = CommitOffsets::default();
         let services = Arc::new(self.services(&topics, partitions.len(), commit_offsets.clone()));
 
+        let mut membership = JoinSet::new();
+        let leave = CancellationToken::new();
+        if let Some(member) = &member {
+            membership.spawn(Arc::clone(member).run(leave.clone()));
+        }
         let mut mirroring = JoinSet::new();
         let stop_mirror = CancellationToken::new();
         mirroring.spawn(mirror(
             self.cluster.clone(),
             self.settings.kafka.group_id.clone(),
-            || None,
+            move || member.as_ref().and_then(|member| member.identity()),
             move || commit_offsets.snapshot(),
             stop_mirror.clone(),
         ));
         let drain_timeout = self.settings.pipeline.drain_timeout;
-        let end = pipeline::run(services, ownership, partitions, owned, drain, drain_timeout).await;
+        let end = tokio::select! {
+            biased;
+            Some(ended) = membership.join_next() => return lost_for_good(ended),
+            end = pipeline::run(services, ownership, partitions, owned, drain, drain_timeout) => end,
+        };
         stop_mirror.cancel();
         // Only an orderly end takes the time for a last copy.
         if end == PipelineEnd::Drained
@@ -259,6 +277,9 @@ impl App {
         {
             tracing::debug!("the last copy of the group's offsets was given up");
         }
+        // After the copy, which only a member may write. It has a deadline of its own.
+        leave.cancel();
+        while membership.join_next().await.is_some() {}
         match end {
             PipelineEnd::Drained => RunEnd::Drained,
             PipelineEnd::DeadlinePassed { partitions } => RunEnd::DeadlinePassed { partitions },
@@ -267,11 +288,22 @@ impl App {
         }
     }
 
-    /// Who decides which partitions are ours, and those that may become ours, with the ids of their topics.
-    fn ownership(
-        &self,
-        topics: &Topics,
-    ) -> anyhow::Result<(Ownership, Vec<(TopicPartition, Uuid)>)> {
+    fn group_member(&self, topics: &Topics) -> GroupMember {
+        let kafka = &self.settings.kafka;
+        let instance_id = Some(kafka.group_instance_id.clone()).filter(|id| !id.is_empty());
+        let config = MembershipConfig {
+            instance_id,
+            session_timeout: kafka.session_timeout,
+            heartbeat_interval: kafka.heartbeat_interval,
+            ..MembershipConfig::new(kafka.group_id.clone())
+        };
+        let inputs = topics.inputs.iter();
+        let inputs = inputs.map(|(topic, _, partitions)| (topic.clone(), *partitions));
+        GroupMember::new(self.cluster.clone(), config, inputs.collect())
+    }
+
+    /// The partitions that may become ours, with the ids of their topics.
+    fn partitions(&self, topics: &Topics) -> anyhow::Result<Vec<(TopicPartition, Uuid)>> {
         let share = self.settings.static_share().map_err(anyhow::Error::msg)?;
         let mut partitions = Vec::new();
         for (topic, id, count) in &topics.inputs {
@@ -291,12 +323,7 @@ impl App {
                 (TopicPartition { topic, partition }, *id)
             }));
         }
-        let ownership = match self.settings.input.assignment {
-            Assignment::All => Ownership::All,
-            Assignment::Static => Ownership::Static,
-            Assignment::Group => anyhow::bail!("input.assignment = group"),
-        };
-        Ok((ownership, partitions))
+        Ok(partitions)
     }
 
     /// The two ends of the driver in use.
@@ -366,6 +393,15 @@ impl App {
             instance: instance_name(),
             generation: settings.generation(),
         }
+    }
+}
+
+/// The membership's task ends by itself only when another process has our place in the group.
+fn lost_for_good(ended: Result<Result<(), MembershipError>, JoinError>) -> RunEnd {
+    match ended {
+        Ok(Err(error)) => RunEnd::Fenced(error_chain(&error)),
+        Ok(Ok(())) => RunEnd::Failed(anyhow::anyhow!("the membership in the group ended")),
+        Err(error) => RunEnd::Failed(error.into()),
     }
 }
 

@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::types::{Offset, Record, TopicPartition};
@@ -168,32 +169,43 @@ pub trait PartitionSink: Send {
 }
 
 /// What the group's coordinator has given to this member.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Assigned {
     /// Goes up each time the membership was lost, as after a session timeout: nothing that was held before is ours any more.
     pub session: u64,
-    /// Name of the member, given by the coordinator; empty before the first assignment.
+    /// Our name in the group; empty while we are no member.
     pub member_id: String,
-    /// Generation of the group in which this was assigned; −1 before the first assignment.
+    /// The generation of the group that dealt this, −1 while we are no member.
     pub generation: i32,
-    /// The partitions that this member may work on.
+    /// What is ours to work on. What is no longer in here and was not lost is still ours to finish, for as long as it is held.
     pub partitions: BTreeSet<TopicPartition>,
 }
 
 /// Membership in a consumer group, which decides who works on which partition.
 ///
 /// The hand-over is cooperative (KIP-429): a partition that goes from one member to another is assigned to nobody until the first has given
-/// it up, and all others are worked on meanwhile.
+/// it up, and all others are worked on meanwhile. To begin work on a partition: see it in [`assigned`](Self::assigned), name it in
+/// [`set_held`](Self::set_held), and begin unless that refuses it.
 #[async_trait]
 pub trait Membership: Send + Sync + std::fmt::Debug {
     /// What is ours now, and each change of it.
     fn assigned(&self) -> watch::Receiver<Assigned>;
 
-    /// Tells what this process still works on, with what it was told to give up and has not finished yet. What is missing here is free
-    /// for others.
-    fn set_held(&self, partitions: BTreeSet<TopicPartition>);
+    /// Tells what this process works on, or is about to, partitions that it only finishes included. Partitions that the group wants for
+    /// another member are handed over as soon as they are out of this set.
+    ///
+    /// Answers with what is refused: partitions that were not held before and are not ours any more. They do not count as held; work on
+    /// them must not begin.
+    #[must_use = "work on what is refused must not begin"]
+    fn set_held(&self, partitions: BTreeSet<TopicPartition>) -> BTreeSet<TopicPartition>;
 
-    /// Asks the coordinator whether the last assignment still holds.
+    /// Until when nobody else can have been given what is [`assigned`](Self::assigned), unless a heartbeat prolongs it; `None` while we are
+    /// no member.
+    fn valid_until(&self) -> Option<Instant>;
+
+    /// Asks the coordinator now whether we are still a member, in the generation of the last [`Assigned`].
+    ///
+    /// It is `false` also for the moment in which the group has a new generation that has not dealt its partitions yet.
     ///
     /// # Errors
     /// When the coordinator does not answer in time.

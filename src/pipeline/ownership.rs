@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::partition::PartitionEnd;
 use super::{Services, writing};
@@ -24,8 +24,22 @@ pub enum Ownership {
 }
 
 impl Ownership {
+    /// Why nothing may be taken over just now, when that is so: a process that was stopped for a while may have lost its membership, and has
+    /// not heard of it yet.
+    pub(super) fn doubt(&self) -> Option<&'static str> {
+        let Self::Group(member) = self else {
+            return None;
+        };
+        let is_valid = member
+            .valid_until()
+            .is_some_and(|until| Instant::now() < until);
+        (!is_valid).then_some(
+            "the membership in the group is in doubt: no heartbeat was answered for kafka.session_timeout",
+        )
+    }
+
     /// Somebody else has claimed a partition. By our settings it is ours alone, so two instances are set to work on it, and this one ends.
-    /// In a group it may be the rightful next owner: then we are no longer the member that the partition was given to.
+    /// In a group the coordinator knows whose it is: the other may be the rightful next owner, or one that has not heard that it is not.
     pub(super) async fn overruled(
         &self,
         services: &Services,
@@ -41,20 +55,25 @@ impl Ownership {
         loop {
             let confirmed = member.confirm().await;
             let assigned = member.assigned().borrow().clone();
-            let is_ours = assigned.session == session && assigned.partitions.contains(partition);
+            if assigned.session != session || !assigned.partitions.contains(partition) {
+                services.holds.forget(&what);
+                return PartitionEnd::GivenUp(detail);
+            }
             match confirmed {
-                Ok(true) if is_ours => {
-                    return PartitionEnd::Fenced(format!(
-                        "{detail}, although the group's coordinator has given the partition to this member: an instance with another input.assignment uses the same kafka.group_id"
+                Ok(true) => {
+                    services.holds.forget(&what);
+                    return PartitionEnd::Again(format!(
+                        "{detail}, although the group's coordinator has given it to this member"
                     ));
                 }
-                Ok(_) => {
-                    services.holds.forget(&what);
-                    return PartitionEnd::GivenUp { session, detail };
-                }
+                // Between two generations, or about to hear that the membership is lost.
+                Ok(false) => {}
                 Err(error) => services.holds.hold(
                     &what,
-                    &format!("{detail}; the group's coordinator cannot be asked whether the partition is still ours: {}", error_chain(&error)),
+                    &format!(
+                        "{detail}; the group's coordinator cannot be asked whose it is: {}",
+                        error_chain(&error)
+                    ),
                 ),
             }
             sleep(backoff.next_delay()).await;

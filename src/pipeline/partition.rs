@@ -23,13 +23,8 @@ pub(super) enum PartitionEnd {
     Again(String),
     /// The outside took input away, and the settings say to go on: it has to be taken over anew, which finds out where.
     InputLost(InputLost),
-    /// The group has given it to another member.
-    GivenUp {
-        /// The membership that was lost.
-        session: u64,
-        /// Who has it now.
-        detail: String,
-    },
+    /// The group has given it to another member, which has claimed it.
+    GivenUp(String),
     /// Another instance owns it, against our settings.
     Fenced(String),
     /// An invariant is broken.

@@ -95,8 +95,6 @@ struct Supervisor {
     assigned: Option<watch::Receiver<Assigned>>,
     /// The membership that `ours` belongs to; that of settings never ends.
     session: u64,
-    /// A membership that is known to be lost: nothing is begun in it any more.
-    lost_session: Option<u64>,
     shares: BTreeMap<TopicPartition, Share>,
     running: JoinSet<(TopicPartition, PartitionEnd)>,
     claims: ClaimWatch,
@@ -144,7 +142,6 @@ impl Supervisor {
             ours,
             assigned,
             session: 0,
-            lost_session: None,
             shares: BTreeMap::new(),
             running: JoinSet::new(),
             taken,
@@ -243,12 +240,17 @@ impl Supervisor {
 
     /// Begins the work on what is ours and not being worked on.
     fn begin_missing(&mut self, after: Duration) {
-        if self.drain_deadline.is_some() || self.lost_session == Some(self.session) {
+        if self.drain_deadline.is_some() {
             return;
         }
         let is_missing = |partition: &&TopicPartition| !self.shares.contains_key(*partition);
         let missing: Vec<_> = self.ours.iter().filter(is_missing).cloned().collect();
+        // The group may have changed its mind since we heard of it: then there is news of that on its way.
+        let refused = self.hold(&missing);
         for partition in missing {
+            if refused.contains(&partition) {
+                continue;
+            }
             let Some(place) = self.places.get(&partition).cloned() else {
                 continue;
             };
@@ -276,7 +278,6 @@ impl Supervisor {
             };
             self.shares.insert(partition, share);
         }
-        self.tell_held();
     }
 
     fn take(&mut self, claim: Claim) {
@@ -323,16 +324,16 @@ impl Supervisor {
                     place.lost = Some(lost);
                 }
             }
-            PartitionEnd::GivenUp { session, detail } => {
+            PartitionEnd::GivenUp(detail) => {
                 tracing::warn!(%partition, detail, "the group has given the partition to another member");
-                self.lost_session = self.lost_session.max(Some(session));
             }
             PartitionEnd::Fenced(detail) => return Some(PipelineEnd::Fenced { detail }),
             PartitionEnd::Broken(detail) => return Some(PipelineEnd::Broken { detail }),
         }
         self.forget(partition);
+        // Told before it is begun anew, so that the group can refuse that.
+        self.hold(&[]);
         self.begin_missing(after);
-        self.tell_held();
         None
     }
 
@@ -348,10 +349,13 @@ impl Supervisor {
         services.holds.forget(&writing(partition));
     }
 
-    fn tell_held(&self) {
-        if let Ownership::Group(member) = &self.claimant.ownership {
-            member.set_held(self.shares.keys().cloned().collect());
-        }
+    /// Tells the group what is worked on, with what is about to be; answers what it refuses of that.
+    fn hold(&self, beginning: &[TopicPartition]) -> BTreeSet<TopicPartition> {
+        let Ownership::Group(member) = &self.claimant.ownership else {
+            return BTreeSet::new();
+        };
+        let working = self.shares.keys().chain(beginning);
+        member.set_held(working.cloned().collect())
     }
 
     fn overrule(&mut self, look: Look) -> Option<PipelineEnd> {

@@ -220,6 +220,9 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     refuse_other_guarantee(services, &seen)?;
     let bounds = services.source.bounds(partition).await;
     let bounds = bounds.map_err(|error| again(&error))?;
+    if let Some(doubt) = claimant.ownership.doubt() {
+        return Err(Failure::Again(doubt.to_owned()));
+    }
     // Only now, as it may fence: an instance that cannot read must not put down one that can.
     let sink = sink_of(services, partition).await?;
     // What the former owner wrote until it was fenced.

@@ -10,8 +10,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use kafka_llm_processor::kafka::wire::{
-    Assigned, Cluster, GroupMember, MembershipConfig, MembershipError, RefusedCommit,
+    Cluster, GroupMember, MembershipConfig, MembershipError, RefusedCommit,
 };
+use kafka_llm_processor::kafka::{Assigned, Membership as _};
 use kafka_llm_processor::types::{Offset, TopicPartition};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};

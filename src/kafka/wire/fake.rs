@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
 use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
@@ -64,8 +64,7 @@ impl Reply {
     }
 }
 
-/// What was asked, with what followed the correlation id.
-type Log = Arc<Mutex<Vec<(Asked, Bytes)>>>;
+type Log = Arc<Mutex<Vec<Asked>>>;
 
 type Script = Arc<Mutex<dyn FnMut(Asked) -> Reply + Send>>;
 
@@ -122,29 +121,14 @@ impl FakeBroker {
     /// The requests with that key so far.
     pub(super) fn asked<R: Request>(&self) -> Vec<Asked> {
         let asked = lock(&self.asked);
-        asked
-            .iter()
-            .map(|(asked, _)| *asked)
-            .filter(|asked| asked.key == R::KEY)
-            .collect()
+        let with_key = asked.iter().filter(|asked| asked.key == R::KEY);
+        with_key.copied().collect()
     }
 
     /// What these requests said.
-    pub(super) fn requests<R: Call>(&self) -> Vec<R> {
-        let asked = lock(&self.asked);
-        asked
-            .iter()
-            .filter(|(asked, _)| asked.key == R::KEY)
-            .map(|(asked, rest)| {
-                let mut rest = rest.clone();
-                let name = rest.get_i16();
-                rest.advance(usize::try_from(name).unwrap());
-                if R::header_version(asked.version) >= 2 {
-                    assert_eq!(rest.get_u8(), 0, "no tags in the header");
-                }
-                R::decode(&mut rest, asked.version).unwrap()
-            })
-            .collect()
+    pub(super) fn requests<R: Call + Decodable>(&self) -> Vec<R> {
+        let asked = self.asked::<R>();
+        asked.iter().map(Asked::request).collect()
     }
 }
 
@@ -195,7 +179,7 @@ async fn serve(
         stream.read_exact(&mut frame[8..]).await?;
         let asked = {
             let mut log = lock(&log);
-            let turn = log.iter().filter(|(asked, _)| asked.key == key).count();
+            let turn = log.iter().filter(|asked| asked.key == key).count();
             let asked = Asked {
                 key,
                 version,
@@ -203,7 +187,7 @@ async fn serve(
                 turn,
                 frame: Vec::leak(frame.to_vec()),
             };
-            log.push((asked, rest.into()));
+            log.push(asked);
             asked
         };
         let reply = (lock(&script))(asked);

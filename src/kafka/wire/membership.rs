@@ -25,6 +25,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use kafka_protocol::messages::HeartbeatRequest;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
@@ -36,7 +37,8 @@ use self::task::Task;
 use super::cluster::{Cluster, Target};
 use super::group::MemberIdentity;
 use super::pool::lock;
-use crate::kafka::KafkaError;
+use crate::kafka::wire::connection::Deadline;
+use crate::kafka::{Assigned, KafkaError, Membership};
 use crate::types::TopicPartition;
 
 /// Heartbeats that fit into a session: a coordinator that moves gets another try before the session is over.
@@ -91,19 +93,6 @@ pub enum MembershipError {
     },
 }
 
-/// What is ours now.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Assigned {
-    /// Goes up each time the membership was lost: nothing held before is ours any more.
-    pub session: u64,
-    /// Our name in the group; empty while we are no member.
-    pub member_id: String,
-    /// The generation of the group that dealt this, −1 while we are no member.
-    pub generation: i32,
-    /// What is ours to work on. What is no longer in here and was not lost is still ours to finish, for as long as it is held.
-    pub partitions: BTreeSet<TopicPartition>,
-}
-
 /// A member of a consumer group.
 ///
 /// Shared between its task ([`run`](Self::run), once) and whoever works on the partitions. To begin work on a partition: see it in
@@ -153,87 +142,10 @@ impl GroupMember {
         }
     }
 
-    /// What is ours now, and each change of it.
-    #[must_use]
-    pub fn assigned(&self) -> watch::Receiver<Assigned> {
-        self.assigned.subscribe()
-    }
-
-    /// Tells what this process works on, or is about to, partitions that it only finishes included. Partitions that the group wants
-    /// for another member are handed over as soon as they are out of this set.
-    ///
-    /// Answers with what is refused: partitions that were not held before and are not ours any more. They do not count as held; work on
-    /// them must not begin.
-    #[must_use = "work on what is refused must not begin"]
-    pub fn set_held(&self, partitions: BTreeSet<TopicPartition>) -> BTreeSet<TopicPartition> {
-        let mut partitions = partitions;
-        let refused: BTreeSet<TopicPartition>;
-        {
-            let mut state = lock(&self.state);
-            let assigned = self.assigned.borrow();
-            refused = partitions
-                .iter()
-                .filter(|found| !state.held.contains(found) && !assigned.partitions.contains(found))
-                .cloned()
-                .collect();
-            partitions.retain(|found| !refused.contains(found));
-            state.held = partitions;
-        }
-        self.wake.notify_one();
-        refused
-    }
-
     /// Replaces the topics and the numbers of their partitions; what changed is dealt as soon as the group has joined anew.
     pub fn set_topics(&self, topics: Vec<(String, i32)>) {
         lock(&self.state).topics = to_topics(topics);
         self.wake.notify_one();
-    }
-
-    /// Until when nobody else can have been given what is [`assigned`](Self::assigned), unless a heartbeat prolongs it; `None` while we are
-    /// no member.
-    #[must_use]
-    pub fn valid_until(&self) -> Option<Instant> {
-        let state = lock(&self.state);
-        state.alive_at.map(|at| at + self.config.session_timeout)
-    }
-
-    /// Asks the coordinator now whether we are still a member, in the generation of the last [`Assigned`].
-    ///
-    /// It is `false` also for the moment in which the group has a new generation that has not dealt its partitions yet.
-    ///
-    /// # Errors
-    /// When the coordinator does not answer in time.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub async fn confirm(&self) -> Result<bool, KafkaError> {
-        let seen = self.assigned.borrow().clone();
-        if seen.generation < 0 {
-            return Ok(false);
-        }
-        let sent = Instant::now();
-        match self.heartbeat(&seen.member_id, seen.generation).await {
-            Ok(()) => {}
-            Err(error) => match verdict(&error) {
-                Verdict::Rebalance => {}
-                Verdict::Unclear => return Err(error),
-                Verdict::Lost | Verdict::Forgotten | Verdict::Fenced => {
-                    lock(&self.state).in_doubt = true;
-                    self.wake.notify_one();
-                    return Ok(false);
-                }
-            },
-        }
-        let mut state = lock(&self.state);
-        let is_same = {
-            let now = self.assigned.borrow();
-            (now.session, now.generation) == (seen.session, seen.generation)
-        };
-        if !is_same {
-            return Ok(false);
-        }
-        state.alive_at = state.alive_at.max(Some(sent));
-        Ok(sent.elapsed() < self.config.session_timeout)
     }
 
     /// Who we are to the coordinator, for offset commits; `None` while we are no member.
@@ -272,8 +184,8 @@ impl GroupMember {
     async fn heartbeat(&self, member_id: &str, generation: i32) -> Result<(), KafkaError> {
         let group = &self.config.group_id;
         self.cluster
-            .ask_within::<HeartbeatRequest, _>(
-                self.config.session_timeout / HEARTBEATS_PER_SESSION,
+            .ask_until::<HeartbeatRequest, _>(
+                Deadline::within(self.config.session_timeout / HEARTBEATS_PER_SESSION),
                 Target::Coordinator(group),
                 Duration::ZERO,
                 |_| heartbeat_request(&self.config, (member_id, generation)),
@@ -331,6 +243,66 @@ impl GroupMember {
             };
             true
         })
+    }
+}
+
+#[async_trait]
+impl Membership for GroupMember {
+    fn assigned(&self) -> watch::Receiver<Assigned> {
+        self.assigned.subscribe()
+    }
+
+    fn set_held(&self, partitions: BTreeSet<TopicPartition>) -> BTreeSet<TopicPartition> {
+        let mut partitions = partitions;
+        let refused: BTreeSet<TopicPartition>;
+        {
+            let mut state = lock(&self.state);
+            let assigned = self.assigned.borrow();
+            refused = partitions
+                .iter()
+                .filter(|found| !state.held.contains(found) && !assigned.partitions.contains(found))
+                .cloned()
+                .collect();
+            partitions.retain(|found| !refused.contains(found));
+            state.held = partitions;
+        }
+        self.wake.notify_one();
+        refused
+    }
+
+    fn valid_until(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        state.alive_at.map(|at| at + self.config.session_timeout)
+    }
+
+    async fn confirm(&self) -> Result<bool, KafkaError> {
+        let seen = self.assigned.borrow().clone();
+        if seen.generation < 0 {
+            return Ok(false);
+        }
+        let sent = Instant::now();
+        match self.heartbeat(&seen.member_id, seen.generation).await {
+            Ok(()) => {}
+            Err(error) => match verdict(&error) {
+                Verdict::Rebalance => {}
+                Verdict::Unclear => return Err(error),
+                Verdict::Lost | Verdict::Forgotten | Verdict::Fenced => {
+                    lock(&self.state).in_doubt = true;
+                    self.wake.notify_one();
+                    return Ok(false);
+                }
+            },
+        }
+        let mut state = lock(&self.state);
+        let is_same = {
+            let now = self.assigned.borrow();
+            (now.session, now.generation) == (seen.session, seen.generation)
+        };
+        if !is_same {
+            return Ok(false);
+        }
+        state.alive_at = state.alive_at.max(Some(sent));
+        Ok(sent.elapsed() < self.config.session_timeout)
     }
 }
 

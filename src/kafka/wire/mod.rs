@@ -41,7 +41,7 @@ pub use admin::{
 };
 pub use cluster::Cluster;
 pub use group::{MemberIdentity, RefusedCommit};
-pub use membership::{Assigned, GroupMember, MembershipConfig, MembershipError};
+pub use membership::{GroupMember, MembershipConfig, MembershipError};
 pub use reader::{Isolation, OffsetAt};
 pub use sink::WireSink;
 pub use source::WireSource;

@@ -16,9 +16,10 @@ use super::calls::{
 };
 use super::protocol::{Assignment, Note, ProtocolError, Subscription, Topics};
 use super::{GroupMember, MembershipError};
-use crate::kafka::KafkaError;
 use crate::kafka::wire::cluster::Target;
+use crate::kafka::wire::connection::Deadline;
 use crate::kafka::wire::pool::lock;
+use crate::kafka::{KafkaError, Membership as _};
 use crate::retry::Backoff;
 use crate::types::TopicPartition;
 
@@ -115,8 +116,8 @@ impl Task {
             return;
         }
         let config = &self.member.config;
-        let asked = self.member.cluster.ask_within::<LeaveGroupRequest, _>(
-            LEAVE_WITHIN,
+        let asked = self.member.cluster.ask_until::<LeaveGroupRequest, _>(
+            Deadline::within(LEAVE_WITHIN),
             Target::Coordinator(&config.group_id),
             Duration::ZERO,
             |way| leave_request(config, &self.member_id, way.version),

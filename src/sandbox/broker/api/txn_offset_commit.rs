@@ -10,8 +10,10 @@ use kafka_protocol::messages::txn_offset_commit_response::{
 };
 use kafka_protocol::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
 
+use tokio::time::Instant;
+
 use super::super::connection::Context;
-use super::super::groups::Committed;
+use super::super::groups::{Caller, Committed};
 use super::super::state::State;
 use super::super::transactions::ProducerEpoch;
 use super::offset_commit::METADATA_BYTES_MAX;
@@ -77,20 +79,20 @@ fn respond(
 }
 
 /// Checks the producer, then the member.
-fn check(state: &State, request: &TxnOffsetCommitRequest) -> Result<(), ResponseError> {
+fn check(state: &mut State, request: &TxnOffsetCommitRequest) -> Result<(), ResponseError> {
     let producer = ProducerEpoch {
         id: request.producer_id.0,
         epoch: request.producer_epoch,
     };
     let transactions = &state.transactions;
     transactions.verify_group(&request.transactional_id, producer, &request.group_id)?;
-    if request.generation_id < 0 && request.member_id.is_empty() {
-        Ok(())
-    } else if state.groups.find(&request.group_id).is_some() {
-        Err(ResponseError::UnknownMemberId)
-    } else {
-        Err(ResponseError::IllegalGeneration)
-    }
+    let caller = Caller {
+        member_id: &request.member_id,
+        instance: request.group_instance_id.as_deref(),
+        generation: request.generation_id,
+    };
+    let groups = &mut state.groups;
+    groups.check_commit(&request.group_id, caller, true, Instant::now())
 }
 
 fn commit(
