@@ -17,6 +17,7 @@ use crate::support::process::{self, Lines};
 /// The listeners of one broker take this and the next five; three brokers take [`CLUSTER_PORT`] and the next five.
 const PORT: u16 = 25_000;
 const CLUSTER_PORT: u16 = 25_010;
+const ENDS_WITHIN: Duration = Duration::from_secs(20);
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 pub(crate) enum Brokers {
@@ -62,7 +63,7 @@ impl Brokers {
                 }
                 (Outage::Kill { partition }, Self::Three(three)) => {
                     let broker = three.leader(results, partition).await;
-                    three.kill(broker);
+                    three.kill(broker).await;
                     down = Some(broker);
                     let what = format!("broker {broker}, leader of {results}/{partition}: killed");
                     journal.count("broker_kills", &what);
@@ -145,10 +146,15 @@ impl Three {
         leader.unwrap_or_else(|| panic!("no leader of {topic}/{partition} in {text}"))
     }
 
-    fn kill(&self, broker: usize) {
+    /// `kill -9`, and its end: the script starts no broker while there is a process.
+    async fn kill(&self, broker: usize) {
         let file = self.data.join(format!("broker-{broker}.pid"));
         let pid = fs::read_to_string(file).expect("the script tells the process");
         assert!(process::signal("-KILL", pid.trim()), "kill {pid}");
+        eventually("the broker ends", ENDS_WITHIN, async || {
+            (!process::signal("-0", pid.trim())).then_some(())
+        })
+        .await;
     }
 
     async fn start_again(&self, broker: usize) {

@@ -81,6 +81,8 @@ impl Instance {
             }
             Step::Drain => {
                 if let Some(processor) = self.processor.take() {
+                    // Before its first line it may not listen to the signal yet, which then ends it as any program.
+                    processor.lines().wait_for(&[], ENDS_WITHIN).await;
                     processor.signal("-TERM");
                     self.journal
                         .count("drains", &format!("instance {slot}: told to drain"));
