@@ -6,15 +6,18 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use crate::config::Settings;
 use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
 use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
 use crate::kafka::wire::Cluster;
+use crate::kafka::{Driver, DriverChoice};
 use crate::llm::{Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
 use crate::offsets::{CommitStore, mirror};
 use crate::pipeline::{
-    self, CommitOffsets, Destinations, PipelineEnd, PipelineMetrics, ReadAhead, Services,
+    self, Assignment, CommitOffsets, Destinations, Ownership, PipelineEnd, PipelineMetrics,
+    ReadAhead, Services,
 };
 use crate::retry::Backoff;
 use crate::telemetry::holds::Holds;
@@ -64,6 +67,7 @@ impl RunEnd {
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
+    driver: DriverChoice,
     prompt: Arc<Prompt>,
     client: Arc<VllmClient>,
     cluster: Cluster,
@@ -103,8 +107,15 @@ impl App {
         let admin = AdminServer::start(&settings.admin, sources, shutdown.child_token())?;
         let cluster = Cluster::new(&settings.kafka);
         let holds = Holds::new(board.clone());
+        let driver = settings.driver().map_err(anyhow::Error::msg)?;
+        anyhow::ensure!(
+            driver.driver == Driver::Rskafka,
+            "{}: the wire driver does not append yet",
+            driver.reason
+        );
         Ok(Self {
             settings,
+            driver,
             prompt,
             client,
             cluster,
@@ -160,9 +171,10 @@ impl App {
 
     fn describe_start(&self) {
         let settings = &self.settings;
-        // One driver so far: the rule is written down where a second one joins it.
-        self.board.set_info("driver", "rskafka");
-        self.board.set_info("guarantee", "at_least_once");
+        let guarantee = settings.processing.guarantee.to_string();
+        let driver = self.driver.driver.to_string();
+        self.board.set_info("driver", driver.clone());
+        self.board.set_info("guarantee", guarantee.clone());
         self.board
             .set_info("group_id", settings.kafka.group_id.clone());
         self.board.set_info("model", settings.llm.model.clone());
@@ -175,8 +187,10 @@ impl App {
             model = settings.llm.model,
             concurrency = settings.llm.concurrency,
             order = ?settings.pipeline.order,
-            driver = "rskafka",
-            guarantee = "at_least_once",
+            assignment = ?settings.input.assignment,
+            driver,
+            driver_because_of = self.driver.reason,
+            guarantee,
             "starting"
         );
     }
@@ -225,22 +239,10 @@ impl App {
         owned: crate::telemetry::Latch,
         drain: CancellationToken,
     ) -> RunEnd {
-        let partitions: Vec<_> = topics
-            .inputs
-            .iter()
-            .flat_map(|(topic, id, count)| {
-                let topic: Arc<str> = topic.as_str().into();
-                (0..*count).map(move |partition| {
-                    (
-                        TopicPartition {
-                            topic: Arc::clone(&topic),
-                            partition,
-                        },
-                        *id,
-                    )
-                })
-            })
-            .collect();
+        let (ownership, partitions) = match self.ownership(&topics) {
+            Ok(ours) => ours,
+            Err(error) => return RunEnd::Failed(error),
+        };
         let commit_offsets = CommitOffsets::default();
         let services = Arc::new(self.services(&topics, partitions.len(), commit_offsets.clone()));
 
@@ -253,7 +255,7 @@ impl App {
             stop_mirror.clone(),
         ));
         let drain_timeout = self.settings.pipeline.drain_timeout;
-        let end = pipeline::run(services, partitions, owned, drain, drain_timeout).await;
+        let end = pipeline::run(services, ownership, partitions, owned, drain, drain_timeout).await;
         stop_mirror.cancel();
         // Only an orderly end takes the time for a last copy.
         if end == PipelineEnd::Drained
@@ -267,6 +269,38 @@ impl App {
             PipelineEnd::Fenced { detail } => RunEnd::Fenced(detail),
             PipelineEnd::Broken { detail } => RunEnd::Failed(anyhow::anyhow!(detail)),
         }
+    }
+
+    /// Who decides which partitions are ours, and those that may become ours, with the ids of their topics.
+    fn ownership(
+        &self,
+        topics: &Topics,
+    ) -> anyhow::Result<(Ownership, Vec<(TopicPartition, Uuid)>)> {
+        let share = self.settings.static_share().map_err(anyhow::Error::msg)?;
+        let mut partitions = Vec::new();
+        for (topic, id, count) in &topics.inputs {
+            if let Some(missing) = share.as_ref().and_then(|share| share.missing_in(*count)) {
+                anyhow::bail!(
+                    "input.static_partitions names partition {missing}: topic `{topic}` has {count} partitions, numbered from 0"
+                );
+            }
+            let topic: Arc<str> = topic.as_str().into();
+            let is_ours = |partition: &i32| {
+                share
+                    .as_ref()
+                    .is_none_or(|share| share.contains(*partition))
+            };
+            partitions.extend((0..*count).filter(is_ours).map(|partition| {
+                let topic = Arc::clone(&topic);
+                (TopicPartition { topic, partition }, *id)
+            }));
+        }
+        let ownership = match self.settings.input.assignment {
+            Assignment::All => Ownership::All,
+            Assignment::Static => Ownership::Static,
+            Assignment::Group => anyhow::bail!("input.assignment = group"),
+        };
+        Ok((ownership, partitions))
     }
 
     fn services(
@@ -287,6 +321,7 @@ impl App {
                 settings.kafka.commit_topic(),
                 topics.commit_partitions,
             ),
+            guarantee: settings.processing.guarantee,
             complete: Arc::clone(&self.client) as Arc<dyn Complete>,
             prompt: Arc::clone(&self.prompt),
             input: settings.input.clone(),
@@ -372,9 +407,7 @@ async fn show_holds(client: Arc<VllmClient>, board: StatusBoard) {
 
 /// Host and a random part: unique to this run, as a restart must be told from the run before it.
 fn instance_name() -> String {
-    let host = std::env::var("HOSTNAME")
-        .ok()
-        .filter(|name| !name.is_empty());
+    let host = crate::config::host_name();
     let run = uuid::Uuid::new_v4().simple().to_string();
     let run: String = run.chars().take(8).collect();
     host.map_or_else(|| run.clone(), |host| format!("{host}-{run}"))

@@ -17,6 +17,12 @@
 mod faults;
 #[path = "sandbox_broker/foreign.rs"]
 mod foreign;
+#[path = "sandbox_broker/foreign_groups.rs"]
+mod foreign_groups;
+#[path = "sandbox_broker/group_refusals.rs"]
+mod group_refusals;
+#[path = "sandbox_broker/groups.rs"]
+mod groups;
 #[path = "sandbox_broker/hostile.rs"]
 mod hostile;
 #[path = "sandbox_broker/refusals.rs"]
@@ -25,6 +31,8 @@ mod refusals;
 mod rskafka_client;
 #[path = "sandbox_broker/sasl.rs"]
 mod sasl;
+#[path = "sandbox_broker/transactions.rs"]
+mod transactions;
 #[path = "sandbox_broker/versions.rs"]
 mod versions;
 #[path = "sandbox_broker/wire.rs"]

@@ -13,10 +13,12 @@ use figment::providers::{Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use crate::kafka::KafkaConfig;
+use crate::kafka::{DriverChoice, KafkaConfig, Needs, choose_driver};
 use crate::llm::{LlmConfig, PromptConfig};
+use crate::offsets::Guarantee;
 use crate::pipeline::{
-    DeadLettersConfig, InputConfig, OutputConfig, PipelineConfig, ProcessingConfig,
+    Assignment, DeadLettersConfig, InputConfig, IsolationLevel, OutputConfig, PipelineConfig,
+    ProcessingConfig, StaticShare,
 };
 use crate::telemetry::{AdminConfig, LogConfig};
 
@@ -91,6 +93,34 @@ impl Settings {
         ))
     }
 
+    /// The driver that the settings lead to.
+    ///
+    /// # Errors
+    /// When `kafka.driver` names one that lacks what another setting needs.
+    pub fn driver(&self) -> Result<DriverChoice, String> {
+        let needs = Needs {
+            transactions: self.processing.guarantee == Guarantee::ExactlyOnce,
+            read_committed: self.input.isolation_level == IsolationLevel::ReadCommitted,
+        };
+        choose_driver(self.kafka.driver, needs).map_err(|setting| {
+            format!("kafka.driver = rskafka: it cannot do {setting}; set kafka.driver = \"auto\"")
+        })
+    }
+
+    /// With `input.assignment = static`, the partitions of this process; `None` with another assignment.
+    ///
+    /// # Errors
+    /// With the key that is wrong.
+    pub fn static_share(&self) -> Result<Option<StaticShare>, String> {
+        let input = &self.input;
+        if input.assignment != Assignment::Static {
+            return Ok(None);
+        }
+        let host = host_name();
+        let (partitions, ordinal) = (&input.static_partitions, &input.static_ordinal);
+        StaticShare::parse(partitions, ordinal, input.static_count, host.as_deref()).map(Some)
+    }
+
     /// Hash of what decides an answer: model, parameters, prompt and how the input is read. Stands in every result.
     #[must_use]
     pub fn generation(&self) -> String {
@@ -122,6 +152,13 @@ impl Settings {
             .map(|byte| format!("{byte:02x}"))
             .collect()
     }
+}
+
+/// The host's name as the environment has it: in a container, the pod's.
+pub(crate) fn host_name() -> Option<String> {
+    std::env::var("HOSTNAME")
+        .ok()
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]

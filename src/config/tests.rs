@@ -195,12 +195,21 @@ fn a_broken_file_is_named_with_its_line() {
 }
 
 #[test]
-fn exactly_once_is_refused_until_a_driver_has_it() {
-    let message = problem("", &[("KLP_PROCESSING__GUARANTEE", "exactly_once")], &[]);
-    assert!(
-        message.contains("processing.guarantee = exactly_once"),
-        "{message}"
-    );
+fn a_driver_that_cannot_keep_the_guarantee_is_refused() {
+    let eos = ("processing.guarantee", "exactly_once");
+    let problem = problem("", &[], &[eos, ("kafka.driver", "rskafka")]);
+    assert!(problem.contains("kafka.driver = rskafka") && problem.contains("exactly_once"));
+    let auto = load("", &[], &[eos]).unwrap();
+    assert_eq!(auto.driver().unwrap().driver, crate::kafka::Driver::Wire);
+}
+
+#[test]
+fn static_assignment_needs_its_partitions() {
+    let fixed = ("input.assignment", "static");
+    assert!(problem("", &[], &[fixed]).contains("input.static_partitions"));
+    let settings = load("", &[], &[fixed, ("input.static_partitions", "0,2")]).unwrap();
+    let share = settings.static_share().unwrap().unwrap();
+    assert!(share.contains(2) && !share.contains(1));
 }
 
 #[test]

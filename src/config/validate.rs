@@ -4,7 +4,6 @@ use figment::Figment;
 
 use super::Settings;
 use crate::kafka::SecurityProtocol;
-use crate::offsets::Guarantee;
 
 /// Most open documents: beyond it the commit record could outgrow its bound of 512 KiB, as every other document may be unfinished.
 const READ_AHEAD_RECORDS_MAX: usize = 20_000;
@@ -19,6 +18,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     kafka(settings, &mut problems);
     topics(settings, &mut problems);
     pipeline(settings, &mut problems);
+    ownership(settings, &mut problems);
     problems.extend(settings.llm.validate());
     problems.extend(settings.prompt.validate());
     problems
@@ -137,11 +137,17 @@ fn pipeline(settings: &Settings, problems: &mut Vec<String>) {
             pipeline.read_ahead_bytes
         ));
     }
-    if settings.processing.guarantee == Guarantee::ExactlyOnce {
-        problems.push(
-            "processing.guarantee = exactly_once: the rskafka driver has no transactions; set at_least_once"
-                .to_owned(),
-        );
+}
+
+fn ownership(settings: &Settings, problems: &mut Vec<String>) {
+    problems.extend(settings.driver().err());
+    problems.extend(settings.static_share().err());
+    let kafka = &settings.kafka;
+    if kafka.heartbeat_interval.is_zero() || kafka.heartbeat_interval > kafka.session_timeout / 3 {
+        problems.push(format!(
+            "kafka.heartbeat_interval = {:?}: must be above 0 and at most a third of kafka.session_timeout ({:?})",
+            kafka.heartbeat_interval, kafka.session_timeout
+        ));
     }
 }
 

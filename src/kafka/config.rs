@@ -45,6 +45,19 @@ impl SaslMechanism {
     }
 }
 
+/// `kafka.driver`: which client reads the input and writes the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "snake_case")]
+pub enum DriverSetting {
+    /// `rskafka`, unless a setting needs what it lacks.
+    #[default]
+    Auto,
+    /// Fetch loops and gzip appends on rskafka's partition clients.
+    Rskafka,
+    /// Our own client on the `kafka-protocol` codecs.
+    Wire,
+}
+
 /// Section `[kafka]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -53,6 +66,17 @@ pub struct KafkaConfig {
     pub brokers: String,
     /// Names this group of processors: its commit topic and the group whose offsets lag tools read.
     pub group_id: String,
+    /// `group.instance.id`: with `input.assignment = group` a static member, whose restart within the session timeout moves no partition.
+    /// Unique among the running instances; empty for a dynamic member.
+    pub group_instance_id: String,
+    /// `session.timeout.ms`: with `input.assignment = group`, how long a member may be silent before its partitions go to others.
+    #[serde(with = "crate::types::duration")]
+    pub session_timeout: Duration,
+    /// `heartbeat.interval.ms`: how often a member tells that it lives; at most a third of the session timeout.
+    #[serde(with = "crate::types::duration")]
+    pub heartbeat_interval: Duration,
+    /// Which client reads the input and writes the output.
+    pub driver: DriverSetting,
     /// `client.id` that brokers show in their logs and quotas.
     pub client_id: String,
     /// Topic of the commit records; `{group_id}-commits` when empty.
@@ -82,6 +106,10 @@ impl Default for KafkaConfig {
         Self {
             brokers: "localhost:9092".to_owned(),
             group_id: "kafka-llm-processor".to_owned(),
+            group_instance_id: String::new(),
+            session_timeout: Duration::from_secs(10),
+            heartbeat_interval: Duration::from_secs(3),
+            driver: DriverSetting::default(),
             client_id: "kafka-llm-processor".to_owned(),
             commit_topic: String::new(),
             create_topics: true,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::types::{Offset, TopicPartition};
 
 /// What Kafka, or the way to it, said. Messages name what the operator can look at; none repeats its source.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum KafkaError {
     /// No broker could be dialled.

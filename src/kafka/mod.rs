@@ -9,19 +9,23 @@
 //! The input is read and the output written on separate connections: a long-poll fetch delays what shares its connection.
 
 mod config;
+mod driver;
 mod error;
 pub mod rskafka;
 pub mod topics;
 pub mod wire;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::types::{Offset, Record, TopicPartition};
 
-pub use config::{KafkaConfig, SaslMechanism, SecurityProtocol};
+pub use config::{DriverSetting, KafkaConfig, SaslMechanism, SecurityProtocol};
+pub use driver::{Driver, DriverChoice, Needs, choose_driver};
 pub use error::KafkaError;
 
 /// What a fetch brought.
@@ -160,6 +164,42 @@ pub trait PartitionSink: Send {
     /// # Errors
     /// As [`StepError`] says; an unknown outcome may be repeated with the same `end`. A refused abort leaves the transaction open.
     async fn end(&mut self, end: End) -> Result<(), StepError>;
+}
+
+/// What the group's coordinator has given to this member.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Assigned {
+    /// Goes up each time the membership was lost, as after a session timeout: nothing that was held before is ours any more.
+    pub session: u64,
+    /// Name of the member, given by the coordinator; empty before the first assignment.
+    pub member_id: String,
+    /// Generation of the group in which this was assigned; −1 before the first assignment.
+    pub generation: i32,
+    /// The partitions that this member may work on.
+    pub partitions: BTreeSet<TopicPartition>,
+}
+
+/// Membership in a consumer group, which decides who works on which partition.
+///
+/// The hand-over is cooperative (KIP-429): a partition that goes from one member to another is assigned to nobody until the first has given
+/// it up, and all others are worked on meanwhile.
+#[async_trait]
+pub trait Membership: Send + Sync + std::fmt::Debug {
+    /// What is ours now, and each change of it.
+    fn assigned(&self) -> watch::Receiver<Assigned>;
+
+    /// Tells what this process still works on, with what it was told to give up and has not finished yet. What is missing here is free
+    /// for others.
+    fn set_held(&self, partitions: BTreeSet<TopicPartition>);
+
+    /// Asks the coordinator whether the last assignment still holds.
+    ///
+    /// # Errors
+    /// When the coordinator does not answer in time.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    async fn confirm(&self) -> Result<bool, KafkaError>;
 }
 
 /// Reads a log from start to end.

@@ -1,5 +1,7 @@
 //! The commit record: the truth about how far a partition has come, readable with a console consumer.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,18 @@ pub enum Guarantee {
     /// Every document has one result.
     ExactlyOnce,
 }
+
+impl std::fmt::Display for Guarantee {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::AtLeastOnce => "at_least_once",
+            Self::ExactlyOnce => "exactly_once",
+        })
+    }
+}
+
+/// How long an owner is taken for alive after it wrote a commit record, which it does every 15 s also when idle.
+pub const LIVE_FOR: Duration = Duration::from_secs(45);
 
 /// How far a partition has come.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -105,6 +119,13 @@ impl CommitRecord {
             next_offset: self.next_offset,
             done: self.done.clone(),
         }
+    }
+
+    /// Whether its owner may still be at work.
+    #[must_use]
+    pub fn is_live(&self, now: Timestamp) -> bool {
+        let age = now.duration_since(self.at);
+        Duration::try_from(age).is_ok_and(|age| age < LIVE_FOR) || age.is_negative()
     }
 
     /// Writes it for `partition`.

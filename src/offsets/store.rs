@@ -41,6 +41,15 @@ pub struct Loaded {
     pub end: Offset,
 }
 
+/// What a look for claims of others has found: none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Verified {
+    /// Where the owner's own claim lies in the commit topic, once it has come by.
+    pub claimed_at: Option<Offset>,
+    /// Where the next look begins.
+    pub next: Offset,
+}
+
 /// Why a partition cannot be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum ClaimError {
@@ -111,9 +120,24 @@ impl CommitStore {
     /// Safe: it only reads.
     pub async fn load(&self, input: &TopicPartition) -> Result<Loaded, ClaimError> {
         let (start, _) = self.reader.log_bounds(&self.partition_of(input)).await?;
-        let mut found = None;
+        let nothing = Loaded {
+            newest: None,
+            end: start,
+        };
+        self.reload(input, nothing).await
+    }
+
+    /// Goes on where an earlier [`load`](Self::load) ended, to the present end of the log.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub async fn reload(&self, input: &TopicPartition, seen: Loaded) -> Result<Loaded, ClaimError> {
+        let mut found = seen.newest;
         let end = self
-            .scan(input, start, |at, record| {
+            .scan(input, seen.end, |at, record| {
                 found = record.map(|record| newest(found.take(), (at, record)));
                 Ok(())
             })
@@ -122,7 +146,7 @@ impl CommitStore {
     }
 
     /// Looks at what was written since `from`, to find out whether `owner` still owns the partition. `claimed_at` is where its claim lies,
-    /// once it is known. Answers that offset and where to go on next time.
+    /// once it is known.
     ///
     /// # Errors
     /// [`ClaimError::Lost`] when another instance owns the partition; the others as they say.
@@ -135,9 +159,9 @@ impl CommitStore {
         owner: &Owner,
         claimed_at: Option<Offset>,
         from: Offset,
-    ) -> Result<(Option<Offset>, Offset), ClaimError> {
+    ) -> Result<Verified, ClaimError> {
         let mut claimed_at = claimed_at;
-        let end = self
+        let next = self
             .scan(input, from, |at, record| {
                 let Some(record) = record else { return Ok(()) };
                 if record.owner == owner.instance && record.owner_epoch == owner.epoch {
@@ -155,7 +179,7 @@ impl CommitStore {
                 }
             })
             .await?;
-        Ok((claimed_at, end))
+        Ok(Verified { claimed_at, next })
     }
 
     /// Hands each record of the partition's key from `from` to the end of the log to `each`; a tombstone is `None`. Answers the end.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::assignment::Assignment;
 use super::emit::Order;
 use crate::offsets::{Guarantee, StartAt};
 use crate::records::document::InputFormat;
@@ -24,6 +25,17 @@ pub struct ProcessingConfig {
 pub struct InputTopic {
     /// Topic name.
     pub name: String,
+}
+
+/// `isolation.level`, with Kafka's names and default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum IsolationLevel {
+    /// Everything that is replicated, also what a transaction aborted later.
+    #[default]
+    ReadUncommitted,
+    /// Only what is committed.
+    ReadCommitted,
 }
 
 /// What to do when unread input was taken away by the outside.
@@ -49,6 +61,18 @@ pub struct InputConfig {
     pub content_field: String,
     /// Where to begin a partition that has no commit.
     pub start: StartAt,
+    /// Which partitions this process works on.
+    pub assignment: Assignment,
+    /// With `assignment = static`: the partitions, such as `0-3,7`, of each input topic.
+    pub static_partitions: String,
+    /// With `assignment = static`, in place of a list: which of the instances this is, from 0, or `hostname` for the number at the end of
+    /// the host's name.
+    pub static_ordinal: String,
+    /// With `static_ordinal`: how many instances there are.
+    pub static_count: i32,
+    /// `isolation.level`: whether records of aborted transactions are left out, and those of open ones waited for. Exactly once implies
+    /// `read_committed`.
+    pub isolation_level: IsolationLevel,
     /// What to do when unread input is gone.
     pub on_data_loss: OnDataLoss,
     /// `fetch.max.wait.ms`: how long the broker waits for records when there are none.
@@ -65,6 +89,11 @@ impl Default for InputConfig {
             format: InputFormat::default(),
             content_field: "content".to_owned(),
             start: StartAt::default(),
+            assignment: Assignment::default(),
+            static_partitions: String::new(),
+            static_ordinal: String::new(),
+            static_count: 0,
+            isolation_level: IsolationLevel::default(),
             on_data_loss: OnDataLoss::default(),
             fetch_wait: Duration::from_millis(500),
         }

@@ -1,34 +1,43 @@
 //! The way of a document: fetch, admit, complete, order, append, commit. Begin with `worker.rs`.
 
+mod assignment;
+mod claims;
 mod config;
 mod emit;
 mod intake;
 mod metrics;
 mod outcome;
+mod ownership;
+mod partition;
 mod read_ahead;
 mod supervisor;
 mod take_over;
 mod worker;
 
 use std::collections::BTreeMap;
+use std::future::pending;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+
+use futures::future::BoxFuture;
 
 use self::outcome::{Count, Ending};
 use crate::kafka::{Sink, Source};
 use crate::llm::{Complete, Prompt};
-use crate::offsets::CommitStore;
+use crate::offsets::{CommitStore, Guarantee};
 use crate::telemetry::StatusBoard;
 use crate::telemetry::holds::Holds;
 use crate::types::{Offset, TopicPartition};
 
+pub use assignment::{Assignment, StaticShare};
 pub use config::{
-    DeadLettersConfig, InputConfig, InputTopic, OnDataLoss, OutputConfig, Partitioner,
-    PipelineConfig, ProcessingConfig,
+    DeadLettersConfig, InputConfig, InputTopic, IsolationLevel, OnDataLoss, OutputConfig,
+    Partitioner, PipelineConfig, ProcessingConfig,
 };
 pub use emit::{Order, OrderBuffer};
 pub use metrics::PipelineMetrics;
 pub use outcome::Destinations;
+pub use ownership::Ownership;
 pub use read_ahead::ReadAhead;
 pub use supervisor::{PipelineEnd, run};
 
@@ -41,6 +50,8 @@ pub struct Services {
     pub sink: Arc<dyn Sink>,
     /// Reads the commits.
     pub store: CommitStore,
+    /// What is promised; the sink keeps it.
+    pub guarantee: Guarantee,
     /// Asks the model.
     pub complete: Arc<dyn Complete>,
     /// Makes the prompts.
@@ -124,6 +135,14 @@ impl CommitOffsets {
             .insert(partition.clone(), offset);
     }
 
+    /// Another process works on the partition from now on.
+    fn remove(&self, partition: &TopicPartition) {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(partition);
+    }
+
     /// The commit offset of every partition that has one.
     #[must_use]
     pub fn snapshot(&self) -> Vec<(TopicPartition, Offset)> {
@@ -133,4 +152,14 @@ impl CommitOffsets {
             .map(|(partition, offset)| (partition.clone(), *offset))
             .collect()
     }
+}
+
+/// Waits for the future in the slot and empties it; for ever when there is none. Cancel safe: the future stays in the slot.
+async fn ready<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
+    let Some(future) = slot else {
+        return pending().await;
+    };
+    let value = future.await;
+    *slot = None;
+    value
 }

@@ -1,27 +1,34 @@
-//! All partitions of a process: starts their workers, watches over their ownership, ends them together.
+//! All partitions of a process: starts the work on those that are ours, watches over their ownership, ends them together.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use futures::future::BoxFuture;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::Services;
-use super::intake::Intake;
-use super::take_over::{Claim, Group, TakeOverError, Taken};
-use super::worker::{Worker, WorkerError};
-use crate::offsets::{ClaimError, FlushError};
+use super::claims::{ClaimWatch, Look};
+use super::ownership::Ownership;
+use super::partition::{PartitionEnd, Place, Stop, work_on};
+use super::take_over::{Claim, Claimant, TakeOverError};
+use super::{Services, reading, ready, writing};
+use crate::kafka::Assigned;
 use crate::telemetry::Latch;
 use crate::telemetry::status::RunState;
 use crate::types::{TopicPartition, error_chain};
 
-/// How often the commit topic is looked at for claims of others.
-const WATCH: Duration = Duration::from_secs(5);
+/// How often the commit topic is looked at for claims of others, and the topics for their ids.
+const LOOK: Duration = Duration::from_secs(5);
+/// Pause before a partition is taken over anew: what made that necessary may do so again.
+const AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// Claims that wait for the supervisor; a partition's task waits while they are that many.
+const CLAIMS_WAITING: usize = 64;
 
 /// How a run of the pipeline ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +40,7 @@ pub enum PipelineEnd {
         /// Partitions that were not through.
         partitions: usize,
     },
-    /// Another instance owns a partition now.
+    /// Another instance owns a partition that should be ours.
     Fenced {
         /// Which, and by whom.
         detail: String,
@@ -45,241 +52,358 @@ pub enum PipelineEnd {
     },
 }
 
-/// Why one partition ended.
-enum PartitionEnd {
-    Drained,
-    Fenced(String),
-    Broken(String),
-}
-
-/// Works on all partitions, given with the ids of their topics, until `drain` is cancelled and everything in flight is through, or until it
-/// cannot go on. `owned` is released once every partition is taken over.
+/// Works on the partitions that `ownership` gives to this process, until `drain` is cancelled and everything in flight is through, or until it
+/// cannot go on. `partitions` are those that may become ours, with the ids of their topics: all that are assigned where the settings decide,
+/// all of the input topics in a group. `owned` is released once every partition that is ours at first is taken over.
 ///
 /// # Cancel safety
 /// Dropping it drops all work; what was not committed is done again.
 pub async fn run(
     services: Arc<Services>,
+    ownership: Ownership,
     partitions: Vec<(TopicPartition, Uuid)>,
     owned: Latch,
     drain: CancellationToken,
     drain_timeout: Duration,
 ) -> PipelineEnd {
-    let group = tokio::select! {
+    let claimant = tokio::select! {
         biased;
         () = drain.cancelled() => return PipelineEnd::Drained,
-        group = Group::claim(Arc::clone(&services)) => match group {
-            Ok(group) => Arc::new(group),
-            Err(error) => return refused(&error).into(),
+        claimant = Claimant::new(Arc::clone(&services), ownership) => match claimant {
+            Ok(claimant) => claimant,
+            Err(error @ TakeOverError::Lost(_)) => return PipelineEnd::Fenced { detail: error_chain(&error) },
+            Err(error @ TakeOverError::Flush(_)) => return PipelineEnd::Broken { detail: error_chain(&error) },
         },
     };
-    let count = partitions.len();
-    let (claims, taken) = mpsc::channel(count.max(1));
-    let mut running = JoinSet::new();
-    for (index, (partition, topic_id)) in partitions.into_iter().enumerate() {
-        let span = tracing::info_span!("partition", %partition);
-        let work = work_on(
-            Arc::clone(&group),
-            index,
-            partition,
-            topic_id,
-            claims.clone(),
-            drain.clone(),
-        );
-        running.spawn(work.instrument(span));
-    }
-    drop(claims);
-    let mut watch = JoinSet::new();
-    watch.spawn(watch_claims(
-        Arc::clone(&services),
-        group.claim.clone(),
-        taken,
-        count,
-        owned,
-    ));
-
-    let ended = tokio::select! {
-        biased;
-        end = first_bad_end(&mut running) => end,
-        Some(lost) = watch.join_next() => match lost {
-            Ok(detail) => Some(PipelineEnd::Fenced { detail }),
-            Err(error) => Some(PipelineEnd::Broken { detail: format!("the watch over claims ended: {error}") }),
-        },
-        () = drain.cancelled() => None,
-    };
-    if let Some(end) = ended {
-        return end;
-    }
-    services.board.set_state(RunState::Draining);
-    tracing::info!(
-        ?drain_timeout,
-        "draining: no new documents; those in flight are finished"
-    );
-    services.complete.begin_drain();
-    match timeout(drain_timeout, first_bad_end(&mut running)).await {
-        Ok(end) => end.unwrap_or(PipelineEnd::Drained),
-        Err(_elapsed) => PipelineEnd::DeadlinePassed {
-            partitions: running.len(),
-        },
-    }
+    let supervisor = Supervisor::new(claimant, partitions, owned, drain, drain_timeout);
+    supervisor.run().await
 }
 
-impl From<PartitionEnd> for PipelineEnd {
-    fn from(end: PartitionEnd) -> Self {
-        match end {
-            PartitionEnd::Drained => Self::Drained,
-            PartitionEnd::Fenced(detail) => Self::Fenced { detail },
-            PartitionEnd::Broken(detail) => Self::Broken { detail },
-        }
-    }
-}
-
-/// Waits until every partition is drained (`None`) or one has ended otherwise.
-async fn first_bad_end(running: &mut JoinSet<PartitionEnd>) -> Option<PipelineEnd> {
-    while let Some(ended) = running.join_next().await {
-        match ended {
-            Ok(PartitionEnd::Drained) => {}
-            Ok(end) => return Some(end.into()),
-            Err(error) => {
-                return Some(PipelineEnd::Broken {
-                    detail: format!("the task of a partition ended: {error}"),
-                });
-            }
-        }
-    }
-    None
-}
-
-async fn work_on(
-    group: Arc<Group>,
-    index: usize,
-    partition: TopicPartition,
-    topic_id: Uuid,
-    claims: mpsc::Sender<Claim>,
+/// Work on a partition that is on its way.
+struct Share {
     drain: CancellationToken,
-) -> PartitionEnd {
-    let taken = tokio::select! {
-        biased;
-        () = drain.cancelled() => return PartitionEnd::Drained,
-        taken = group.take_over(&partition, topic_id) => taken,
-    };
-    let Taken {
-        committer,
-        stream,
-        claim,
-    } = match taken {
-        Ok(taken) => taken,
-        Err(error) => return refused(&error),
-    };
-    let services = Arc::clone(&group.services);
-    let recreated = claim.recreated.clone();
-    // The channel holds one claim per partition; without a watch there is nobody to tell.
-    let Ok(()) = claims.send(claim).await else {
-        return PartitionEnd::Drained;
-    };
-    drop(claims);
-    let (to_worker, from_intake) = mpsc::channel(1);
-    let intake = Intake {
-        partition,
-        index,
-        services: Arc::clone(&services),
-        stream,
-        to_worker,
-        recreated,
-    };
-    let worker = Worker::new(services, committer, from_intake, drain.clone());
-    // The intake ends when the worker is gone, as its channel closes.
-    let (worked, ()) = tokio::join!(worker.run(), intake.run(drain));
-    match worked {
-        Ok(()) => PartitionEnd::Drained,
-        Err(error @ WorkerError::Flush(FlushError::Fenced { .. })) => {
-            PartitionEnd::Fenced(error_chain(&error))
-        }
-        Err(error) => PartitionEnd::Broken(error_chain(&error)),
-    }
+    stop: Option<oneshot::Sender<Stop>>,
+    /// When what was told to finish is stopped.
+    stop_at: Option<Instant>,
 }
 
-/// Why nothing can be taken over.
-fn refused(error: &TakeOverError) -> PartitionEnd {
-    match error {
-        TakeOverError::Flush(FlushError::Record { .. } | FlushError::Expired { .. }) => {
-            PartitionEnd::Broken(error_chain(error))
-        }
-        TakeOverError::Lost(_) | TakeOverError::Flush(FlushError::Fenced { .. }) => {
-            PartitionEnd::Fenced(error_chain(error))
-        }
-    }
+struct Supervisor {
+    claimant: Arc<Claimant>,
+    places: BTreeMap<TopicPartition, Place>,
+    /// What is ours, as the settings or the group say.
+    ours: BTreeSet<TopicPartition>,
+    assigned: Option<watch::Receiver<Assigned>>,
+    /// The membership that `ours` belongs to; that of settings never ends.
+    session: u64,
+    /// A membership that is known to be lost: nothing is begun in it any more.
+    lost_session: Option<u64>,
+    shares: BTreeMap<TopicPartition, Share>,
+    running: JoinSet<(TopicPartition, PartitionEnd)>,
+    claims: ClaimWatch,
+    taken: mpsc::Receiver<Claim>,
+    claim_sender: mpsc::Sender<Claim>,
+    looking: Option<BoxFuture<'static, Look>>,
+    /// Released once all that is ours at first is taken over.
+    owned: Option<Latch>,
+    drain: CancellationToken,
+    drain_timeout: Duration,
+    drain_deadline: Option<Instant>,
 }
 
-/// Gathers the claims as partitions are taken over, releases `owned` when all are, and from then on looks for claims of others. Ends when
-/// one of ours is overruled.
-async fn watch_claims(
-    services: Arc<Services>,
-    group: Claim,
-    mut taken: mpsc::Receiver<Claim>,
-    count: usize,
-    owned: Latch,
-) -> String {
-    let mut owned = Some(owned);
-    let mut group = group;
-    let mut claims: Vec<Claim> = Vec::with_capacity(count);
-    let mut look = interval(WATCH);
-    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            Some(claim) = taken.recv(), if claims.len() < count => {
-                claims.push(claim);
-                if claims.len() == count && let Some(owned) = owned.take() {
-                    owned.release();
-                    services.board.set_state(RunState::Running);
-                    tracing::info!(partitions = count, "all partitions are taken over: documents flow");
-                }
+impl Supervisor {
+    fn new(
+        claimant: Claimant,
+        partitions: Vec<(TopicPartition, Uuid)>,
+        owned: Latch,
+        drain: CancellationToken,
+        drain_timeout: Duration,
+    ) -> Self {
+        let (claim_sender, taken) = mpsc::channel(CLAIMS_WAITING);
+        let places: BTreeMap<_, _> = partitions
+            .into_iter()
+            .enumerate()
+            .map(|(index, (partition, topic_id))| {
+                let place = Place {
+                    partition: partition.clone(),
+                    index,
+                    topic_id,
+                };
+                (partition, place)
+            })
+            .collect();
+        let (ours, assigned) = match &claimant.ownership {
+            Ownership::All | Ownership::Static => (places.keys().cloned().collect(), None),
+            Ownership::Group(member) => (BTreeSet::new(), Some(member.assigned())),
+        };
+        let services = Arc::clone(&claimant.services);
+        Self {
+            claims: ClaimWatch::new(services, claimant.group.clone()),
+            claimant: Arc::new(claimant),
+            places,
+            ours,
+            assigned,
+            session: 0,
+            lost_session: None,
+            shares: BTreeMap::new(),
+            running: JoinSet::new(),
+            taken,
+            claim_sender,
+            looking: None,
+            owned: Some(owned),
+            drain,
+            drain_timeout,
+            drain_deadline: None,
+        }
+    }
+
+    async fn run(mut self) -> PipelineEnd {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.follow_assignment();
+        self.begin_missing(Duration::ZERO);
+        loop {
+            if self.drain_deadline.is_some() && self.running.is_empty() {
+                return PipelineEnd::Drained;
             }
-            _ = look.tick() => {
-                for claim in std::iter::once(&mut group).chain(&mut claims) {
-                    match verify(&services, claim).await {
-                        Ok(()) => {}
-                        // A record that we cannot read was written by a newer program, which has taken over.
-                        Err(error @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => return error_chain(&error),
-                        // Commits that fail hold the partition and say so; that nobody can look for claims now is no news.
-                        Err(error) => tracing::debug!(partition = %claim.partition, error = error_chain(&error), "claims cannot be looked at"),
+            let stops = self.shares.values().filter_map(|share| share.stop_at);
+            let stop_at = stops.chain(self.drain_deadline).min();
+            tokio::select! {
+                biased;
+                Some(ended) = self.running.join_next() => {
+                    let end = match ended {
+                        Ok((partition, end)) => self.ended(&partition, end),
+                        Err(error) => Some(PipelineEnd::Broken {
+                            detail: format!("the task of a partition ended: {error}"),
+                        }),
+                    };
+                    if let Some(end) = end {
+                        return end;
                     }
                 }
-                watch_topics(&services, &claims).await;
+                Some(claim) = self.taken.recv() => self.take(claim),
+                () = self.drain.cancelled(), if self.drain_deadline.is_none() => self.begin_drain(),
+                () = changed(&mut self.assigned) => {
+                    self.follow_assignment();
+                    self.begin_missing(Duration::ZERO);
+                }
+                look = ready(&mut self.looking) => if let Some(end) = self.overrule(look) {
+                    return end;
+                },
+                () = sleep_until(stop_at.unwrap_or_else(Instant::now)), if stop_at.is_some() => {
+                    if self.drain_deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+                        return PipelineEnd::DeadlinePassed { partitions: self.running.len() };
+                    }
+                    self.stop_late();
+                }
+                _ = look.tick(), if self.looking.is_none() => self.looking = Some(self.claims.look()),
+            }
+        }
+    }
+
+    fn services(&self) -> &Services {
+        &self.claimant.services
+    }
+
+    /// Takes the newest assignment: what is not ours any more is told to finish, or to stop when the whole membership was lost.
+    fn follow_assignment(&mut self) {
+        let Some(receiver) = &mut self.assigned else {
+            return;
+        };
+        let assigned = receiver.borrow_and_update().clone();
+        let known = |partition: &&TopicPartition| self.places.contains_key(*partition);
+        self.ours = assigned.partitions.iter().filter(known).cloned().collect();
+        if assigned.session != self.session {
+            self.session = assigned.session;
+            if !self.shares.is_empty() {
+                tracing::warn!(
+                    partitions = self.shares.len(),
+                    "the membership in the group was lost: what is in flight is given up, its owners do it again"
+                );
+            }
+            for share in self.shares.values_mut() {
+                share.stop(Stop::Drop);
+            }
+        }
+        let stop_at = Instant::now() + self.drain_timeout;
+        for (partition, share) in &mut self.shares {
+            if !self.ours.contains(partition) && !share.drain.is_cancelled() {
+                tracing::info!(%partition, "the group gives it to another member: what is in flight is finished first");
+                share.finish_by(stop_at);
+            }
+        }
+        tracing::info!(
+            generation = assigned.generation,
+            member = assigned.member_id,
+            partitions = self.ours.len(),
+            "assigned by the group"
+        );
+        self.release_when_owned();
+    }
+
+    /// Begins the work on what is ours and not being worked on.
+    fn begin_missing(&mut self, after: Duration) {
+        if self.drain_deadline.is_some() || self.lost_session == Some(self.session) {
+            return;
+        }
+        let is_missing = |partition: &&TopicPartition| !self.shares.contains_key(*partition);
+        let missing: Vec<_> = self.ours.iter().filter(is_missing).cloned().collect();
+        for partition in missing {
+            let Some(place) = self.places.get(&partition).cloned() else {
+                continue;
+            };
+            let span = tracing::info_span!("partition", %partition);
+            // Not a child of the whole process's drain: it is told when its own time to finish begins.
+            let drain = CancellationToken::new();
+            let (stop, stopped) = oneshot::channel();
+            let work = work_on(
+                Arc::clone(&self.claimant),
+                place,
+                self.claim_sender.clone(),
+                drain.clone(),
+                stopped,
+            );
+            let key = partition.clone();
+            let work = async move {
+                sleep(after).await;
+                (key, work.await)
+            };
+            self.running.spawn(work.instrument(span));
+            let share = Share {
+                drain,
+                stop: Some(stop),
+                stop_at: None,
+            };
+            self.shares.insert(partition, share);
+        }
+        self.tell_held();
+    }
+
+    fn take(&mut self, claim: Claim) {
+        if self.shares.contains_key(&claim.partition) {
+            self.claims.insert(claim);
+            self.release_when_owned();
+        }
+    }
+
+    fn release_when_owned(&mut self) {
+        let is_assigned = self
+            .assigned
+            .as_ref()
+            .is_none_or(|assigned| !assigned.borrow().member_id.is_empty());
+        if !is_assigned || self.claims.len() < self.ours.len() {
+            return;
+        }
+        if let Some(owned) = self.owned.take() {
+            owned.release();
+            self.services().board.set_state(RunState::Running);
+            let partitions = self.claims.len();
+            tracing::info!(partitions, "all partitions are taken over: documents flow");
+        }
+    }
+
+    /// A partition's task is through; answers how the run ends, when that ends it.
+    fn ended(&mut self, partition: &TopicPartition, end: PartitionEnd) -> Option<PipelineEnd> {
+        self.shares.remove(partition);
+        self.claims.remove(partition);
+        let mut after = Duration::ZERO;
+        match end {
+            PartitionEnd::Drained | PartitionEnd::Dropped => {}
+            PartitionEnd::Again(reason) => {
+                tracing::warn!(%partition, reason, "the partition is taken over anew");
+                after = AGAIN_AFTER;
+            }
+            PartitionEnd::GivenUp { session, detail } => {
+                tracing::warn!(%partition, detail, "the group has given the partition to another member");
+                self.lost_session = self.lost_session.max(Some(session));
+            }
+            PartitionEnd::Fenced(detail) => return Some(PipelineEnd::Fenced { detail }),
+            PartitionEnd::Broken(detail) => return Some(PipelineEnd::Broken { detail }),
+        }
+        self.forget(partition);
+        self.begin_missing(after);
+        self.tell_held();
+        None
+    }
+
+    /// What is shown of a partition goes with the work on it: its next owner shows it.
+    fn forget(&self, partition: &TopicPartition) {
+        if self.ours.contains(partition) {
+            return;
+        }
+        let services = self.services();
+        services.board.remove_partition(partition);
+        services.commit_offsets.remove(partition);
+        services.holds.forget(&reading(partition));
+        services.holds.forget(&writing(partition));
+    }
+
+    fn tell_held(&self) {
+        if let Ownership::Group(member) = &self.claimant.ownership {
+            member.set_held(self.shares.keys().cloned().collect());
+        }
+    }
+
+    fn overrule(&mut self, look: Look) -> Option<PipelineEnd> {
+        for overruling in self.claims.note(look) {
+            let detail = overruling.detail;
+            let Some(partition) = overruling.partition else {
+                return Some(PipelineEnd::Fenced { detail });
+            };
+            if let Some(share) = self.shares.get_mut(&partition) {
+                share.stop(Stop::Overruled(detail));
+            }
+        }
+        None
+    }
+
+    fn begin_drain(&mut self) {
+        let deadline = Instant::now() + self.drain_timeout;
+        self.drain_deadline = Some(deadline);
+        let services = self.services();
+        services.board.set_state(RunState::Draining);
+        tracing::info!(
+            drain_timeout = ?self.drain_timeout,
+            "draining: no new documents; those in flight are finished"
+        );
+        services.complete.begin_drain();
+        for share in self.shares.values_mut() {
+            share.finish_by(deadline);
+        }
+    }
+
+    /// Partitions that were to be given up and are not through in time are stopped: the group must not wait for them for ever.
+    fn stop_late(&mut self) {
+        let now = Instant::now();
+        for (partition, share) in &mut self.shares {
+            if share.stop_at.is_some_and(|at| at <= now) {
+                tracing::warn!(%partition, "not through before pipeline.drain_timeout: what is in flight is given up, its next owner does it again");
+                share.stop(Stop::Drop);
             }
         }
     }
 }
 
-/// Looks whether a topic was deleted and created again. Fetches name the topic only: once the new log reaches beyond where the old one was
-/// read to, they would go on there, and pass over what lies below.
-async fn watch_topics(services: &Services, claims: &[Claim]) {
-    let mut found: BTreeMap<&str, Option<Uuid>> = BTreeMap::new();
-    for claim in claims {
-        let topic = &*claim.partition.topic;
-        if !found.contains_key(topic) {
-            let id = match services.source.topic_id(topic).await {
-                Ok(id) => id,
-                Err(error) => {
-                    tracing::debug!(topic, %error, "the topic's id cannot be looked at");
-                    None
-                }
-            };
-            found.insert(topic, id);
-        }
-        // The nil id is that of a broker before Kafka 2.8, which knows none.
-        let id = found.get(topic).copied().flatten();
-        if id.is_some_and(|id| id != claim.topic_id && !id.is_nil() && !claim.topic_id.is_nil()) {
-            claim.recreated.cancel();
+impl Share {
+    fn finish_by(&mut self, deadline: Instant) {
+        self.drain.cancel();
+        self.stop_at = Some(self.stop_at.map_or(deadline, |at| at.min(deadline)));
+    }
+
+    fn stop(&mut self, stop: Stop) {
+        self.stop_at = None;
+        // A task that has ended meanwhile needs no telling.
+        if let Some(Err(unheard)) = self.stop.take().map(|sender| sender.send(stop)) {
+            tracing::debug!(?unheard, "the partition ended before it was told to stop");
         }
     }
 }
 
-async fn verify(services: &Services, claim: &mut Claim) -> Result<(), ClaimError> {
-    let (claimed_at, from) = services
-        .store
-        .verify(&claim.partition, &claim.owner, claim.claimed_at, claim.from)
-        .await?;
-    claim.claimed_at = claimed_at;
-    claim.from = from;
-    Ok(())
+/// Waits for the next change of the assignment; for ever where there is none, or nobody who could change it.
+async fn changed(assigned: &mut Option<watch::Receiver<Assigned>>) {
+    if let Some(receiver) = assigned
+        && receiver.changed().await.is_ok()
+    {
+        return;
+    }
+    pending().await
 }

@@ -4,25 +4,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::config::OnDataLoss;
+use super::ownership::Ownership;
+use super::partition::Place;
 use super::{Services, reading, writing};
+use crate::clock;
 use crate::kafka::{PartitionSink, RecordStream, StepError};
 use crate::offsets::{
-    ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver, Loaded,
-    Owner, Resume, Shrink, group_claim, recover,
+    ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver,
+    LIVE_FOR, Loaded, Owner, Resume, Shrink, group_claim, recover,
 };
 use crate::retry::Backoff;
 use crate::types::{Offset, TopicPartition, error_chain};
 
-const RETRY_INITIAL: Duration = Duration::from_millis(200);
-const RETRY_CAP: Duration = Duration::from_secs(5);
+pub(super) const RETRY_INITIAL: Duration = Duration::from_millis(200);
+pub(super) const RETRY_CAP: Duration = Duration::from_secs(5);
 /// Partitions that look for their newest commit and their place in the log at the same time: all of a thousand at once would wait for each
 /// other's connections until `kafka.request_timeout` fails them all, again and again. As many as the wire side has connections to a broker.
 const LOOKING_MAX: usize = 32;
+/// How long a fenced writer looks for the claim of whoever has fenced it. A new owner claims as soon as it has read the commits.
+const JUDGE_FOR: Duration = Duration::from_secs(5);
+const JUDGE_EVERY: Duration = Duration::from_millis(200);
 
 /// An input partition that is ours.
 pub(super) struct Taken {
@@ -44,6 +50,8 @@ pub(super) struct Claim {
     pub(super) topic_id: Uuid,
     /// Cancelled when the topic has another id.
     pub(super) recreated: CancellationToken,
+    /// Whether the broker refuses whatever a former owner still writes: then nobody has to look for claims.
+    pub(super) is_fenced_by_broker: bool,
 }
 
 /// Why a partition cannot be had.
@@ -63,25 +71,37 @@ enum Failure {
     End(TakeOverError),
 }
 
-/// A group that is ours: from it partitions are taken over.
-pub(super) struct Group {
+/// Takes partitions over for this process.
+pub(super) struct Claimant {
     pub(super) services: Arc<Services>,
-    pub(super) claim: Claim,
+    pub(super) ownership: Ownership,
+    /// The claim on the group as a whole, where all of it is to be ours.
+    pub(super) group: Option<Claim>,
     /// Turns for the steps of a take-over that only look. Each request in them ends within `kafka.request_timeout`, so a turn always comes.
     turns: Semaphore,
 }
 
-impl Group {
-    /// Claims the group as a whole, which comes before any partition: of several instances that start together one wins here, and the
-    /// others end before they have touched a partition. Otherwise each could win some partitions, and all would end.
+impl Claimant {
+    /// A claimant; where all partitions are to be ours it claims the group as a whole, which comes before any partition: of several instances
+    /// that start together one wins here, and the others end before they have touched a partition. Otherwise each could win some partitions,
+    /// and all would end.
     ///
     /// # Cancel safety
     /// Safe in effect: a claim that was written and is not used is overruled by the next one.
-    pub(super) async fn claim(services: Arc<Services>) -> Result<Self, TakeOverError> {
-        let claim = until_done(&services, "kafka", || try_claim_group(&services)).await?;
+    pub(super) async fn new(
+        services: Arc<Services>,
+        ownership: Ownership,
+    ) -> Result<Self, TakeOverError> {
+        let group = match ownership {
+            Ownership::All => {
+                Some(until_done(&services, "kafka", || try_claim_group(&services)).await?)
+            }
+            Ownership::Static | Ownership::Group(_) => None,
+        };
         Ok(Self {
             services,
-            claim,
+            ownership,
+            group,
             turns: Semaphore::new(LOOKING_MAX),
         })
     }
@@ -89,34 +109,54 @@ impl Group {
     /// Takes a partition over; waits for whatever keeps it from that.
     ///
     /// # Cancel safety
-    /// As [`claim`](Self::claim).
-    pub(super) async fn take_over(
-        &self,
-        partition: &TopicPartition,
-        topic_id: Uuid,
-    ) -> Result<Taken, TakeOverError> {
-        let what = reading(partition);
-        until_done(&self.services, &what, || {
-            try_take_over(self, partition, topic_id)
-        })
-        .await
+    /// As [`new`](Self::new).
+    pub(super) async fn take_over(&self, place: &Place) -> Result<Taken, TakeOverError> {
+        let what = reading(&place.partition);
+        until_done(&self.services, &what, || try_take_over(self, place)).await
     }
 
     /// Whether the group is still ours.
-    async fn verify(&self) -> Result<(), Failure> {
-        let Claim {
+    async fn verify_group(&self) -> Result<(), Failure> {
+        let Some(Claim {
             partition,
             owner,
             claimed_at,
             from,
             ..
-        } = &self.claim;
-        let verified = self
-            .services
-            .store
-            .verify(partition, owner, *claimed_at, *from)
-            .await;
+        }) = &self.group
+        else {
+            return Ok(());
+        };
+        let store = &self.services.store;
+        let verified = store.verify(partition, owner, *claimed_at, *from).await;
         verified.map(drop).map_err(failure)
+    }
+}
+
+/// The broker refuses what the claim's owner writes: finds out who has overruled it. `None` when nobody has, as when the broker itself has
+/// ended a transaction that was open for too long.
+///
+/// # Cancel safety
+/// Safe: it only reads.
+pub(super) async fn judge(services: &Services, claim: &Claim) -> Option<ClaimError> {
+    let what = writing(&claim.partition);
+    let until = Instant::now() + JUDGE_FOR;
+    loop {
+        let verified = services
+            .store
+            .verify(&claim.partition, &claim.owner, claim.claimed_at, claim.from)
+            .await;
+        match verified {
+            Err(lost @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => return Some(lost),
+            Ok(_) if Instant::now() >= until => {
+                services.holds.forget(&what);
+                return None;
+            }
+            Ok(_) => {}
+            // Without the commit topic nothing can be said.
+            Err(error) => services.holds.hold(&what, &error_chain(&error)),
+        }
+        sleep(JUDGE_EVERY).await;
     }
 }
 
@@ -167,37 +207,37 @@ async fn try_claim_group(services: &Arc<Services>) -> Result<Claim, Failure> {
     Ok(claim)
 }
 
-async fn try_take_over(
-    group: &Group,
-    partition: &TopicPartition,
-    topic_id: Uuid,
-) -> Result<Taken, Failure> {
-    let services = &group.services;
-    let turn = group
+async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Failure> {
+    let services = &claimant.services;
+    let partition = &place.partition;
+    let turn = claimant
         .turns
         .acquire()
         .await
         .map_err(|closed| again(&closed))?;
+    let load_error = |error: ClaimError| again(&error);
+    let seen = services.store.load(partition).await.map_err(load_error)?;
+    refuse_other_guarantee(services, &seen)?;
+    let bounds = services.source.bounds(partition).await;
+    let bounds = bounds.map_err(|error| again(&error))?;
+    // Only now, as it may fence: an instance that cannot read must not put down one that can.
     let sink = sink_of(services, partition).await?;
-    let loaded = services
-        .store
-        .load(partition)
-        .await
-        .map_err(|error| again(&error))?;
+    // What the former owner wrote until it was fenced.
+    let loaded = services.store.reload(partition, seen).await;
+    let loaded = loaded.map_err(load_error)?;
     let newest = loaded.newest.as_ref().map(|(_, record)| record);
-    let position = resume_at(services, partition, topic_id, newest).await?;
-    // Opened before the claim: an instance that cannot read must not put down one that can.
+    let position = resume_at(services, place, newest, bounds)?;
     let stream = services
         .source
         .open(partition, position.next_offset)
         .await
         .map_err(|error| again(&error))?;
     // After the load: whoever owns the group since has claimed it before any partition that the load could show.
-    group.verify().await?;
+    claimant.verify_group().await?;
     // The claim is tried until it is written, which may be long: it must not keep the others from looking.
     drop(turn);
     let next_offset = position.next_offset;
-    match claim(services, partition, topic_id, sink, loaded, position).await {
+    match claim(services, partition, place.topic_id, sink, loaded, position).await {
         Ok((committer, claim)) => {
             tracing::info!(%next_offset, owner_epoch = claim.owner.epoch, "partition taken over");
             Ok(Taken {
@@ -207,8 +247,8 @@ async fn try_take_over(
             })
         }
         // An instance that was overruled may have claimed the partition late. While the group is ours, we claim again, above it.
-        Err(Failure::End(TakeOverError::Lost(lost))) => {
-            group.verify().await?;
+        Err(Failure::End(TakeOverError::Lost(lost))) if claimant.group.is_some() => {
+            claimant.verify_group().await?;
             Err(again(&lost))
         }
         Err(failure) => Err(failure),
@@ -241,45 +281,46 @@ async fn claim(
     position: CommitPosition,
 ) -> Result<(Committer, Claim), Failure> {
     let newest = loaded.newest.map_or(0, |(_, record)| record.owner_epoch);
-    let owner = Owner {
-        instance: services.instance.clone(),
-        epoch: newest.saturating_add(1),
+    let mut claim = Claim {
+        partition: partition.clone(),
+        owner: Owner {
+            instance: services.instance.clone(),
+            epoch: newest.saturating_add(1),
+        },
+        claimed_at: None,
+        from: loaded.end,
+        topic_id,
+        recreated: CancellationToken::new(),
+        is_fenced_by_broker: sink.is_transactional(),
     };
-    let observer = Observer::new(services, partition);
     let mut committer = Committer::new(
         partition.clone(),
         topic_id,
-        owner.clone(),
+        claim.owner.clone(),
         sink,
         services.store.clone(),
-        Box::new(observer),
+        Box::new(Observer::new(services, partition)),
         shrink(services, partition),
     );
-    committer
-        .flush(Flush {
-            outputs: Vec::new(),
-            position,
-        })
-        .await
-        .map_err(|error| Failure::End(error.into()))?;
+    let outputs = Vec::new();
+    match committer.flush(Flush { outputs, position }).await {
+        Ok(()) => {}
+        Err(error @ FlushError::Expired { .. }) => return Err(again(&error)),
+        Err(error @ FlushError::Fenced { .. }) => {
+            return Err(match judge(services, &claim).await {
+                Some(lost) => failure(lost),
+                None => again(&error),
+            });
+        }
+        Err(error @ FlushError::Record { .. }) => return Err(Failure::End(error.into())),
+    }
     let verified = services
         .store
-        .verify(partition, &owner, None, loaded.end)
+        .verify(partition, &claim.owner, None, claim.from)
         .await;
-    let (claimed_at, from) = verified.map_err(failure)?;
-    let partition = partition.clone();
-    let recreated = CancellationToken::new();
-    Ok((
-        committer,
-        Claim {
-            partition,
-            owner,
-            claimed_at,
-            from,
-            topic_id,
-            recreated,
-        },
-    ))
+    let verified = verified.map_err(failure)?;
+    (claim.claimed_at, claim.from) = (verified.claimed_at, verified.next);
+    Ok((committer, claim))
 }
 
 /// An instance that was overruled ends; whatever else keeps us from the commit topic is tried again.
@@ -290,25 +331,32 @@ fn failure(error: ClaimError) -> Failure {
     }
 }
 
-/// Where work goes on. Lost input holds the partition unless the policy says otherwise.
-async fn resume_at(
+/// An instance with another guarantee is not fenced by ours, nor we by its: the two would write side by side. With the same guarantee a
+/// claim never waits.
+fn refuse_other_guarantee(services: &Services, seen: &Loaded) -> Result<(), Failure> {
+    let Some((_, newest)) = &seen.newest else {
+        return Ok(());
+    };
+    if newest.guarantee == services.guarantee || !newest.is_live(clock::now()) {
+        return Ok(());
+    }
+    Err(Failure::Again(format!(
+        "instance `{}` works on it with processing.guarantee = {}, or did until less than {LIVE_FOR:?} ago; stop it: an instance with {} may take over only then",
+        newest.owner, newest.guarantee, services.guarantee
+    )))
+}
+
+/// Where work goes on; `bounds` are the log start offset and the high watermark. Lost input holds the partition unless the policy says
+/// otherwise.
+fn resume_at(
     services: &Services,
-    partition: &TopicPartition,
-    topic_id: Uuid,
+    place: &Place,
     newest: Option<&CommitRecord>,
+    bounds: (Offset, Offset),
 ) -> Result<CommitPosition, Failure> {
-    let (log_start, high_watermark) = services
-        .source
-        .bounds(partition)
-        .await
-        .map_err(|error| again(&error))?;
-    let loss = match recover(
-        newest,
-        topic_id,
-        log_start,
-        high_watermark,
-        services.input.start,
-    ) {
+    let (log_start, high_watermark) = bounds;
+    let start = services.input.start;
+    let loss = match recover(newest, place.topic_id, log_start, high_watermark, start) {
         Resume::From(position) => return Ok(position),
         Resume::DataLoss(loss) => loss,
     };

@@ -4,7 +4,6 @@
 //! their outcome back; a flush runs beside them, and outcomes gather while it is on its way.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +19,7 @@ use super::emit::OrderBuffer;
 use super::intake::Intaken;
 use super::outcome::{Count, Outcome, Work, process};
 use super::read_ahead::OpenToken;
-use super::{Services, writing};
+use super::{Services, ready, writing};
 use crate::llm::Slot;
 use crate::offsets::{CommitPosition, Committer, Flush, FlushError, Output, Tracker};
 use crate::telemetry::status::PartitionStatus;
@@ -385,14 +384,4 @@ impl Worker {
         let (_, fetched_at) = self.fetches.range(..=oldest).next_back()?;
         u64::try_from(fetched_at.elapsed().as_millis()).ok()
     }
-}
-
-/// Waits for the future in the slot and empties it; for ever when there is none. Cancel safe: the future stays in the slot.
-async fn ready<T>(slot: &mut Option<BoxFuture<'static, T>>) -> T {
-    let Some(future) = slot else {
-        return pending().await;
-    };
-    let value = future.await;
-    *slot = None;
-    value
 }

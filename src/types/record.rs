@@ -48,6 +48,26 @@ impl Record {
             + headers
     }
 
+    /// The record in memory of its own. What a driver hands out may be slices of a whole answer: one record that waits would keep all
+    /// of it.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
+        Self {
+            key: self.key.as_ref().map(own),
+            value: self.value.as_ref().map(own),
+            headers: self
+                .headers
+                .iter()
+                .map(|header| Header {
+                    name: header.name.clone(),
+                    value: header.value.as_ref().map(own),
+                })
+                .collect(),
+            timestamp_ms: self.timestamp_ms,
+        }
+    }
+
     /// The value of the last header of that name, when it is not null.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&Bytes> {

@@ -3,14 +3,19 @@
 use std::path::PathBuf;
 use std::process::Stdio;
 
+use kafka_llm_processor::sandbox::broker::Broker;
+use kafka_llm_processor::types::Record;
+use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
+use kafka_protocol::messages::{AddPartitionsToTxnRequest, InitProducerIdRequest, TransactionalId};
+use kafka_protocol::protocol::StrBytes;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::{Duration, timeout};
 
-use crate::wire::{broker, secure_broker};
+use crate::wire::{Wire, batch, broker, name, patch, produce, secure_broker};
 
 /// A Java tool takes seconds on an idle machine.
-const TOOL_MAX: Duration = Duration::from_secs(90);
+pub(crate) const TOOL_MAX: Duration = Duration::from_secs(90);
 
 struct Run {
     success: bool,
@@ -20,14 +25,14 @@ struct Run {
 
 impl Run {
     /// Standard output of a run that succeeded.
-    fn output(self) -> String {
+    pub(crate) fn output(self) -> String {
         assert!(self.success, "{}{}", self.stdout, self.stderr);
         self.stdout
     }
 }
 
 /// Runs a tool with this input; `None`, with the reason printed, when it is not installed.
-async fn run(program: &str, args: &[&str], input: &str) -> Option<Run> {
+pub(crate) async fn run(program: &str, args: &[&str], input: &str) -> Option<Run> {
     let spawned = Command::new(program)
         .args(args)
         .stdin(Stdio::piped())
@@ -141,16 +146,24 @@ async fn kcat_authenticates_with_the_right_password_only() {
     broker.shutdown().await;
 }
 
+/// Whether Python's confluent_kafka can be run; prints the reason when it cannot.
+pub(crate) async fn has_confluent_kafka() -> bool {
+    let present = run("python3", &["-c", "import confluent_kafka"], "").await;
+    let is_there = present.is_some_and(|run| run.success);
+    if !is_there {
+        println!("skipped: Python's confluent_kafka is not installed");
+    }
+    is_there
+}
+
 /// Topics, acks, headers, commits, groups, configurations, deletion and SASL: `confluent.py` asserts each.
 #[tokio::test(flavor = "multi_thread")]
 async fn confluent_kafka_does_its_daily_work() {
-    let broker = broker().await;
-    let secure = secure_broker().await;
-    let present = run("python3", &["-c", "import confluent_kafka"], "").await;
-    if !present.is_some_and(|run| run.success) {
-        println!("skipped: Python's confluent_kafka is not installed");
+    if !has_confluent_kafka().await {
         return;
     }
+    let broker = broker().await;
+    let secure = secure_broker().await;
     let script = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/tests/sandbox_broker/confluent.py"
@@ -164,8 +177,31 @@ async fn confluent_kafka_does_its_daily_work() {
     secure.shutdown().await;
 }
 
+/// Commit, abort, offsets, fencing and every codec: `confluent_transactions.py` asserts each as its consumers see it.
+#[tokio::test(flavor = "multi_thread")]
+async fn confluent_kafka_commits_aborts_and_is_fenced() {
+    if !has_confluent_kafka().await {
+        return;
+    }
+    let broker = broker().await;
+    let script = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/sandbox_broker/confluent_transactions.py"
+    );
+    let args = [script, &broker.bootstrap()];
+    assert_eq!(
+        run("python3", &args, "").await.unwrap().output().trim(),
+        "done"
+    );
+    let committed = broker.records_committed("t");
+    assert_eq!(committed.len(), 13, "every codec is read here too");
+    assert_eq!(broker.records("t").len(), 20);
+    assert!(broker.open_transactions().is_empty());
+    broker.shutdown().await;
+}
+
 /// Where `tool.sh` of the Java tools lies; `None`, with the reason printed, when it is not there.
-fn java_tools() -> Option<String> {
+pub(crate) fn java_tools() -> Option<String> {
     let tool =
         std::env::var_os("REAL_KAFKA_TOOLS").map(|folder| PathBuf::from(folder).join("tool.sh"));
     let Some(tool) = tool.filter(|tool| tool.exists()) else {
@@ -288,4 +324,106 @@ async fn the_java_tools_show_the_lag_of_a_group() {
     let words: Vec<_> = line.split_whitespace().collect();
     assert_eq!(words[..6], ["g", "t", "0", "2", "3", "1"], "{described}");
     broker.shutdown().await;
+}
+
+/// A Java producer writes transactions, a Java consumer reads what is committed, and the tools see a transaction that hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_java_tools_write_and_read_transactions() {
+    let Some(tool) = java_tools() else { return };
+    let broker = broker().await;
+    let server = broker.bootstrap();
+    let written = [
+        "kafka-producer-perf-test",
+        "--topic",
+        "t",
+        "--num-records",
+        "50",
+        "--record-size",
+        "20",
+        "--throughput",
+        "-1",
+        "--transactional-id",
+        "java",
+        "--transaction-duration-ms",
+        "1",
+        "--bootstrap-server",
+        &server,
+    ];
+    run(&tool, &written, "").await.unwrap().output();
+    assert_eq!(broker.records_committed("t").len(), 50);
+    let ends = |broker: &Broker| {
+        let end = |partition| broker.high_watermark("t", partition).unwrap().value();
+        end(0) + end(1)
+    };
+    assert!(ends(&broker) > 50, "its markers have offsets");
+    // Somebody's transaction hangs behind them: what follows it is not committed.
+    let mut wire = Wire::connect(&server).await;
+    let hanging = hang(&mut wire, "hanging").await;
+    broker.append("t", 0, vec![Record::default()]).unwrap();
+    let mut read = Vec::new();
+    for partition in ["0", "1"] {
+        let args = [
+            "kafka-console-consumer",
+            "--bootstrap-server",
+            &server,
+            "--topic",
+            "t",
+            "--partition",
+            partition,
+            "--offset",
+            "earliest",
+            "--isolation-level",
+            "read_committed",
+            "--timeout-ms",
+            "3000",
+        ];
+        let lines = run(&tool, &args, "").await.unwrap().output();
+        read.extend(lines.lines().map(str::to_owned));
+    }
+    assert_eq!(read.len(), 50);
+    let transactions = ["kafka-transactions", "--bootstrap-server", &server];
+    let listed = run(&tool, &[&transactions[..], &["list"]].concat(), "").await;
+    let listed = listed.unwrap().output();
+    let line = |id: &str| {
+        let line = listed.lines().find(|line| line.starts_with(id)).unwrap();
+        line.split_whitespace()
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(line("hanging").last().unwrap(), "Ongoing", "{listed}");
+    assert_eq!(line("java").last().unwrap(), "CompleteCommit", "{listed}");
+    let describe = ["describe-producers", "--topic", "t", "--partition", "0"];
+    let described = run(&tool, &[&transactions[..], &describe].concat(), "").await;
+    let described = described.unwrap().output();
+    let line = described
+        .lines()
+        .find(|line| line.starts_with(&hanging.to_string()));
+    assert!(line.is_some(), "{described}");
+    broker.shutdown().await;
+}
+
+/// Leaves a transaction with one record in partition 0 of `t` open; answers the producer id.
+async fn hang(wire: &mut Wire, id: &'static str) -> i64 {
+    let id = TransactionalId(StrBytes::from_static_str(id));
+    let init = InitProducerIdRequest::default()
+        .with_transactional_id(Some(id.clone()))
+        .with_transaction_timeout_ms(900_000);
+    let producer = wire.call(4, &init).await;
+    let topic = AddPartitionsToTxnTopic::default()
+        .with_name(name("t"))
+        .with_partitions(vec![0]);
+    let add = AddPartitionsToTxnRequest::default()
+        .with_v3_and_below_transactional_id(id.clone())
+        .with_v3_and_below_producer_id(producer.producer_id)
+        .with_v3_and_below_producer_epoch(producer.producer_epoch)
+        .with_v3_and_below_topics(vec![topic]);
+    wire.call(3, &add).await;
+    let mut records = batch(&[(None, "hangs")], -1);
+    records = patch(records, 21, &16_i16.to_be_bytes());
+    records = patch(records, 43, &producer.producer_id.0.to_be_bytes());
+    records = patch(records, 51, &[0; 6]);
+    let produced = produce("t", 0, records).with_transactional_id(Some(id));
+    let answer = wire.call(9, &produced).await;
+    assert_eq!(answer.responses[0].partition_responses[0].error_code, 0);
+    producer.producer_id.0
 }

@@ -43,7 +43,7 @@ async fn kafka_refuses_what_the_sandbox_refuses() {
     assert_refusals(&ask_everything(&address).await);
 }
 
-fn assert_refusals(found: &[(&'static str, i16, i16)]) {
+pub(crate) fn assert_refusals(found: &[(&'static str, i16, i16)]) {
     let wrong: Vec<_> = found
         .iter()
         .filter(|(_, expected, code)| expected != code)
@@ -52,7 +52,7 @@ fn assert_refusals(found: &[(&'static str, i16, i16)]) {
 }
 
 /// (what is asked, the expected code, the code that came).
-type Found = Vec<(&'static str, i16, i16)>;
+pub(crate) type Found = Vec<(&'static str, i16, i16)>;
 
 async fn ask_everything(address: &str) -> Found {
     let mut wire = Wire::connect(address).await;
@@ -78,7 +78,7 @@ async fn ask_everything(address: &str) -> Found {
     found
 }
 
-fn creatable(topic: &str, configs: &[(&str, &str)]) -> CreatableTopic {
+pub(crate) fn creatable(topic: &str, configs: &[(&str, &str)]) -> CreatableTopic {
     let configs = configs.iter().map(|(name, value)| {
         CreatableTopicConfig::default()
             .with_name(StrBytes::from_string((*name).to_owned()))
@@ -91,7 +91,7 @@ fn creatable(topic: &str, configs: &[(&str, &str)]) -> CreatableTopic {
         .with_configs(configs.collect())
 }
 
-async fn create(wire: &mut Wire, topic: CreatableTopic) -> i16 {
+pub(crate) async fn create(wire: &mut Wire, topic: CreatableTopic) -> i16 {
     let request = CreateTopicsRequest::default()
         .with_topics(vec![topic])
         .with_timeout_ms(10_000);

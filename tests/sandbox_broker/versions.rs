@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, ErrorCode};
+use kafka_protocol::messages::add_partitions_to_txn_request::AddPartitionsToTxnTopic;
 use kafka_protocol::messages::create_topics_request::{
     CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig,
 };
@@ -12,10 +13,13 @@ use kafka_protocol::messages::delete_records_request::{
 };
 use kafka_protocol::messages::delete_topics_request::DeleteTopicState;
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_producers_request::TopicRequest;
 use kafka_protocol::messages::fetch_request::ForgottenTopic;
 use kafka_protocol::messages::incremental_alter_configs_request::{
     AlterConfigsResource, AlterableConfig,
 };
+use kafka_protocol::messages::join_group_request::JoinGroupRequestProtocol;
+use kafka_protocol::messages::leave_group_request::MemberIdentity;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_commit_request::{
@@ -27,12 +31,20 @@ use kafka_protocol::messages::offset_fetch_request::{
 use kafka_protocol::messages::offset_for_leader_epoch_request::{
     OffsetForLeaderPartition, OffsetForLeaderTopic,
 };
+use kafka_protocol::messages::sync_group_request::SyncGroupRequestAssignment;
+use kafka_protocol::messages::txn_offset_commit_request::{
+    TxnOffsetCommitRequestPartition, TxnOffsetCommitRequestTopic,
+};
 use kafka_protocol::messages::{
-    ApiVersionsRequest, BrokerId, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest,
-    DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-    FindCoordinatorRequest, GroupId, IncrementalAlterConfigsRequest, ListGroupsRequest,
-    ListOffsetsRequest, MetadataRequest, OffsetCommitRequest, OffsetFetchRequest,
-    OffsetForLeaderEpochRequest, ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
+    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiVersionsRequest, BrokerId,
+    CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
+    DescribeTransactionsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest, GroupId,
+    HeartbeatRequest, IncrementalAlterConfigsRequest, InitProducerIdRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, ListTransactionsRequest,
+    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest,
+    ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest, SyncGroupRequest,
+    TransactionalId, TxnOffsetCommitRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 
@@ -88,6 +100,8 @@ async fn every_advertised_version_is_served() {
     logs(&mut sweep).await;
     topics(&mut sweep).await;
     groups(&mut sweep).await;
+    transactions(&mut sweep).await;
+    memberships(&mut sweep).await;
     connections(&mut sweep).await;
     assert!(sweep.left.is_empty(), "not asked for: {:?}", sweep.left);
     sweep.broker.shutdown().await;
@@ -281,6 +295,144 @@ async fn groups(sweep: &mut Sweep) {
         })
         .await;
     assert_eq!(sweep.broker.committed_offset("g", "t", 0), None);
+}
+
+async fn transactions(sweep: &mut Sweep) {
+    let id = || TransactionalId(word("tx"));
+    sweep
+        .all::<InitProducerIdRequest>(|_| {
+            InitProducerIdRequest::default()
+                .with_transactional_id(Some(id()))
+                .with_transaction_timeout_ms(60_000)
+        })
+        .await;
+    let init = InitProducerIdRequest::default()
+        .with_transactional_id(Some(id()))
+        .with_transaction_timeout_ms(60_000);
+    let producer = sweep.wire.call(4, &init).await;
+    assert_eq!(producer.producer_epoch, 5, "each version has raised it");
+    let (pid, epoch) = (producer.producer_id, producer.producer_epoch);
+    sweep
+        .all::<AddPartitionsToTxnRequest>(|_| {
+            let topic = AddPartitionsToTxnTopic::default()
+                .with_name(name("t"))
+                .with_partitions(vec![0, 1]);
+            AddPartitionsToTxnRequest::default()
+                .with_v3_and_below_transactional_id(id())
+                .with_v3_and_below_producer_id(pid)
+                .with_v3_and_below_producer_epoch(epoch)
+                .with_v3_and_below_topics(vec![topic])
+        })
+        .await;
+    sweep
+        .all::<AddOffsetsToTxnRequest>(|_| {
+            AddOffsetsToTxnRequest::default()
+                .with_transactional_id(id())
+                .with_producer_id(pid)
+                .with_producer_epoch(epoch)
+                .with_group_id(group())
+        })
+        .await;
+    sweep
+        .all::<TxnOffsetCommitRequest>(|version| {
+            let partition = TxnOffsetCommitRequestPartition::default()
+                .with_committed_offset(version.into())
+                .with_committed_metadata(Some(word("m")));
+            let topic = TxnOffsetCommitRequestTopic::default()
+                .with_name(name("t"))
+                .with_partitions(vec![partition]);
+            TxnOffsetCommitRequest::default()
+                .with_transactional_id(id())
+                .with_group_id(group())
+                .with_producer_id(pid)
+                .with_producer_epoch(epoch)
+                .with_topics(vec![topic])
+        })
+        .await;
+    assert_eq!(sweep.broker.open_transactions().len(), 1);
+    assert_eq!(sweep.broker.committed_offset("g", "t", 0), None);
+    sweep
+        .all::<ListTransactionsRequest>(|version| {
+            let duration = if version < 1 { -1 } else { 5 };
+            ListTransactionsRequest::default()
+                .with_state_filters(vec![word("Ongoing"), word("Odd")])
+                .with_producer_id_filters(vec![pid])
+                .with_duration_filter(duration)
+        })
+        .await;
+    sweep
+        .all::<DescribeTransactionsRequest>(|_| {
+            let unknown = TransactionalId(word("none"));
+            DescribeTransactionsRequest::default().with_transactional_ids(vec![id(), unknown])
+        })
+        .await;
+    sweep
+        .all::<DescribeProducersRequest>(|_| {
+            let topic = TopicRequest::default()
+                .with_name(name("t"))
+                .with_partition_indexes(vec![0, 9]);
+            DescribeProducersRequest::default().with_topics(vec![topic])
+        })
+        .await;
+    sweep
+        .all::<EndTxnRequest>(|_| {
+            EndTxnRequest::default()
+                .with_transactional_id(id())
+                .with_producer_id(pid)
+                .with_producer_epoch(epoch)
+                .with_committed(true)
+        })
+        .await;
+    assert_eq!(sweep.broker.committed_offset("g", "t", 0), Some(3));
+}
+
+async fn memberships(sweep: &mut Sweep) {
+    sweep
+        .all::<JoinGroupRequest>(|version| {
+            let protocol = JoinGroupRequestProtocol::default()
+                .with_name(word("range"))
+                .with_metadata("m".into());
+            JoinGroupRequest::default()
+                .with_group_id(group())
+                .with_session_timeout_ms(10_000)
+                .with_rebalance_timeout_ms(100)
+                .with_protocol_type(word("consumer"))
+                .with_group_instance_id((version >= 5).then(|| word("i")))
+                .with_protocols(vec![protocol])
+        })
+        .await;
+    sweep
+        .all::<SyncGroupRequest>(|version| {
+            let assignment = SyncGroupRequestAssignment::default()
+                .with_member_id(word("m"))
+                .with_assignment("a".into());
+            SyncGroupRequest::default()
+                .with_group_id(group())
+                .with_member_id(word("m"))
+                .with_group_instance_id((version >= 3).then(|| word("i")))
+                .with_protocol_type((version >= 5).then(|| word("consumer")))
+                .with_protocol_name((version >= 5).then(|| word("range")))
+                .with_assignments(vec![assignment])
+        })
+        .await;
+    sweep
+        .all::<HeartbeatRequest>(|version| {
+            HeartbeatRequest::default()
+                .with_group_id(group())
+                .with_member_id(word("m"))
+                .with_group_instance_id((version >= 3).then(|| word("i")))
+        })
+        .await;
+    sweep
+        .all::<LeaveGroupRequest>(|version| {
+            let request = LeaveGroupRequest::default().with_group_id(group());
+            if version < 3 {
+                return request.with_member_id(word("m"));
+            }
+            let member = MemberIdentity::default().with_group_instance_id(Some(word("i")));
+            request.with_members(vec![member])
+        })
+        .await;
 }
 
 async fn connections(sweep: &mut Sweep) {

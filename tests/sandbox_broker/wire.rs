@@ -90,6 +90,11 @@ impl Wire {
         request: &R,
     ) -> Option<R::Response> {
         self.send(version, request).await;
+        self.try_receive::<R>(version).await
+    }
+
+    /// The response to an earlier request; `None` when the broker closed the connection.
+    pub(crate) async fn try_receive<R: Request>(&mut self, version: i16) -> Option<R::Response> {
         let mut frame = self.receive_frame().await?;
         let header_version = R::Response::header_version(version);
         let header = ResponseHeader::decode(&mut frame, header_version).unwrap();
@@ -97,6 +102,11 @@ impl Wire {
         let response = R::Response::decode(&mut frame, version).unwrap();
         assert!(frame.is_empty(), "every byte of the response is read");
         Some(response)
+    }
+
+    pub(crate) async fn receive<R: Request>(&mut self, version: i16) -> R::Response {
+        let response = self.try_receive::<R>(version).await;
+        response.expect("the broker answers")
     }
 
     pub(crate) async fn call<R: Request>(&mut self, version: i16, request: &R) -> R::Response {

@@ -7,10 +7,7 @@ use jiff::Timestamp;
 use super::{CheckItem, CheckSettings, Found};
 use crate::kafka::KafkaError;
 use crate::kafka::wire::TopicDescription;
-use crate::offsets::CommitRecord;
-
-/// An owner renews its commit record every 15 s, also when idle; after three missed ones it counts as gone.
-pub(super) const LIVE_FOR: Duration = Duration::from_secs(45);
+use crate::offsets::{CommitRecord, LIVE_FOR};
 
 /// What a topic is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

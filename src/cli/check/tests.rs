@@ -2,9 +2,10 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::judge::{LIVE_FOR, Role};
+use super::judge::Role;
 use super::*;
 use crate::offsets::Guarantee;
+use crate::offsets::LIVE_FOR;
 
 fn described(name: &str, partitions: i32, leaders_missing: i32) -> TopicDescription {
     TopicDescription {

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use rskafka::client::partition::{OffsetAt, PartitionClient};
 use rskafka::record::RecordAndOffset;
 use tokio::time::sleep;
@@ -170,8 +169,7 @@ impl RskafkaStream {
             .fetch(&self.partition, self.position, isolation, max_bytes, wait)
             .await?;
         for (_, record) in &mut fetched.records {
-            // They are slices of the whole answer: one document that waits would keep all of it in memory.
-            *record = own(record);
+            *record = record.detached();
         }
         self.position = fetched.next_offset.max(self.position);
         fetched.next_offset = self.position;
@@ -194,24 +192,6 @@ impl RskafkaStream {
     }
 }
 
-/// The record with memory of its own.
-fn own(record: &Record) -> Record {
-    let own = |bytes: &Bytes| Bytes::copy_from_slice(bytes);
-    Record {
-        key: record.key.as_ref().map(own),
-        value: record.value.as_ref().map(own),
-        headers: record
-            .headers
-            .iter()
-            .map(|header| Header {
-                name: header.name.clone(),
-                value: header.value.as_ref().map(own),
-            })
-            .collect(),
-        timestamp_ms: record.timestamp_ms,
-    }
-}
-
 fn from_rskafka(record: RecordAndOffset) -> (Offset, Record) {
     let offset = Offset::new(record.offset);
     let record = record.record;
@@ -220,12 +200,12 @@ fn from_rskafka(record: RecordAndOffset) -> (Offset, Record) {
         .into_iter()
         .map(|(name, value)| Header {
             name,
-            value: Some(Bytes::from(value)),
+            value: Some(value.into()),
         })
         .collect();
     let record = Record {
-        key: record.key.map(Bytes::from),
-        value: record.value.map(Bytes::from),
+        key: record.key.map(Into::into),
+        value: record.value.map(Into::into),
         headers,
         timestamp_ms: record.timestamp.timestamp_millis(),
     };

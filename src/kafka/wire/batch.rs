@@ -34,6 +34,10 @@ pub(super) enum BatchError {
     TooLarge,
     #[error("the batch's {0} cannot be inflated: {1}")]
     Inflate(&'static str, String),
+    #[error(
+        "transactions that are still open, the oldest since offset {0}, hold back more than {1} bytes before it; `kafka-transactions.sh` finds and ends those that hang"
+    )]
+    Withheld(i64, usize),
 }
 
 /// A whole batch, its records not yet read.

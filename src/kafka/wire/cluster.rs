@@ -26,7 +26,8 @@ use crate::retry::Backoff;
 use crate::types::TopicPartition;
 
 /// First and longest ceiling of the waits between tries: a leader moves within seconds.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+pub(super) const BACKOFF: (Duration, Duration) =
+    (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Answers of `FindCoordinator` for a group, not for a transaction.
 const KEY_TYPE_GROUP: i8 = 0;
@@ -71,7 +72,7 @@ pub(super) enum Target<'a> {
 
 /// What a failed attempt means for the next.
 #[derive(Debug)]
-enum Failure {
+pub(super) enum Failure {
     /// Trying again is useless, or not ours to decide.
     Final(KafkaError),
     /// Another way may lead there.
@@ -79,7 +80,7 @@ enum Failure {
 }
 
 impl Failure {
-    fn asking(error: KafkaError) -> Self {
+    pub(super) fn asking(error: KafkaError) -> Self {
         if error.is_transient() {
             Self::Passing(error)
         } else {
@@ -88,7 +89,7 @@ impl Failure {
     }
 
     /// When no broker at all answers there is nothing to learn from trying at once again.
-    fn routing(error: KafkaError) -> Self {
+    pub(super) fn routing(error: KafkaError) -> Self {
         match error {
             KafkaError::Unreachable { .. } => Self::Final(error),
             other => Self::asking(other),
@@ -98,9 +99,10 @@ impl Failure {
 
 /// The broker that answers for a target.
 #[derive(Debug, Clone)]
-struct Route {
-    address: Arc<str>,
-    leader_epoch: i32,
+pub(super) struct Route {
+    pub(super) address: Arc<str>,
+    /// −1 when there is none.
+    pub(super) leader_epoch: i32,
 }
 
 /// What a request builder may need to know about the way.
@@ -270,7 +272,7 @@ impl Cluster {
 
     /// Asks one broker. A connection that lay idle may be closed while the request is on its way: then the next one is taken, in the
     /// end a new one.
-    async fn ask_at<R: Call>(
+    pub(super) async fn ask_at<R: Call>(
         &self,
         address: &Arc<str>,
         lane: Lane,
@@ -300,8 +302,13 @@ impl Cluster {
         }
     }
 
+    /// Whom to ask, as far as it is known; no broker is asked about it.
+    pub(super) fn known_route(&self, target: Target<'_>) -> Option<Route> {
+        self.known().route(target)
+    }
+
     /// Finds out whom to ask; `None` stands for any broker.
-    async fn route(
+    pub(super) async fn route(
         &self,
         target: Target<'_>,
         deadline: Deadline,
@@ -345,7 +352,7 @@ impl Cluster {
         }
     }
 
-    fn forget(&self, target: Target<'_>) {
+    pub(super) fn forget(&self, target: Target<'_>) {
         let mut known = self.known();
         match target {
             Target::Any => {}

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
-use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse};
-use kafka_protocol::protocol::{Encodable, HeaderVersion, Request};
+use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -24,6 +24,17 @@ pub(super) struct Asked {
     pub(super) connection: usize,
     /// Requests with this key, on any connection, are counted from 0.
     pub(super) turn: usize,
+    /// From the API key on; kept until the test's process ends, so that what was asked can be copied around.
+    frame: &'static [u8],
+}
+
+impl Asked {
+    /// The request itself.
+    pub(super) fn request<R: Call + Decodable>(&self) -> R {
+        let mut frame = Bytes::from_static(self.frame);
+        RequestHeader::decode(&mut frame, R::header_version(self.version)).unwrap();
+        R::decode(&mut frame, self.version).unwrap()
+    }
 }
 
 /// What the broker does about it.
@@ -155,8 +166,12 @@ async fn serve(
         let key = stream.read_i16().await?;
         let version = stream.read_i16().await?;
         let correlation_id = stream.read_i32().await?;
-        let mut rest = vec![0; usize::try_from(length - 8).unwrap()];
-        stream.read_exact(&mut rest).await?;
+        let mut frame = BytesMut::new();
+        frame.put_i16(key);
+        frame.put_i16(version);
+        frame.put_i32(correlation_id);
+        frame.resize(usize::try_from(length).unwrap(), 0);
+        stream.read_exact(&mut frame[8..]).await?;
         let asked = {
             let mut log = lock(&log);
             let turn = log.iter().filter(|asked| asked.key == key).count();
@@ -165,6 +180,7 @@ async fn serve(
                 version,
                 connection,
                 turn,
+                frame: Vec::leak(frame.to_vec()),
             };
             log.push(asked);
             asked

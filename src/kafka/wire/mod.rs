@@ -21,10 +21,13 @@ mod codec;
 mod connection;
 #[cfg(test)]
 mod fake;
+mod fetcher;
 mod group;
 mod pool;
 mod reader;
 mod sasl;
+mod scan;
+mod source;
 
 pub use admin::{
     BrokerDescription, ClusterDescription, ConfigValue, Creation, NewTopic, TopicDescription,
@@ -32,3 +35,4 @@ pub use admin::{
 pub use cluster::Cluster;
 pub use group::RefusedCommit;
 pub use reader::{Isolation, OffsetAt};
+pub use source::WireSource;

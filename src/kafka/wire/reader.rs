@@ -23,11 +23,12 @@ use super::api::{check_code, only};
 use super::batch::{Batch, BatchError, Marker, take_batch};
 use super::cluster::{Cluster, Target, Way, topic_name};
 use super::codec::INFLATED_BYTES_MAX;
+use super::scan::Scan;
 use crate::kafka::{Fetched, KafkaError, LogReader, LogScan, LogScanner};
 use crate::types::{Offset, Record, TopicPartition};
 
 /// What one read of [`LogReader`] asks for. The first batch comes whole even when it is larger.
-const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
+pub(super) const READ_BYTES_MAX: usize = 4 * 1024 * 1024;
 
 /// `isolation.level`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +40,7 @@ pub enum Isolation {
 }
 
 impl Isolation {
-    const fn level(self) -> i8 {
+    pub(super) const fn level(self) -> i8 {
         match self {
             Self::ReadUncommitted => 0,
             Self::ReadCommitted => 1,
@@ -110,9 +111,24 @@ impl Cluster {
         max_bytes: usize,
         wait: Duration,
     ) -> Result<Fetched, KafkaError> {
-        let mut refused = None;
-        // A new leader may still be catching up with an offset that the old one had: such a refusal is asked for once more.
-        for _ in 0..2 {
+        let data = self
+            .fetch_data(partition, from, isolation, max_bytes, wait)
+            .await?;
+        let mut aborted = Aborted::new(isolation, &data);
+        read_data(partition, from, data, &mut aborted)
+    }
+
+    /// Fetches the batches from `from` (inclusive) as they lie in the log.
+    pub(super) async fn fetch_data(
+        &self,
+        partition: &TopicPartition,
+        from: Offset,
+        isolation: Isolation,
+        max_bytes: usize,
+        wait: Duration,
+    ) -> Result<PartitionData, KafkaError> {
+        let mut is_again = false;
+        loop {
             let answer = self
                 .ask(
                     Target::Leader(partition),
@@ -122,21 +138,28 @@ impl Cluster {
                 )
                 .await?;
             match answer {
-                Answer::Data(data) => return read_data(partition, from, isolation, *data),
-                Answer::OutOfRange => {
-                    // The refusal names no bounds.
-                    let (log_start, high_watermark) = self.log_bounds(partition).await?;
-                    refused = Some((log_start, high_watermark));
-                    if from < log_start || from > high_watermark {
-                        break;
-                    }
-                }
+                Answer::Data(data) => return Ok(*data),
+                Answer::OutOfRange => self.out_of_range(partition, from, is_again).await?,
             }
+            is_again = true;
         }
-        let (log_start, high_watermark) = refused.unwrap_or_default();
+    }
+
+    /// What a refused offset means; the refusal names no bounds. `Ok` when the offset is worth asking for once more: a new leader may
+    /// still be catching up with an offset that the old one had.
+    pub(super) async fn out_of_range(
+        &self,
+        partition: &TopicPartition,
+        offset: Offset,
+        is_again: bool,
+    ) -> Result<(), KafkaError> {
+        let (log_start, high_watermark) = self.log_bounds(partition).await?;
+        if !is_again && (log_start..=high_watermark).contains(&offset) {
+            return Ok(());
+        }
         Err(KafkaError::OffsetOutOfRange {
             partition: partition.clone(),
-            offset: from,
+            offset,
             log_start,
             high_watermark,
         })
@@ -177,33 +200,7 @@ impl LogReader for Cluster {
 
 impl LogScanner for Cluster {
     fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan> {
-        Box::new(Scan {
-            cluster: self.clone(),
-            partition: partition.clone(),
-            position: from,
-        })
-    }
-}
-
-/// A reading of the commit topic.
-#[derive(Debug)]
-struct Scan {
-    cluster: Cluster,
-    partition: TopicPartition,
-    position: Offset,
-}
-
-#[async_trait]
-impl LogScan for Scan {
-    async fn next(&mut self, wait: Duration) -> Result<Fetched, KafkaError> {
-        let read = self.cluster.read(&self.partition, self.position, wait);
-        let fetched = read.await?;
-        self.position = fetched.next_offset;
-        Ok(fetched)
-    }
-
-    fn resume_at(&self) -> Offset {
-        self.position
+        Box::new(Scan::new(self.clone(), partition.clone(), from))
     }
 }
 
@@ -278,14 +275,13 @@ fn fetch_request(
 
 /// What the leader says about the partition.
 #[derive(Debug)]
-enum Answer {
+pub(super) enum Answer {
     Data(Box<PartitionData>),
     OutOfRange,
 }
 
 fn check_fetch(partition: &TopicPartition, response: FetchResponse) -> Result<Answer, KafkaError> {
-    let operation = || format!("Fetch of {partition}");
-    check_code(operation(), response.error_code, None)?;
+    check_code(format!("Fetch of {partition}"), response.error_code, None)?;
     let topic = only("Fetch", &partition.topic, response.responses, |topic| {
         topic.topic.as_str() == &*partition.topic
     })?;
@@ -293,26 +289,46 @@ fn check_fetch(partition: &TopicPartition, response: FetchResponse) -> Result<An
     let data = only("Fetch", &what, topic.partitions, |data| {
         data.partition_index == partition.partition
     })?;
+    check_data(partition, data)
+}
+
+/// What the leader says about one partition.
+pub(super) fn check_data(
+    partition: &TopicPartition,
+    data: PartitionData,
+) -> Result<Answer, KafkaError> {
     match ResponseError::try_from_code(data.error_code) {
-        None => Ok(Answer::Data(Box::new(data))),
         Some(ResponseError::OffsetOutOfRange) => Ok(Answer::OutOfRange),
-        Some(_) => Err(check_code(operation(), data.error_code, None)
-            .err()
-            .unwrap_or(KafkaError::Protocol {
-                operation: "Fetch",
-                detail: "an error without a code".to_owned(),
-            })),
+        _ => check_code(format!("Fetch of {partition}"), data.error_code, None)
+            .map(|()| Answer::Data(Box::new(data))),
     }
 }
 
+type Records = Vec<(Offset, Record)>;
+
+/// Decides what readers see of the batches of a log.
+pub(super) trait Sieve {
+    /// The records that readers may see now that this batch was reached; to be asked once per batch, in their order. Of the batch itself
+    /// those below `from` are left out. After an error nothing has changed.
+    fn sift(&mut self, batch: &Batch, from: Offset) -> Result<Records, BatchError>;
+}
+
+/// The records of a batch from `from` (inclusive) on.
+pub(super) fn records_from(batch: &Batch, from: Offset) -> Result<Records, BatchError> {
+    let mut records = batch.records()?;
+    if batch.base_offset < from.value() {
+        records.retain(|(offset, _)| *offset >= from);
+    }
+    Ok(records)
+}
+
 /// Reads all whole batches of an answer, or all before the first that cannot be read, or as many as fill the bound on inflated bytes.
-fn read_data(
+pub(super) fn read_data(
     partition: &TopicPartition,
     from: Offset,
-    isolation: Isolation,
     data: PartitionData,
+    sieve: &mut impl Sieve,
 ) -> Result<Fetched, KafkaError> {
-    let mut aborted = Aborted::new(isolation, &data);
     let mut fetched = Fetched {
         records: Vec::new(),
         next_offset: from,
@@ -323,14 +339,14 @@ fn read_data(
     let mut inflated = 0_usize;
     // What one batch may inflate to bounds the whole answer too; what lies behind is fetched again.
     while inflated < INFLATED_BYTES_MAX {
-        match read_batch(&mut bytes, &mut aborted) {
+        match read_batch(&mut bytes, from, sieve) {
             Ok(None) => break,
             Ok(Some((last_offset, records))) => {
-                let records = records.into_iter().filter(|(offset, _)| *offset >= from);
-                for (offset, record) in records {
-                    inflated += record.size() + size_of::<(Offset, Record)>();
-                    fetched.records.push((offset, record));
-                }
+                inflated += records
+                    .iter()
+                    .map(|(_, record)| weight(record))
+                    .sum::<usize>();
+                fetched.records.extend(records);
                 fetched.next_offset = fetched.next_offset.max(Offset::new(last_offset).next());
             }
             // What lies before it is handed out first; the next fetch begins at the bad batch.
@@ -355,28 +371,33 @@ fn read_data(
     Ok(fetched)
 }
 
-type Records = Vec<(Offset, Record)>;
+/// Bytes that a record takes in memory.
+pub(super) fn weight(record: &Record) -> usize {
+    record.size() + size_of::<(Offset, Record)>()
+}
 
-/// The last offset (inclusive) of the next whole batch, and those of its records that are for readers.
+/// The last offset (inclusive) of the next whole batch, and the records that readers may see since it was reached.
 fn read_batch(
     bytes: &mut Bytes,
-    aborted: &mut Aborted,
+    from: Offset,
+    sieve: &mut impl Sieve,
 ) -> Result<Option<(i64, Records)>, (i64, BatchError)> {
     let Some(batch) = take_batch(bytes)? else {
         return Ok(None);
     };
-    let fail = |error| (batch.base_offset, error);
-    let records = if aborted.hides(&batch).map_err(fail)? {
-        Vec::new()
-    } else {
-        batch.records().map_err(fail)?
-    };
+    // Nobody asked for it: it must not decide anything.
+    if batch.last_offset < from.value() {
+        return Ok(Some((batch.last_offset, Vec::new())));
+    }
+    let records = sieve
+        .sift(&batch, from)
+        .map_err(|error| (batch.base_offset, error))?;
     Ok(Some((batch.last_offset, records)))
 }
 
 /// The aborted transactions of an answer, begun one after the other as the batches go by.
 #[derive(Debug)]
-struct Aborted {
+pub(super) struct Aborted {
     /// First offset and producer id of those not reached yet, the next one last.
     ahead: Vec<(i64, i64)>,
     /// Producers whose transactional batches are aborted until their marker comes.
@@ -384,7 +405,7 @@ struct Aborted {
 }
 
 impl Aborted {
-    fn new(isolation: Isolation, data: &PartitionData) -> Self {
+    pub(super) fn new(isolation: Isolation, data: &PartitionData) -> Self {
         let mut ahead: Vec<_> = match isolation {
             Isolation::ReadUncommitted => Vec::new(),
             Isolation::ReadCommitted => data
@@ -401,7 +422,7 @@ impl Aborted {
         }
     }
 
-    /// Whether readers must not see the batch; to be asked once per batch, in their order.
+    /// Whether readers must not see the batch.
     fn hides(&mut self, batch: &Batch) -> Result<bool, BatchError> {
         while let Some((_, producer_id)) = self
             .ahead
@@ -419,5 +440,15 @@ impl Aborted {
     }
 }
 
+impl Sieve for Aborted {
+    /// An error ends the answer that this belongs to, so what has changed before it does not matter.
+    fn sift(&mut self, batch: &Batch, from: Offset) -> Result<Records, BatchError> {
+        if self.hides(batch)? {
+            return Ok(Vec::new());
+        }
+        records_from(batch, from)
+    }
+}
+
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

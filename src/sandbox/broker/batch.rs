@@ -3,20 +3,17 @@
 //! Written apart from the codec crate's own batch code, which merges header names that occur twice and splits a batch where its
 //! offsets have gaps.
 
-use std::io::Read;
-
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use flate2::read::MultiGzDecoder;
 
 use crate::types::{Header, Offset, Record};
+
+mod codecs;
 
 /// Bytes before the records: base offset 8, length 4, leader epoch 4, magic 1, CRC 4, attributes 2, last offset delta 4, two
 /// timestamps of 8, producer id 8, producer epoch 2, base sequence 4, record count 4.
 pub(super) const HEADER_BYTES: usize = 61;
 /// Base offset and length, which the length does not count.
 const LENGTH_OVERHEAD: usize = 12;
-/// Most bytes that one compressed batch may inflate to: the largest frame, a few times over.
-const INFLATED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
 const COMPRESSION_MASK: i16 = 0b111;
 const LOG_APPEND_TIME: i16 = 1 << 3;
@@ -208,7 +205,7 @@ impl Batch {
     }
 
     /// A transaction marker, as a coordinator writes it: one control record, version 0 and type 0 (abort) or 1 (commit).
-    pub(super) fn marker(commit: bool, producer_id: i64, now_ms: i64) -> Self {
+    pub(super) fn marker(commit: bool, producer_id: i64, producer_epoch: i16, now_ms: i64) -> Self {
         let mut key = BytesMut::new();
         key.put_i16(0);
         key.put_i16(i16::from(commit));
@@ -223,8 +220,24 @@ impl Batch {
         }]);
         batch.header.attributes |= TRANSACTIONAL | CONTROL;
         batch.header.producer_id = producer_id;
-        batch.header.producer_epoch = 0;
+        batch.header.producer_epoch = producer_epoch;
         batch
+    }
+
+    /// What a transaction marker says: commit or abort. `None` for everything that is not one.
+    pub(super) fn marker_commits(&self) -> Option<bool> {
+        if !self.header.is_control() {
+            return None;
+        }
+        let records = self.records().ok()?;
+        let (_, marker) = records.first()?;
+        let mut key = marker.key.clone()?;
+        let _version = key.try_get_i16().ok()?;
+        match key.try_get_i16().ok()? {
+            0 => Some(false),
+            1 => Some(true),
+            _ => None,
+        }
     }
 
     pub(super) fn verify_checksum(&self) -> Result<(), BatchError> {
@@ -266,14 +279,7 @@ impl Batch {
 
     /// The records with their offsets. A control batch has one, the marker.
     pub(super) fn records(&self) -> Result<Vec<(Offset, Record)>, BatchError> {
-        let payload = match self.header.codec() {
-            Codec::None => self.payload.clone(),
-            Codec::Gzip => inflate(&self.payload)?,
-            Codec::Snappy => return Err(BatchError::Codec("snappy")),
-            Codec::Lz4 => return Err(BatchError::Codec("lz4")),
-            Codec::Zstd => return Err(BatchError::Codec("zstd")),
-            Codec::Unknown => return Err(BatchError::Codec("an unknown codec")),
-        };
+        let payload = codecs::inflate(self.header.codec(), &self.payload)?;
         decode_records(&self.header, payload)
     }
 
@@ -305,17 +311,6 @@ impl Batch {
             payload,
             checksum: Ok(()),
         }))
-    }
-}
-
-fn inflate(bytes: &Bytes) -> Result<Bytes, BatchError> {
-    let mut out = Vec::new();
-    let mut reader = MultiGzDecoder::new(bytes.as_ref()).take(INFLATED_BYTES_MAX + 1);
-    match reader.read_to_end(&mut out) {
-        Ok(read) if u64::try_from(read).is_ok_and(|read| read <= INFLATED_BYTES_MAX) => {
-            Ok(Bytes::from(out))
-        }
-        Ok(_) | Err(_) => Err(BatchError::Records),
     }
 }
 

@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use crate::types::Secret;
 
 /// Users and passwords of a SASL listener.
 pub type SaslUsers = BTreeMap<String, Secret>;
 
-/// How a broker is started. The defaults are Kafka's, except that topics are not created by asking for them.
+/// How a broker is started. The defaults are Kafka's, except that topics are not created by asking for them and that a new consumer
+/// group does not wait long for its members.
 #[derive(Debug, Clone)]
 pub struct BrokerConfig {
     /// Where to listen. Default: a free port of 127.0.0.1.
@@ -27,6 +29,15 @@ pub struct BrokerConfig {
     pub log_bytes_max: usize,
     /// Connections at one time; beyond, a new one is closed. Kafka: `max.connections`. Default: 1024.
     pub connections_max: usize,
+    /// How long the first rebalance of an empty group waits for more members. Kafka: `group.initial.rebalance.delay.ms`, 3 s.
+    /// Default: 50 ms.
+    pub group_initial_rebalance_delay: Duration,
+    /// Shortest session timeout of a group member (inclusive). Kafka: `group.min.session.timeout.ms`, 6 s.
+    pub group_session_timeout_min: Duration,
+    /// Longest session timeout of a group member (inclusive). Kafka: `group.max.session.timeout.ms`, 30 min.
+    pub group_session_timeout_max: Duration,
+    /// Members of one group. Kafka: `group.max.size`, there without end. Default: 1000.
+    pub group_members_max: usize,
 }
 
 impl Default for BrokerConfig {
@@ -40,6 +51,10 @@ impl Default for BrokerConfig {
             num_partitions: 1,
             log_bytes_max: 1024 * 1024 * 1024,
             connections_max: 1024,
+            group_initial_rebalance_delay: Duration::from_millis(50),
+            group_session_timeout_min: Duration::from_secs(6),
+            group_session_timeout_max: Duration::from_secs(1800),
+            group_members_max: 1000,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Whatever is not a request that the broker knows ends the connection, and nothing else: no answer, no effect on the others.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,6 +54,8 @@ pub(super) struct Context {
     pub shared: Arc<Shared>,
     pub session: Session,
     pub client_id: Option<String>,
+    /// Where the client connects from.
+    pub peer: IpAddr,
 }
 
 /// Serves a connection until the client or a fault ends it.
@@ -66,6 +69,7 @@ pub(super) async fn serve(
         shared,
         session,
         client_id: None,
+        peer: stream.peer_addr()?.ip(),
     };
     loop {
         let limit = if context.session.is_open() {

@@ -9,15 +9,22 @@ use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::batch::Batch;
 use super::config::BrokerConfig;
 use super::faults::Faults;
+use super::groups::GroupView;
 use super::listener::Listener;
+use super::log::PartitionLog;
 use super::shared::Shared;
 use super::state::{NewTopic, Partition, Refusal};
+use super::transactions;
 use crate::types::{Offset, Record, TopicPartition};
+
+#[path = "handle/transactions.rs"]
+mod of_transactions;
 
 /// A running broker. Clones are the same broker; its tasks end when [`shutdown`](Self::shutdown) is called or the last clone is
 /// dropped.
@@ -31,6 +38,8 @@ struct Inner {
     shared: Arc<Shared>,
     /// Serialises stops and starts; `None` while stopped.
     listener: Mutex<Option<Listener>>,
+    /// What runs whether it listens or not.
+    timers: TaskTracker,
     stop: CancellationToken,
 }
 
@@ -50,10 +59,14 @@ impl Broker {
         let shared = Arc::new(Shared::new(config, socket.local_addr()?));
         let stop = CancellationToken::new();
         let listener = Listener::start(socket, Arc::clone(&shared), &stop);
+        let timers = TaskTracker::new();
+        timers.spawn(transactions::run_timers(Arc::clone(&shared), stop.clone()));
+        timers.close();
         Ok(Self {
             inner: Arc::new(Inner {
                 shared,
                 listener: Mutex::new(Some(listener)),
+                timers,
                 stop,
             }),
         })
@@ -118,6 +131,7 @@ impl Broker {
         self.inner.stop.cancel();
         self.inner.shared.faults.clear();
         self.stop_listener().await;
+        self.inner.timers.wait().await;
     }
 
     /// Creates a topic.
@@ -211,8 +225,9 @@ impl Broker {
         self.append_batch(topic, partition, Batch::of_records(&records))
     }
 
-    /// Appends the marker that ends a transaction, as a coordinator would; answers its offset. A marker is not a record: consumers
-    /// never see it, yet it takes an offset.
+    /// Appends the marker that ends a transaction of producer 1, as a coordinator would; answers its offset. A marker is not a record:
+    /// consumers never see it, yet it takes an offset. Producer 1 is no client's: only [`append_raw`](Self::append_raw) writes its
+    /// transactions.
     ///
     /// # Errors
     /// When there is no such partition or no room.
@@ -222,8 +237,7 @@ impl Broker {
         partition: i32,
         commit: bool,
     ) -> Result<Offset, Refusal> {
-        // Any producer id will do: the sandbox knows no producers.
-        let marker = Batch::marker(commit, 1, super::clock::now_ms());
+        let marker = Batch::marker(commit, 1, 0, super::clock::now_ms());
         self.append_batch(topic, partition, marker)
     }
 
@@ -248,9 +262,18 @@ impl Broker {
         Ok(Offset::new(base))
     }
 
-    /// All records of a topic, by partition and offset; without markers, and without batches in a codec other than gzip.
+    /// All records of a topic, by partition and offset, those of open and aborted transactions too; without markers, and without batches
+    /// in an unknown codec.
     #[must_use]
     pub fn records(&self, topic: &str) -> Vec<(TopicPartition, Offset, Record)> {
+        self.collect_records(topic, PartitionLog::records)
+    }
+
+    fn collect_records(
+        &self,
+        topic: &str,
+        read: impl Fn(&PartitionLog) -> Vec<(Offset, Record)>,
+    ) -> Vec<(TopicPartition, Offset, Record)> {
         let state = self.inner.shared.state();
         let Some(found) = state.topics.get(topic) else {
             return Vec::new();
@@ -258,7 +281,7 @@ impl Broker {
         let mut all = Vec::new();
         for (index, partition) in (0..).zip(&found.partitions) {
             let place = TopicPartition::new(topic, index);
-            let records = partition.log.records().into_iter();
+            let records = read(&partition.log).into_iter();
             all.extend(records.map(|(offset, record)| (place.clone(), offset, record)));
         }
         all
@@ -316,12 +339,54 @@ impl Broker {
         Some(committed.offset)
     }
 
+    /// A consumer group as it is now; `None` when there is none.
+    #[must_use]
+    pub fn group(&self, group: &str) -> Option<GroupView> {
+        let state = self.inner.shared.state();
+        Some(state.groups.find(group)?.membership.view())
+    }
+
+    /// Waits until a group is as `wanted`, and answers it; the deadline is the caller's.
+    ///
+    /// # Cancel safety
+    /// Safe: it only looks.
+    pub async fn wait_for_group(
+        &self,
+        group: &str,
+        wanted: impl Fn(&GroupView) -> bool,
+    ) -> GroupView {
+        let mut changes = self.inner.shared.group_changes();
+        loop {
+            if let Some(view) = self.group(group).filter(|view| wanted(view)) {
+                return view;
+            }
+            // The sender lives in the broker that `self` holds, so the wait cannot fail.
+            if changes.changed().await.is_err() {
+                tracing::debug!("a broker ended while one of its groups was waited for");
+            }
+        }
+    }
+
     /// Raises the leader epoch, as an election does; answers the new one. Clients that believe in the old one are fenced.
     ///
     /// # Errors
     /// When there is no such partition.
     pub fn bump_leader_epoch(&self, topic: &str, partition: i32) -> Result<i32, Refusal> {
         self.touch(topic, partition, |partition| {
+            partition.leader_epoch += 1;
+            partition.leader_epoch
+        })
+    }
+
+    /// Raises the leader epoch as [`bump_leader_epoch`](Self::bump_leader_epoch) does; moreover a client gets
+    /// `NOT_LEADER_OR_FOLLOWER` for the partition until it has asked for the topic's metadata. Clients are told apart by their client
+    /// id.
+    ///
+    /// # Errors
+    /// When there is no such partition.
+    pub fn move_leader(&self, topic: &str, partition: i32) -> Result<i32, Refusal> {
+        self.touch(topic, partition, |partition| {
+            partition.election.begin();
             partition.leader_epoch += 1;
             partition.leader_epoch
         })

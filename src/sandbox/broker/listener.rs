@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::connection;
+use super::groups;
 use super::shared::Shared;
 
 /// Pause after a failed accept, which is mostly a lack of file descriptors.
@@ -38,6 +39,8 @@ impl Listener {
     ) -> Self {
         let stop = broker.child_token();
         let tasks = TaskTracker::new();
+        let clock = groups::clock::run(Arc::clone(&shared), stop.clone());
+        tasks.spawn(clock);
         let accept = accept(socket, shared, stop.clone(), tasks.clone());
         tasks.spawn(accept);
         Self { stop, tasks }

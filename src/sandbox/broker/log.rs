@@ -3,18 +3,25 @@
 //! # Invariants
 //! 1. `start <= end`; every batch ends below `end`, and batches are in offset order without overlap.
 //! 2. Offsets are never given twice; after compaction there are gaps.
-//! 3. A stored batch is bytes: base offset and leader epoch are assigned, the time stamp is rewritten where the topic wants
+//! 3. `start <= last stable offset <= end`; no open transaction has a record below the last stable offset.
+//! 4. A stored batch is bytes: base offset and leader epoch are assigned, the time stamp is rewritten where the topic wants
 //!    the append time, and nothing else changes.
 //!
 //! There are no segments and no retention: the log keeps everything until records are deleted.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 
-use super::batch::{Batch, BatchError};
+use super::batch::{Batch, BatchError, BatchHeader};
+use super::state::Refusal;
 use crate::types::{Offset, Record};
+use producers::Producers;
+
+mod producers;
+
+pub(super) use producers::{Aborted, Appended, KnownProducer};
 
 /// A batch in the log.
 #[derive(Debug)]
@@ -59,6 +66,7 @@ pub(super) struct PartitionLog {
     bytes: usize,
     /// (epoch, first offset in it), ascending.
     epochs: Vec<(i32, i64)>,
+    producers: Producers,
 }
 
 impl PartitionLog {
@@ -67,9 +75,35 @@ impl PartitionLog {
         self.start
     }
 
-    /// The offset that the next record gets; with one replica also the high watermark and the last stable offset.
+    /// The offset that the next record gets; with one replica also the high watermark.
     pub(super) fn end(&self) -> i64 {
         self.end
+    }
+
+    /// Up to here (exclusive) every transaction has ended.
+    pub(super) fn last_stable(&self) -> i64 {
+        let unstable = self.producers.first_unstable();
+        unstable.map_or(self.end, |first| first.max(self.start))
+    }
+
+    /// Checks what a producer with an id says of its batch; `Some` when the batch was appended before.
+    pub(super) fn check_producer(&self, header: &BatchHeader) -> Result<Option<Appended>, Refusal> {
+        self.producers.check(header)
+    }
+
+    /// Whether the producer has a transaction open here, in this epoch.
+    pub(super) fn has_open_transaction(&self, producer_id: i64, epoch: i16) -> bool {
+        self.producers.has_open(producer_id, epoch)
+    }
+
+    /// The producers that have written here.
+    pub(super) fn producers(&self) -> impl Iterator<Item = KnownProducer> {
+        self.producers.describe()
+    }
+
+    /// The aborted transactions that a `read_committed` reader at `offset` has to know of.
+    pub(super) fn aborted_from(&self, offset: i64) -> impl Iterator<Item = Aborted> {
+        self.producers.aborted_within(offset, self.last_stable())
     }
 
     /// Bytes of all batches.
@@ -90,6 +124,7 @@ impl PartitionLog {
         {
             self.epochs.push((leader_epoch, base));
         }
+        self.producers.record(&batch.header, batch.marker_commits());
         let stored = Stored::of(&batch);
         self.bytes += stored.bytes.len();
         self.batches.push_back(stored);
@@ -100,10 +135,17 @@ impl PartitionLog {
         self.batches.partition_point(|batch| batch.last < offset)
     }
 
-    /// Bytes from the batch that holds `offset` on, at most `max_bytes`: the last batch may be cut off, as Kafka cuts it. The first
-    /// batch comes whole when `first_whole`, and not at all when it would be cut otherwise.
-    pub(super) fn read(&self, offset: i64, max_bytes: usize, first_whole: bool) -> Bytes {
-        let mut batches = self.batches.range(self.position(offset)..).peekable();
+    /// Bytes from the batch that holds `offset` up to `before` (exclusive), at most `max_bytes`: the last batch may be cut off, as
+    /// Kafka cuts it. The first batch comes whole when `first_whole`, and not at all when it would be cut otherwise.
+    pub(super) fn read(
+        &self,
+        offset: i64,
+        before: i64,
+        max_bytes: usize,
+        first_whole: bool,
+    ) -> Bytes {
+        let batches = self.batches.range(self.position(offset)..);
+        let mut batches = batches.take_while(|batch| batch.first < before).peekable();
         let Some(first) = batches.peek() else {
             return Bytes::new();
         };
@@ -186,6 +228,7 @@ impl PartitionLog {
             self.bytes -= first.bytes.len();
             self.batches.pop_front();
         }
+        self.producers.delete_before(self.start);
     }
 
     /// Removes the records in `range`, as compaction does: the offsets stay unused and the log's end stays.
@@ -193,18 +236,22 @@ impl PartitionLog {
         self.rewrite(|offset, _| !range.contains(&offset.value()));
     }
 
-    /// Keeps the last record of each key, and records without key. The last batch stays, as Kafka's active segment does.
+    /// Keeps the last record of each key, and records without key; records of aborted transactions go, as nobody may read them. The
+    /// last batch stays, as Kafka's active segment does, and so does what lies behind the last stable offset.
     pub(super) fn compact(&mut self) {
+        let active = self.batches.back().map_or(self.end, |batch| batch.first);
+        let active = active.min(self.last_stable());
+        let readable: BTreeMap<_, _> = self.records_committed().into_iter().collect();
         let mut newest = HashMap::new();
-        for (offset, record) in self.records() {
-            if let Some(key) = record.key {
-                newest.insert(key, offset);
+        for (offset, record) in &readable {
+            if let Some(key) = &record.key {
+                newest.insert(key.clone(), *offset);
             }
         }
-        let active = self.batches.back().map_or(self.end, |batch| batch.first);
         self.rewrite(|offset, record| {
             let is_newest = |key| newest.get(key).is_none_or(|newest| *newest <= offset);
-            offset.value() >= active || record.key.as_ref().is_none_or(is_newest)
+            offset.value() >= active
+                || (readable.contains_key(&offset) && record.key.as_ref().is_none_or(is_newest))
         });
     }
 
@@ -229,12 +276,28 @@ impl PartitionLog {
         self.bytes = self.batches.iter().map(|batch| batch.bytes.len()).sum();
     }
 
-    /// All records that can be read, without markers; a batch in a codec that cannot be read here is left out.
+    /// All records that can be read, without markers; a batch in an unknown codec is left out.
     pub(super) fn records(&self) -> Vec<(Offset, Record)> {
+        self.records_of(|_| true)
+    }
+
+    /// What a `read_committed` consumer sees: the records up to the last stable offset, without those of aborted transactions.
+    pub(super) fn records_committed(&self) -> Vec<(Offset, Record)> {
+        let last_stable = self.last_stable();
+        self.records_of(|header| {
+            let is_aborted = header.is_transactional()
+                && self
+                    .producers
+                    .is_aborted(header.producer_id, header.base_offset);
+            header.base_offset < last_stable && !is_aborted
+        })
+    }
+
+    fn records_of(&self, wanted: impl Fn(&BatchHeader) -> bool) -> Vec<(Offset, Record)> {
         self.batches
             .iter()
             .filter_map(|stored| stored.batch().ok())
-            .filter(|batch| !batch.header.is_control())
+            .filter(|batch| !batch.header.is_control() && wanted(&batch.header))
             .filter_map(|batch| batch.records().ok())
             .flatten()
             .filter(|(offset, _)| offset.value() >= self.start)

@@ -30,14 +30,15 @@
 //! ```
 //!
 //! # What it is not
-//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; not yet group membership,
-//! idempotent producers and transactions.
+//! One broker, one replica, nothing on disk, no retention, no quotas, no access control beyond SASL; only the classic
+//! protocol of consumer groups, and the classic one of transactions (not that of KIP-890).
 
 mod api;
 mod batch;
 mod clock;
 mod config;
 mod connection;
+mod election;
 mod faults;
 mod groups;
 mod handle;
@@ -49,11 +50,14 @@ mod scram;
 mod shared;
 mod state;
 mod topic_config;
+mod transactions;
 mod validate;
 
 pub use config::{BrokerConfig, SaslUsers};
 pub use faults::{Fault, FaultBuilder, Faults, SeenRequest};
+pub use groups::{GroupMember, GroupState, GroupView};
 pub use handle::Broker;
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages::ApiKey;
 pub use state::Refusal;
+pub use transactions::OpenTransaction;

@@ -4,9 +4,11 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::config::BrokerConfig;
 use super::faults::Faults;
+use super::groups::Groups;
 use super::state::State;
 
 /// The one broker's id.
@@ -22,6 +24,8 @@ pub(super) struct Shared {
     state: Mutex<State>,
     /// Counts changes of logs and topics: fetches that wait for records sleep on it.
     changes: watch::Sender<u64>,
+    /// Counts changes of groups: their clock sleeps on it, and so do tests.
+    group_changes: watch::Sender<u64>,
 }
 
 impl Shared {
@@ -33,6 +37,7 @@ impl Shared {
             faults: Faults::default(),
             state: Mutex::new(state),
             changes: watch::Sender::new(0),
+            group_changes: watch::Sender::new(0),
         }
     }
 
@@ -51,6 +56,18 @@ impl Shared {
     /// To wait for changes from now on.
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Changes the groups and wakes their clock.
+    pub(super) fn change_groups<T>(&self, change: impl FnOnce(&mut Groups, Instant) -> T) -> T {
+        let result = change(&mut self.state().groups, Instant::now());
+        self.group_changes.send_modify(|count| *count += 1);
+        result
+    }
+
+    /// To wait for changes of groups from now on.
+    pub(super) fn group_changes(&self) -> watch::Receiver<u64> {
+        self.group_changes.subscribe()
     }
 
     /// Host and port that clients are told.

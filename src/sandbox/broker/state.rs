@@ -1,4 +1,4 @@
-//! What the broker knows: topics, partitions, committed offsets. One mutex owns it; nobody holds it across an await.
+//! What the broker knows: topics, partitions, committed offsets, transactions. One mutex owns it; nobody holds it across an await.
 
 use std::collections::BTreeMap;
 
@@ -7,9 +7,11 @@ use uuid::Uuid;
 
 use super::batch::Batch;
 use super::config::BrokerConfig;
+use super::election::Election;
 use super::groups::Groups;
 use super::log::PartitionLog;
 use super::topic_config::TopicConfig;
+use super::transactions::Transactions;
 
 /// Kafka's own longest topic name: a file name with room for the partition.
 const TOPIC_NAME_BYTES_MAX: usize = 249;
@@ -49,6 +51,7 @@ impl Refusal {
 pub(super) struct Partition {
     pub log: PartitionLog,
     pub leader_epoch: i32,
+    pub election: Election,
 }
 
 impl Partition {
@@ -92,6 +95,7 @@ pub(super) struct State {
     pub cluster_id: String,
     pub topics: BTreeMap<String, Topic>,
     pub groups: Groups,
+    pub transactions: Transactions,
     log_bytes_max: usize,
     message_max_bytes: i32,
 }
@@ -101,7 +105,8 @@ impl State {
         Self {
             cluster_id: format!("sandbox-{}", Uuid::new_v4().simple()),
             topics: BTreeMap::new(),
-            groups: Groups::default(),
+            groups: Groups::new(config),
+            transactions: Transactions::default(),
             log_bytes_max: config.log_bytes_max,
             message_max_bytes: config.message_max_bytes,
         }

@@ -1,7 +1,7 @@
 //! What Kafka checks of a produced batch before it appends it, in Kafka's order and with its codes.
 //!
-//! A batch in snappy, lz4 or zstd cannot be opened here: its records are not checked (Kafka checks them), and a compacted topic,
-//! where they would have to be, refuses it with `UNSUPPORTED_COMPRESSION_TYPE`.
+//! A batch is opened whatever its codec, as Kafka opens it, and stored as it came. What depends on the partition's producers is checked
+//! when it is appended.
 
 use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
@@ -60,13 +60,11 @@ pub(super) fn check(
         )));
     }
     check_header(&batch, version, config)?;
-    let records = check_offsets(&batch, config)?;
-    if let Some(records) = &records {
-        check_records(records, config, now_ms)?;
-    }
+    let records = check_offsets(&batch)?;
+    check_records(&records, config, now_ms)?;
     if config.is_log_append_time() {
         batch.header.set_log_append_time(now_ms);
-    } else if let Some(records) = &records {
+    } else {
         let max = records.iter().map(|(_, record)| record.timestamp_ms).max();
         batch.header.set_create_time(max.unwrap_or(-1));
     }
@@ -105,22 +103,17 @@ fn check_header(batch: &Batch, version: i16, config: &TopicConfig) -> Result<(),
     if header.is_control() {
         return Err(invalid("Clients are not allowed to write control records"));
     }
-    if header.is_transactional() {
-        let message = "There is no such transaction.";
-        return Err(Refusal::new(ResponseError::InvalidTxnState, message).into());
-    }
-    if header.producer_id != -1 {
-        let message = "The producer id was not given out by this broker.";
-        return Err(Refusal::new(ResponseError::UnknownProducerId, message).into());
+    if header.producer_id >= 0 && header.base_sequence < 0 {
+        return Err(invalid(format!(
+            "Invalid sequence number {} in record batch with producerId {}",
+            header.base_sequence, header.producer_id
+        )));
     }
     Ok(())
 }
 
-/// Checks count and offsets; opens the records where the codec allows.
-fn check_offsets(
-    batch: &Batch,
-    config: &TopicConfig,
-) -> Result<Option<Vec<(Offset, Record)>>, BatchRefusal> {
+/// Checks count and offsets, and opens the records.
+fn check_offsets(batch: &Batch) -> Result<Vec<(Offset, Record)>, BatchRefusal> {
     let header = &batch.header;
     if header.last_offset_delta < 0 {
         return Err(invalid("Batch has an invalid offset range"));
@@ -137,13 +130,10 @@ fn check_offsets(
                 .zip(&records)
                 .all(|(expected, (offset, _))| offset.value() == expected);
             if in_order {
-                Ok(Some(records))
+                Ok(records)
             } else {
                 Err(invalid("The offsets of the records are not 0, 1, 2, …"))
             }
-        }
-        Err(BatchError::Codec(_)) if header.codec() != Codec::Unknown && !config.is_compacted() => {
-            Ok(None)
         }
         Err(error @ BatchError::Codec(_)) => {
             let code = ResponseError::UnsupportedCompressionType;

@@ -12,12 +12,18 @@ use super::*;
 
 const PLAIN: i64 = -1;
 
+/// Reads an answer at an isolation level.
+fn read(from: i64, isolation: Isolation, data: PartitionData) -> Result<Fetched, KafkaError> {
+    let mut aborted = Aborted::new(isolation, &data);
+    read_data(&partition(), Offset::new(from), data, &mut aborted)
+}
+
 fn partition() -> TopicPartition {
     TopicPartition::new("orders", 0)
 }
 
 /// A batch of `count` records from `base` on.
-fn batch(base: i64, count: i64, producer_id: i64) -> Vec<u8> {
+pub(in crate::kafka::wire) fn batch(base: i64, count: i64, producer_id: i64) -> Vec<u8> {
     let records: Vec<_> = (base..)
         .zip(consecutive(count))
         .map(|(offset, (_, record))| (offset, record))
@@ -25,7 +31,7 @@ fn batch(base: i64, count: i64, producer_id: i64) -> Vec<u8> {
     encode(&records, Compression::None, producer_id, false).to_vec()
 }
 
-fn marker(offset: i64, producer_id: i64, is_commit: bool) -> Vec<u8> {
+pub(in crate::kafka::wire) fn marker(offset: i64, producer_id: i64, is_commit: bool) -> Vec<u8> {
     let record = Record {
         key: Some(vec![0, 0, 0, u8::from(is_commit)].into()),
         value: Some(Bytes::from_static(&[0; 6])),
@@ -34,7 +40,7 @@ fn marker(offset: i64, producer_id: i64, is_commit: bool) -> Vec<u8> {
     encode(&[(offset, record)], Compression::None, producer_id, true).to_vec()
 }
 
-fn data(batches: &[Vec<u8>], aborted: &[(i64, i64)]) -> PartitionData {
+pub(in crate::kafka::wire) fn data(batches: &[Vec<u8>], aborted: &[(i64, i64)]) -> PartitionData {
     let aborted = aborted
         .iter()
         .map(|(producer_id, first_offset)| {
@@ -51,13 +57,7 @@ fn data(batches: &[Vec<u8>], aborted: &[(i64, i64)]) -> PartitionData {
 
 /// The offsets that a reader sees, and where the next fetch begins.
 fn seen(from: i64, data: PartitionData) -> (Vec<i64>, i64) {
-    let fetched = read_data(
-        &partition(),
-        Offset::new(from),
-        Isolation::ReadCommitted,
-        data,
-    )
-    .unwrap();
+    let fetched = read(from, Isolation::ReadCommitted, data).unwrap();
     let offsets = fetched.records.iter();
     (
         offsets.map(|(offset, _)| offset.value()).collect(),
@@ -106,12 +106,8 @@ fn markers_and_aborted_records_are_stepped_over() {
         marker(8, 1, true),
     ];
     assert_eq!(seen(0, data(&batches, &[(1, 0)])), (vec![2, 4, 6], 9));
-    let fetched = read_data(
-        &partition(),
-        Offset::ZERO,
-        Isolation::ReadUncommitted,
-        data(&batches, &[(1, 0)]),
-    );
+    let answer = data(&batches, &[(1, 0)]);
+    let fetched = read(0, Isolation::ReadUncommitted, answer);
     assert_eq!(fetched.unwrap().records.len(), 6, "uncommitted sees all");
 }
 
@@ -149,13 +145,7 @@ fn a_bad_batch_is_reported_at_its_offset_after_what_lies_before_it() {
     bad[70] ^= 1;
     let batches = [batch(0, 5, PLAIN), bad, batch(10, 5, PLAIN)];
     assert_eq!(seen(0, data(&batches, &[])), (vec![0, 1, 2, 3, 4], 5));
-    let error = read_data(
-        &partition(),
-        Offset::new(5),
-        Isolation::ReadCommitted,
-        data(&batches[1..], &[]),
-    )
-    .unwrap_err();
+    let error = read(5, Isolation::ReadCommitted, data(&batches[1..], &[])).unwrap_err();
     assert!(
         matches!(&error, KafkaError::Unreadable { offset, detail, .. }
             if offset.value() == 5 && detail.contains("checksum")),
@@ -169,13 +159,7 @@ fn an_answer_that_leads_nowhere_is_an_error() {
     let mut cut = batch(0, 5, PLAIN);
     cut.truncate(80);
     for batches in [[cut], [batch(0, 5, PLAIN)]] {
-        let from = Offset::new(5);
-        let result = read_data(
-            &partition(),
-            from,
-            Isolation::ReadCommitted,
-            data(&batches, &[]),
-        );
+        let result = read(5, Isolation::ReadCommitted, data(&batches, &[]));
         assert!(
             matches!(result, Err(KafkaError::Protocol { .. })),
             "{result:?}"

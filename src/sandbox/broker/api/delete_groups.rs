@@ -1,6 +1,6 @@
 //! DeleteGroups, versions 0 to 2.
 //!
-//! Forgets what a group has committed. No group has members yet, so none is refused for that.
+//! Forgets what a group has committed; one with members is refused with 68.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::delete_groups_response::DeletableGroupResult;
@@ -28,11 +28,8 @@ impl Api for DeleteGroupsRequest {
     async fn serve(self, context: &mut Context, _: i16) -> Reply<DeleteGroupsResponse> {
         let results = context.shared.change(|state| {
             let delete_one = |id: GroupId| {
-                let code = if state.groups.delete(&id) {
-                    0
-                } else {
-                    ResponseError::GroupIdNotFound.code()
-                };
+                let deleted = state.groups.delete(&id);
+                let code = deleted.map_or_else(|code| code.code(), |()| 0);
                 DeletableGroupResult::default()
                     .with_group_id(id)
                     .with_error_code(code)

@@ -1,13 +1,14 @@
 //! DescribeGroups, versions 0 to 5.
 //!
-//! A group that has commits is `Empty`, any other is `Dead` without error, as in Kafka up to version 5. There are no members yet.
+//! An unknown group is `Dead` without error, as in Kafka up to version 5. Subscriptions and assignments are told of a stable group
+//! only.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::describe_groups_response::DescribedGroup;
 use kafka_protocol::messages::{DescribeGroupsRequest, DescribeGroupsResponse};
 
 use super::super::connection::Context;
-use super::list_groups::EMPTY;
+use super::super::groups::GroupState;
 use super::{Api, Reply, text};
 
 impl Api for DescribeGroupsRequest {
@@ -29,10 +30,11 @@ impl Api for DescribeGroupsRequest {
     async fn serve(self, context: &mut Context, _: i16) -> Reply<DescribeGroupsResponse> {
         let state = context.shared.state();
         let groups = self.groups.into_iter().map(|id| {
-            let known = state.groups.find(&id).is_some();
-            DescribedGroup::default()
-                .with_group_id(id)
-                .with_group_state(text(if known { EMPTY } else { "Dead" }))
+            let described = match state.groups.find(&id) {
+                Some(group) => group.membership.describe(),
+                None => DescribedGroup::default().with_group_state(text(GroupState::Dead.name())),
+            };
+            described.with_group_id(id)
         });
         Reply::Answer(DescribeGroupsResponse::default().with_groups(groups.collect()))
     }

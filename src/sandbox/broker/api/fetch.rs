@@ -2,8 +2,9 @@
 //!
 //! A consumer's fetch: long poll until `min_bytes` are there or `max_wait_ms` is over. Stored batches go out as they are, the one
 //! that holds the offset whole even where the offset lies inside it; the last one may be cut off at the limit, as Kafka cuts it. The
-//! first batch of the response comes whole whatever the limits. With one replica the high watermark and the last stable offset are
-//! the end of the log, and no transaction is ever listed as aborted. Sessions are never granted (session id 0, which Kafka answers
+//! first batch of the response comes whole whatever the limits. With one replica the high watermark is the end of the log. With
+//! `read_committed` the batches end at the last stable offset, and the aborted transactions from the offset on are listed, those behind
+//! the returned batches too, as Kafka does in a short log. Sessions are never granted (session id 0, which Kafka answers
 //! when its cache is full), so every fetch is a full one. A diverging epoch is not looked for: consumers do not ask for it.
 
 use std::time::Duration;
@@ -11,8 +12,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::fetch_request::FetchPartition;
-use kafka_protocol::messages::fetch_response::{FetchableTopicResponse, PartitionData};
-use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse};
+use kafka_protocol::messages::fetch_response::{
+    AbortedTransaction, FetchableTopicResponse, PartitionData,
+};
+use kafka_protocol::messages::{BrokerId, FetchRequest, FetchResponse, ProducerId};
 use tokio::time::{Instant, timeout_at};
 
 use super::super::connection::Context;
@@ -70,7 +73,8 @@ impl Api for FetchRequest {
         loop {
             // Marked as seen before the look, so that no change in between is missed.
             changes.mark_unchanged();
-            let taken = take(&context.shared.state(), &self);
+            let client = context.client_id.as_deref();
+            let taken = take(&context.shared.state(), &self, client);
             let enough = taken.bytes >= usize::try_from(self.min_bytes).unwrap_or(0);
             let done = enough || taken.has_error || taken.topics.is_empty();
             if done || timeout_at(deadline, changes.changed()).await.is_err() {
@@ -87,7 +91,7 @@ struct Taken {
     has_error: bool,
 }
 
-fn take(state: &State, request: &FetchRequest) -> Taken {
+fn take(state: &State, request: &FetchRequest, client: Option<&str>) -> Taken {
     let limit = usize::try_from(request.max_bytes).unwrap_or(0);
     let limit = limit.min(RESPONSE_BYTES_MAX);
     let mut taken = Taken {
@@ -103,11 +107,14 @@ fn take(state: &State, request: &FetchRequest) -> Taken {
             let partition = state
                 .partition(&topic.topic, wanted.partition)
                 .ok_or(ResponseError::UnknownTopicOrPartition);
-            match partition.and_then(|partition| read(partition, wanted, room, first_whole)) {
+            let committed = request.isolation_level == READ_COMMITTED;
+            let read = partition
+                .and_then(|partition| partition.election.check(client).map(|()| partition))
+                .and_then(|partition| read(partition, wanted, committed, room, first_whole));
+            match read {
                 Ok((records, partition)) => {
                     taken.bytes += records.len();
-                    let is_committed = request.isolation_level == READ_COMMITTED;
-                    partitions.push(found(wanted.partition, partition, records, is_committed));
+                    partitions.push(found(wanted, partition, records, committed));
                 }
                 Err(code) => {
                     taken.has_error = true;
@@ -127,6 +134,7 @@ fn take(state: &State, request: &FetchRequest) -> Taken {
 fn read<'a>(
     partition: &'a Partition,
     wanted: &FetchPartition,
+    committed: bool,
     room: usize,
     first_whole: bool,
 ) -> Result<(Bytes, &'a Partition), ResponseError> {
@@ -136,17 +144,36 @@ fn read<'a>(
         return Err(ResponseError::OffsetOutOfRange);
     }
     let limit = usize::try_from(wanted.partition_max_bytes).unwrap_or(0);
-    let records = log.read(wanted.fetch_offset, limit.min(room), first_whole);
+    let before = if committed {
+        log.last_stable()
+    } else {
+        log.end()
+    };
+    let records = log.read(wanted.fetch_offset, before, limit.min(room), first_whole);
     Ok((records, partition))
 }
 
-fn found(index: i32, partition: &Partition, records: Bytes, read_committed: bool) -> PartitionData {
+fn found(
+    wanted: &FetchPartition,
+    partition: &Partition,
+    records: Bytes,
+    committed: bool,
+) -> PartitionData {
+    let log = &partition.log;
+    let aborted = committed.then(|| {
+        let aborted = log.aborted_from(wanted.fetch_offset).map(|aborted| {
+            AbortedTransaction::default()
+                .with_producer_id(ProducerId(aborted.producer_id))
+                .with_first_offset(aborted.first)
+        });
+        aborted.collect()
+    });
     PartitionData::default()
-        .with_partition_index(index)
-        .with_high_watermark(partition.log.end())
-        .with_last_stable_offset(partition.log.end())
-        .with_log_start_offset(partition.log.start())
-        .with_aborted_transactions(read_committed.then(Vec::new))
+        .with_partition_index(wanted.partition)
+        .with_high_watermark(log.end())
+        .with_last_stable_offset(log.last_stable())
+        .with_log_start_offset(log.start())
+        .with_aborted_transactions(aborted)
         .with_preferred_read_replica(BrokerId(-1))
         .with_records(Some(records))
 }

@@ -1,7 +1,7 @@
 //! FindCoordinator, versions 1 to 4.
 //!
-//! The one broker coordinates every group. Transactions are not served, so their coordinator is refused with 42, as Kafka refuses a
-//! kind of key that it does not know.
+//! The one broker coordinates every group and every transactional id. Other kinds of keys are refused with 42, as Kafka refuses those
+//! that it does not know.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::find_coordinator_response::Coordinator;
@@ -12,6 +12,7 @@ use super::super::shared::NODE_ID;
 use super::{Api, Reply, text};
 
 const GROUP: i8 = 0;
+const TRANSACTION: i8 = 1;
 
 impl Api for FindCoordinatorRequest {
     const SERVED: (i16, i16) = (1, 4);
@@ -44,7 +45,7 @@ impl Api for FindCoordinatorRequest {
     }
 
     async fn serve(self, context: &mut Context, version: i16) -> Reply<FindCoordinatorResponse> {
-        if self.key_type != GROUP {
+        if ![GROUP, TRANSACTION].contains(&self.key_type) {
             return Reply::Answer(self.refuse(ResponseError::InvalidRequest));
         }
         let (host, port) = context.shared.advertised();

@@ -1,6 +1,6 @@
 //! ListGroups, versions 0 to 4.
 //!
-//! Every group is one that only commits: state `Empty`, no protocol type.
+//! A group that only commits is `Empty`, without a protocol type.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::list_groups_response::ListedGroup;
@@ -8,8 +8,6 @@ use kafka_protocol::messages::{GroupId, ListGroupsRequest, ListGroupsResponse};
 
 use super::super::connection::Context;
 use super::{Api, Reply, text};
-
-pub(super) const EMPTY: &str = "Empty";
 
 impl Api for ListGroupsRequest {
     const SERVED: (i16, i16) = (0, 4);
@@ -26,16 +24,18 @@ impl Api for ListGroupsRequest {
     }
 
     async fn serve(self, context: &mut Context, _: i16) -> Reply<ListGroupsResponse> {
-        let wants_empty = self.states_filter.is_empty()
-            || self
-                .states_filter
-                .iter()
-                .any(|state| state.eq_ignore_ascii_case(EMPTY));
+        let wanted = |state: &str| {
+            let filter = &self.states_filter;
+            filter.is_empty() || filter.iter().any(|one| one.eq_ignore_ascii_case(state))
+        };
         let state = context.shared.state();
-        let groups = state.groups.ids().filter(|_| wants_empty).map(|id| {
-            ListedGroup::default()
+        let groups = state.groups.all().filter_map(|(id, group)| {
+            let members = &group.membership;
+            let listed = ListedGroup::default()
                 .with_group_id(GroupId(text(id)))
-                .with_group_state(text(EMPTY))
+                .with_protocol_type(text(members.protocol_type().unwrap_or_default()))
+                .with_group_state(text(members.state().name()));
+            wanted(&listed.group_state).then_some(listed)
         });
         Reply::Answer(ListGroupsResponse::default().with_groups(groups.collect()))
     }

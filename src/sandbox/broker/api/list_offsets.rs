@@ -1,7 +1,8 @@
 //! ListOffsets, versions 1 to 7.
 //!
-//! Earliest (−2), latest (−1), the largest time stamp (−3, from version 7), and lookup by time. In a batch whose codec cannot be
-//! opened here, lookup by time answers the batch's first offset instead of the record's.
+//! Earliest (−2), latest (−1), the largest time stamp (−3, from version 7), and lookup by time. With `read_committed` the latest is the
+//! last stable offset, and nothing behind it is found by time. In a batch whose codec is unknown, lookup by time answers the batch's
+//! first offset instead of the record's.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
@@ -12,9 +13,10 @@ use kafka_protocol::messages::{ListOffsetsRequest, ListOffsetsResponse};
 
 use super::super::connection::Context;
 use super::super::log::FoundOffset;
-use super::super::state::State;
+use super::super::state::Partition;
 use super::{Api, Reply};
 
+const READ_COMMITTED: i8 = 1;
 const LATEST: i64 = -1;
 const EARLIEST: i64 = -2;
 const MAX_TIMESTAMP: i64 = -3;
@@ -47,8 +49,13 @@ impl Api for ListOffsetsRequest {
 
     async fn serve(self, context: &mut Context, version: i16) -> Reply<ListOffsetsResponse> {
         let state = context.shared.state();
+        let committed = self.isolation_level == READ_COMMITTED;
         let response = respond(&self, |topic, wanted| {
-            let mut found = look(&state, topic, wanted, version)?;
+            let partition = state
+                .partition(topic, wanted.partition_index)
+                .ok_or(ResponseError::UnknownTopicOrPartition)?;
+            partition.election.check(context.client_id.as_deref())?;
+            let mut found = look(partition, wanted, committed, version)?;
             if version < LEADER_EPOCH_FROM {
                 found.leader_epoch = -1;
             }
@@ -86,14 +93,11 @@ fn respond(
 }
 
 fn look(
-    state: &State,
-    topic: &str,
+    partition: &Partition,
     wanted: &ListOffsetsPartition,
+    committed: bool,
     version: i16,
 ) -> Result<FoundOffset, ResponseError> {
-    let partition = state
-        .partition(topic, wanted.partition_index)
-        .ok_or(ResponseError::UnknownTopicOrPartition)?;
     partition.check_epoch(wanted.current_leader_epoch)?;
     let log = &partition.log;
     let nothing = FoundOffset {
@@ -101,9 +105,15 @@ fn look(
         timestamp: -1,
         leader_epoch: -1,
     };
+    let end = if committed {
+        log.last_stable()
+    } else {
+        log.end()
+    };
+    let below_end = |found: &FoundOffset| found.offset < end;
     match wanted.timestamp {
         LATEST => Ok(FoundOffset {
-            offset: log.end(),
+            offset: end,
             leader_epoch: partition.leader_epoch,
             ..nothing
         }),
@@ -113,9 +123,13 @@ fn look(
             ..nothing
         }),
         MAX_TIMESTAMP if version >= MAX_TIMESTAMP_FROM => {
-            Ok(log.find_max_timestamp().unwrap_or(nothing))
+            let found = log.find_max_timestamp().filter(below_end);
+            Ok(found.unwrap_or(nothing))
         }
-        timestamp if timestamp >= 0 => Ok(log.find_by_time(timestamp).unwrap_or(nothing)),
+        timestamp if timestamp >= 0 => {
+            let found = log.find_by_time(timestamp).filter(below_end);
+            Ok(found.unwrap_or(nothing))
+        }
         _ => Err(ResponseError::UnsupportedVersion),
     }
 }

@@ -56,6 +56,7 @@ impl Api for MetadataRequest {
             .topics
             .filter(|topics| version > EMPTY_IS_ALL_UP_TO || !topics.is_empty());
         let (topics, cluster_id) = look(shared, asked.as_deref());
+        inform(shared, &topics, context.client_id.as_deref());
         if shared.config.auto_create_topics && may_create {
             // After the look: as with Kafka, who asks first is told that there is no such topic, and finds it when asking again.
             create_missing(shared, asked.as_deref().unwrap_or_default());
@@ -89,6 +90,18 @@ fn look(
         Some(asked) => asked.iter().map(|topic| answer(&state, topic)).collect(),
     };
     (topics, state.cluster_id.clone())
+}
+
+/// The client knows the leaders of these topics from now on.
+fn inform(shared: &Shared, topics: &[MetadataResponseTopic], client: Option<&str>) {
+    let mut state = shared.state();
+    for name in topics.iter().filter_map(|topic| topic.name.as_ref()) {
+        if let Some(topic) = state.topics.get_mut(name.as_str()) {
+            for partition in &mut topic.partitions {
+                partition.election.inform(client);
+            }
+        }
+    }
 }
 
 fn create_missing(shared: &Shared, asked: &[MetadataRequestTopic]) {

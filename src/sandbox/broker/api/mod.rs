@@ -6,11 +6,15 @@ use bytes::{Buf, Bytes, BytesMut};
 use futures::future::BoxFuture;
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::{
-    ApiKey, ApiVersionsRequest, CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest,
-    DeleteTopicsRequest, DescribeConfigsRequest, DescribeGroupsRequest, FetchRequest,
-    FindCoordinatorRequest, IncrementalAlterConfigsRequest, ListGroupsRequest, ListOffsetsRequest,
+    AddOffsetsToTxnRequest, AddPartitionsToTxnRequest, ApiKey, ApiVersionsRequest,
+    CreateTopicsRequest, DeleteGroupsRequest, DeleteRecordsRequest, DeleteTopicsRequest,
+    DescribeConfigsRequest, DescribeGroupsRequest, DescribeProducersRequest,
+    DescribeTransactionsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest,
+    HeartbeatRequest, IncrementalAlterConfigsRequest, InitProducerIdRequest, JoinGroupRequest,
+    LeaveGroupRequest, ListGroupsRequest, ListOffsetsRequest, ListTransactionsRequest,
     MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, OffsetForLeaderEpochRequest,
     ProduceRequest, RequestHeader, ResponseHeader, SaslAuthenticateRequest, SaslHandshakeRequest,
+    SyncGroupRequest, TxnOffsetCommitRequest,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 use tokio::time::sleep;
@@ -19,6 +23,8 @@ use super::connection::{ConnectionError, Context};
 use super::faults::{Action, SeenRequest};
 use super::layout;
 
+mod add_offsets_to_txn;
+mod add_partitions_to_txn;
 mod api_versions;
 mod create_topics;
 mod delete_groups;
@@ -26,11 +32,19 @@ mod delete_records;
 mod delete_topics;
 mod describe_configs;
 mod describe_groups;
+mod describe_producers;
+mod describe_transactions;
+mod end_txn;
 mod fetch;
 mod find_coordinator;
+mod heartbeat;
 mod incremental_alter_configs;
+mod init_producer_id;
+mod join_group;
+mod leave_group;
 mod list_groups;
 mod list_offsets;
+mod list_transactions;
 mod metadata;
 mod offset_commit;
 mod offset_fetch;
@@ -38,6 +52,8 @@ mod offset_for_leader_epoch;
 mod produce;
 mod sasl_authenticate;
 mod sasl_handshake;
+mod sync_group;
+mod txn_offset_commit;
 
 /// The request header of versions with tagged fields.
 const FLEXIBLE_HEADER: i16 = 2;
@@ -51,6 +67,10 @@ static TABLE: &[Entry] = &[
     entry::<OffsetCommitRequest>(),
     entry::<OffsetFetchRequest>(),
     entry::<FindCoordinatorRequest>(),
+    entry::<JoinGroupRequest>(),
+    entry::<HeartbeatRequest>(),
+    entry::<LeaveGroupRequest>(),
+    entry::<SyncGroupRequest>(),
     entry::<DescribeGroupsRequest>(),
     entry::<ListGroupsRequest>(),
     entry::<SaslHandshakeRequest>(),
@@ -58,11 +78,19 @@ static TABLE: &[Entry] = &[
     entry::<CreateTopicsRequest>(),
     entry::<DeleteTopicsRequest>(),
     entry::<DeleteRecordsRequest>(),
+    entry::<InitProducerIdRequest>(),
     entry::<OffsetForLeaderEpochRequest>(),
+    entry::<AddPartitionsToTxnRequest>(),
+    entry::<AddOffsetsToTxnRequest>(),
+    entry::<EndTxnRequest>(),
+    entry::<TxnOffsetCommitRequest>(),
     entry::<DescribeConfigsRequest>(),
     entry::<SaslAuthenticateRequest>(),
     entry::<DeleteGroupsRequest>(),
     entry::<IncrementalAlterConfigsRequest>(),
+    entry::<DescribeProducersRequest>(),
+    entry::<DescribeTransactionsRequest>(),
+    entry::<ListTransactionsRequest>(),
 ];
 
 /// One API as the broker serves it.
@@ -283,6 +311,18 @@ fn encode<R: Encodable + HeaderVersion>(
             why: error.to_string(),
         })?;
     Ok(out.freeze())
+}
+
+/// From this version on the requests of a transaction tell a fenced producer that it is; before, that its epoch is invalid.
+const FENCED_FROM: i16 = 2;
+
+fn fenced_as_of(version: i16, code: ResponseError) -> ResponseError {
+    match code {
+        ResponseError::ProducerFenced if version < FENCED_FROM => {
+            ResponseError::InvalidProducerEpoch
+        }
+        other => other,
+    }
 }
 
 /// Text for a response.

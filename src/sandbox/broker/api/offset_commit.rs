@@ -1,8 +1,7 @@
 //! OffsetCommit, versions 2 to 8.
 //!
-//! For clients without membership: generation −1 and an empty member. There are no members yet, so every other generation or member is
-//! refused as Kafka refuses it for a group without members: 25 for a known group, 22 for an unknown one. Retention is not served:
-//! offsets stay.
+//! A member commits with its id and generation; generation −1 is for clients without membership, and is taken while the group has no
+//! members. Retention is not served: offsets stay.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::offset_commit_request::OffsetCommitRequestPartition;
@@ -10,14 +9,15 @@ use kafka_protocol::messages::offset_commit_response::{
     OffsetCommitResponsePartition, OffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{OffsetCommitRequest, OffsetCommitResponse};
+use tokio::time::Instant;
 
 use super::super::connection::Context;
-use super::super::groups::Committed;
+use super::super::groups::{Caller, Committed};
 use super::super::state::State;
 use super::{Api, Reply};
 
 /// Kafka's `offset.metadata.max.bytes`.
-const METADATA_BYTES_MAX: usize = 4096;
+pub(super) const METADATA_BYTES_MAX: usize = 4096;
 
 impl Api for OffsetCommitRequest {
     const SERVED: (i16, i16) = (2, 8);
@@ -45,7 +45,7 @@ impl Api for OffsetCommitRequest {
     async fn serve(self, context: &mut Context, _: i16) -> Reply<OffsetCommitResponse> {
         let group = self.group_id.to_string();
         let response = context.shared.change(|state| {
-            let member = check_member(state, &self);
+            let member = check_member(state, &self, Instant::now());
             respond(&self, |topic, partition| {
                 if state.partition(topic, partition.partition_index).is_none() {
                     return Err(ResponseError::UnknownTopicOrPartition);
@@ -76,15 +76,18 @@ fn respond(
     OffsetCommitResponse::default().with_topics(topics.collect())
 }
 
-fn check_member(state: &State, request: &OffsetCommitRequest) -> Result<(), ResponseError> {
-    // A negative generation says that the client does not use membership, whatever its member id.
-    if request.generation_id_or_member_epoch < 0 {
-        Ok(())
-    } else if state.groups.find(&request.group_id).is_some() {
-        Err(ResponseError::UnknownMemberId)
-    } else {
-        Err(ResponseError::IllegalGeneration)
-    }
+fn check_member(
+    state: &mut State,
+    request: &OffsetCommitRequest,
+    now: Instant,
+) -> Result<(), ResponseError> {
+    let caller = Caller {
+        member_id: &request.member_id,
+        instance: request.group_instance_id.as_deref(),
+        generation: request.generation_id_or_member_epoch,
+    };
+    let groups = &mut state.groups;
+    groups.check_commit(&request.group_id, caller, false, now)
 }
 
 fn commit(

@@ -1,7 +1,7 @@
 //! OffsetFetch, versions 1 to 8.
 //!
 //! One group up to version 7, several in version 8; null topics ask for everything that the group has. What was never committed is
-//! offset −1 without error, as in Kafka. Without transactions every offset is stable.
+//! offset −1 without error, as in Kafka. Who asks for stable offsets gets 88 where an open transaction holds one.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::offset_fetch_request::OffsetFetchRequestTopics;
@@ -13,6 +13,7 @@ use kafka_protocol::messages::{OffsetFetchRequest, OffsetFetchResponse, TopicNam
 
 use super::super::connection::Context;
 use super::super::groups::Group;
+use super::super::state::State;
 use super::{Api, Reply, text};
 
 /// From this version on the request names several groups.
@@ -53,9 +54,13 @@ impl Api for OffsetFetchRequest {
         if version >= GROUPS_FROM {
             let groups = self.groups.iter().map(|asked| {
                 let group = state.groups.find(&asked.group_id);
+                let mut topics = look(group, asked.topics.as_deref());
+                if self.require_stable {
+                    refuse_unstable(&state, &asked.group_id, &mut topics);
+                }
                 OffsetFetchResponseGroup::default()
                     .with_group_id(asked.group_id.clone())
-                    .with_topics(look(group, asked.topics.as_deref()))
+                    .with_topics(topics)
             });
             let response = OffsetFetchResponse::default().with_groups(groups.collect());
             return Reply::Answer(response);
@@ -69,7 +74,11 @@ impl Api for OffsetFetchRequest {
             });
             as_several.collect()
         });
-        let topics = look(group, asked.as_deref()).into_iter().map(single);
+        let mut topics = look(group, asked.as_deref());
+        if self.require_stable {
+            refuse_unstable(&state, &self.group_id, &mut topics);
+        }
+        let topics = topics.into_iter().map(single);
         Reply::Answer(OffsetFetchResponse::default().with_topics(topics.collect()))
     }
 }
@@ -114,6 +123,21 @@ fn partition(group: Option<&Group>, topic: &str, index: i32) -> OffsetFetchRespo
             .with_committed_offset(-1)
             .with_committed_leader_epoch(-1)
             .with_metadata(Some(text(""))),
+    }
+}
+
+/// Takes back what an open transaction is about to change.
+fn refuse_unstable(state: &State, group: &str, topics: &mut [OffsetFetchResponseTopics]) {
+    for topic in topics {
+        for partition in &mut topic.partitions {
+            let transactions = &state.transactions;
+            if transactions.has_pending_offset(group, &topic.name, partition.partition_index) {
+                partition.committed_offset = -1;
+                partition.committed_leader_epoch = -1;
+                partition.metadata = Some(text(""));
+                partition.error_code = ResponseError::UnstableOffsetCommit.code();
+            }
+        }
     }
 }
 

@@ -36,7 +36,9 @@ impl Api for OffsetForLeaderEpochRequest {
 
     async fn serve(self, context: &mut Context, _: i16) -> Reply<OffsetForLeaderEpochResponse> {
         let state = context.shared.state();
-        let response = respond(&self, |topic, wanted| look(&state, topic, wanted));
+        let response = respond(&self, |topic, wanted| {
+            look(&state, topic, wanted, context.client_id.as_deref())
+        });
         Reply::Answer(response)
     }
 }
@@ -67,10 +69,12 @@ fn look(
     state: &State,
     topic: &str,
     wanted: &OffsetForLeaderPartition,
+    client: Option<&str>,
 ) -> Result<(i32, i64), ResponseError> {
     let partition = state
         .partition(topic, wanted.partition)
         .ok_or(ResponseError::UnknownTopicOrPartition)?;
+    partition.election.check(client)?;
     partition.check_epoch(wanted.current_leader_epoch)?;
     if wanted.leader_epoch > partition.leader_epoch {
         return Ok((-1, -1));

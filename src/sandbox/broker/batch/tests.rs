@@ -96,7 +96,7 @@ fn retained_records_keep_their_offsets_and_the_batch_its_range() {
 
 #[test]
 fn a_marker_is_a_transactional_control_batch_of_one_record() {
-    let marker = Batch::marker(true, 7, 5);
+    let marker = Batch::marker(true, 7, 3, 5);
     assert!(marker.header.is_control() && marker.header.is_transactional());
     let records = marker.records().unwrap();
     assert_eq!(records[0].1.key.as_deref(), Some(&[0, 0, 0, 1][..]));

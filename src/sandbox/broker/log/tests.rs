@@ -37,18 +37,33 @@ fn read_offsets(mut bytes: Bytes) -> Vec<i64> {
 fn a_read_begins_with_the_whole_batch_that_holds_the_offset() {
     let log = log();
     assert_eq!(log.end(), 6);
-    assert_eq!(read_offsets(log.read(3, usize::MAX, true)), [2, 3, 4, 5]);
-    assert!(log.read(6, usize::MAX, true).is_empty());
+    assert_eq!(
+        read_offsets(log.read(3, i64::MAX, usize::MAX, true)),
+        [2, 3, 4, 5]
+    );
+    assert!(log.read(6, i64::MAX, usize::MAX, true).is_empty());
 }
 
 #[test]
 fn a_read_is_cut_at_its_limit_but_for_the_first_batch() {
     let log = log();
-    let one = log.read(4, usize::MAX, true).len();
-    assert_eq!(log.read(0, 1, true).len(), one, "the first batch is whole");
-    assert_eq!(log.read(0, 1, false).len(), 0, "or not there at all");
-    assert_eq!(log.read(0, one + 7, true).len(), one + 7, "the next is cut");
-    assert_eq!(log.read(0, 2 * one, true).len(), 2 * one);
+    let one = log.read(4, i64::MAX, usize::MAX, true).len();
+    assert_eq!(
+        log.read(0, i64::MAX, 1, true).len(),
+        one,
+        "the first batch is whole"
+    );
+    assert_eq!(
+        log.read(0, i64::MAX, 1, false).len(),
+        0,
+        "or not there at all"
+    );
+    assert_eq!(
+        log.read(0, i64::MAX, one + 7, true).len(),
+        one + 7,
+        "the next is cut"
+    );
+    assert_eq!(log.read(0, i64::MAX, 2 * one, true).len(), 2 * one);
 }
 
 #[test]
@@ -57,7 +72,10 @@ fn a_gap_keeps_the_offsets_around_it() {
     log.punch_gap(&(1..4));
     assert_eq!(offsets(&log), [0, 4, 5]);
     assert_eq!((log.start(), log.end()), (0, 6));
-    assert_eq!(read_offsets(log.read(2, usize::MAX, true)), [4, 5]);
+    assert_eq!(
+        read_offsets(log.read(2, i64::MAX, usize::MAX, true)),
+        [4, 5]
+    );
     log.punch_gap(&(4..6));
     assert_eq!(log.end(), 6, "the end stays when the last records go");
     let next = log.append(Batch::of_records(&[record("c", "z", 60)]), 3);
@@ -119,4 +137,80 @@ fn epochs_end_where_the_next_begins() {
     assert_eq!(log.end_of_epoch(3), Some((3, 6)));
     assert_eq!((log.epoch_at(3), log.epoch_at(4)), (Some(0), Some(3)));
     assert_eq!(PartitionLog::default().epoch_at(0), None);
+}
+
+/// A batch of two records of producer `id` in epoch 0.
+fn of_producer(id: i64, sequence: i32, transactional: bool) -> Batch {
+    let mut batch = Batch::of_records(&[record("a", "x", 0), record("b", "y", 0)]);
+    batch.header.producer_id = id;
+    batch.header.producer_epoch = 0;
+    batch.header.base_sequence = sequence;
+    batch.header.attributes |= i16::from(transactional) << 4;
+    batch
+}
+
+#[test]
+fn the_last_stable_offset_is_that_of_the_oldest_open_transaction() {
+    let mut log = PartitionLog::default();
+    log.append(of_producer(7, 0, true), 0);
+    log.append(of_producer(8, 0, true), 0);
+    log.append(of_producer(9, 0, false), 0);
+    assert_eq!((log.last_stable(), log.end()), (0, 6));
+    log.append(Batch::marker(false, 7, 0, 0), 0);
+    assert_eq!(log.last_stable(), 2);
+    assert!(read_offsets(log.read(2, log.last_stable(), usize::MAX, true)).is_empty());
+    log.append(Batch::marker(true, 8, 0, 0), 0);
+    assert_eq!((log.last_stable(), log.end()), (8, 8));
+    let committed: Vec<_> = log.records_committed().into_iter().collect();
+    let committed: Vec<_> = committed.iter().map(|(offset, _)| offset.value()).collect();
+    assert_eq!(committed, [2, 3, 4, 5]);
+    let aborted: Vec<_> = log.aborted_from(0).collect();
+    let expected = Aborted {
+        producer_id: 7,
+        first: 0,
+        last: 6,
+    };
+    assert_eq!(aborted, [expected]);
+    assert_eq!(log.aborted_from(7).count(), 0);
+}
+
+#[test]
+fn deletion_forgets_aborted_transactions_and_keeps_producers() {
+    let mut log = PartitionLog::default();
+    log.append(of_producer(7, 0, true), 0);
+    log.append(Batch::marker(false, 7, 0, 0), 0);
+    log.append(of_producer(7, 2, true), 0);
+    log.delete_before(4);
+    assert_eq!(log.aborted_from(0).count(), 0);
+    assert_eq!(log.last_stable(), 4, "not below the start");
+    let again = log.check_producer(&of_producer(7, 2, true).header).unwrap();
+    assert_eq!(again.unwrap().first_offset, 3);
+}
+
+#[test]
+fn compaction_drops_what_was_aborted_and_leaves_what_is_open() {
+    let mut log = PartitionLog::default();
+    log.append(of_producer(8, 0, false), 0);
+    log.append(of_producer(7, 0, true), 0);
+    log.append(Batch::marker(false, 7, 0, 0), 0);
+    log.append(of_producer(9, 0, true), 0);
+    log.append(of_producer(8, 2, false), 0);
+    log.compact();
+    assert_eq!(offsets(&log), [0, 1, 5, 6, 7, 8]);
+    log.append(Batch::marker(true, 9, 0, 0), 0);
+    log.compact();
+    assert_eq!(offsets(&log), [7, 8]);
+}
+
+#[test]
+fn sequences_begin_again_at_zero_behind_the_largest() {
+    let mut log = PartitionLog::default();
+    log.append(of_producer(7, i32::MAX, false), 0);
+    let next = log.check_producer(&of_producer(7, 1, false).header);
+    assert_eq!(next, Ok(None));
+    let wrong = log.check_producer(&of_producer(7, 2, false).header);
+    assert_eq!(
+        wrong.unwrap_err().code,
+        kafka_protocol::error::ResponseError::OutOfOrderSequenceNumber
+    );
 }

@@ -1,0 +1,104 @@
+//! Which driver a process takes.
+
+use std::fmt;
+
+use super::DriverSetting;
+
+/// A client that reads the input and writes the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Driver {
+    /// Fetch loops and gzip appends on rskafka's partition clients, at least once.
+    Rskafka,
+    /// Our own, on the `kafka-protocol` codecs: idempotent and transactional appends, read committed.
+    Wire,
+}
+
+impl fmt::Display for Driver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Rskafka => "rskafka",
+            Self::Wire => "wire",
+        })
+    }
+}
+
+/// What the settings ask of a driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Needs {
+    /// `processing.guarantee = exactly_once`.
+    pub transactions: bool,
+    /// `input.isolation_level = read_committed`.
+    pub read_committed: bool,
+}
+
+/// The driver, and why it was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriverChoice {
+    /// The driver.
+    pub driver: Driver,
+    /// Why, for the operator.
+    pub reason: &'static str,
+}
+
+/// Follows the setting; `auto` takes rskafka unless a setting needs what it lacks.
+///
+/// # Errors
+/// With the setting that rskafka cannot serve, when it was asked for by name.
+pub const fn choose_driver(
+    setting: DriverSetting,
+    needs: Needs,
+) -> Result<DriverChoice, &'static str> {
+    let lacking = if needs.transactions {
+        Some("processing.guarantee = exactly_once")
+    } else if needs.read_committed {
+        Some("input.isolation_level = read_committed")
+    } else {
+        None
+    };
+    match (setting, lacking) {
+        (DriverSetting::Rskafka, Some(setting)) => Err(setting),
+        (DriverSetting::Rskafka, None) => Ok(DriverChoice {
+            driver: Driver::Rskafka,
+            reason: "kafka.driver",
+        }),
+        (DriverSetting::Wire, _) => Ok(DriverChoice {
+            driver: Driver::Wire,
+            reason: "kafka.driver",
+        }),
+        (DriverSetting::Auto, Some(reason)) => Ok(DriverChoice {
+            driver: Driver::Wire,
+            reason,
+        }),
+        (DriverSetting::Auto, None) => Ok(DriverChoice {
+            driver: Driver::Rskafka,
+            reason: "no setting needs more",
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn auto_takes_rskafka_unless_a_setting_needs_more() {
+        let needs = |transactions, read_committed| Needs {
+            transactions,
+            read_committed,
+        };
+        let auto = |needs| choose_driver(DriverSetting::Auto, needs).unwrap();
+        assert_eq!(auto(needs(false, false)).driver, Driver::Rskafka);
+        for (needs, setting) in [
+            (needs(true, true), "processing.guarantee"),
+            (needs(false, true), "input.isolation_level"),
+        ] {
+            let choice = auto(needs);
+            assert_eq!(choice.driver, Driver::Wire);
+            assert!(choice.reason.starts_with(setting));
+            let refused = choose_driver(DriverSetting::Rskafka, needs).unwrap_err();
+            assert!(refused.starts_with(setting));
+        }
+        let wire = choose_driver(DriverSetting::Wire, needs(false, false)).unwrap();
+        assert_eq!(wire.driver, Driver::Wire);
+    }
+}

@@ -1,0 +1,116 @@
+//! TxnOffsetCommit, versions 0 to 3.
+//!
+//! Offsets that a group has when the transaction is committed. The group must be in the transaction, and the member must be one of it;
+//! generation −1 with an empty member needs no membership. A fenced producer gets 47, as in Kafka.
+
+use kafka_protocol::error::ResponseError;
+use kafka_protocol::messages::txn_offset_commit_request::TxnOffsetCommitRequestPartition;
+use kafka_protocol::messages::txn_offset_commit_response::{
+    TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
+};
+use kafka_protocol::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
+
+use super::super::connection::Context;
+use super::super::groups::Committed;
+use super::super::state::State;
+use super::super::transactions::ProducerEpoch;
+use super::offset_commit::METADATA_BYTES_MAX;
+use super::{Api, Reply};
+
+impl Api for TxnOffsetCommitRequest {
+    const SERVED: (i16, i16) = (0, 3);
+
+    fn layout(version: i16) -> &'static str {
+        match version {
+            ..=1 => "S S l s {S {i l S}}",
+            2 => "S S l s {S {i l i S}}",
+            _ => "S S l s i S S {S {i l i S}}",
+        }
+    }
+
+    fn topics(&self) -> Vec<String> {
+        self.topics
+            .iter()
+            .map(|topic| topic.name.to_string())
+            .collect()
+    }
+
+    fn refuse(&self, code: ResponseError) -> TxnOffsetCommitResponse {
+        respond(self, |_, _| Err(code))
+    }
+
+    async fn serve(self, context: &mut Context, _: i16) -> Reply<TxnOffsetCommitResponse> {
+        let response = context.shared.change(|state| {
+            let allowed = check(state, &self);
+            respond(&self, |topic, partition| {
+                if state.partition(topic, partition.partition_index).is_none() {
+                    return Err(ResponseError::UnknownTopicOrPartition);
+                }
+                allowed?;
+                commit(state, &self, topic, partition)
+            })
+        });
+        Reply::Answer(response)
+    }
+}
+
+fn respond(
+    request: &TxnOffsetCommitRequest,
+    mut each: impl FnMut(&str, &TxnOffsetCommitRequestPartition) -> Result<(), ResponseError>,
+) -> TxnOffsetCommitResponse {
+    let topics = request.topics.iter().map(|topic| {
+        let partitions = topic.partitions.iter().map(|partition| {
+            let code = each(&topic.name, partition).map_or_else(|code| code.code(), |()| 0);
+            TxnOffsetCommitResponsePartition::default()
+                .with_partition_index(partition.partition_index)
+                .with_error_code(code)
+        });
+        TxnOffsetCommitResponseTopic::default()
+            .with_name(topic.name.clone())
+            .with_partitions(partitions.collect())
+    });
+    TxnOffsetCommitResponse::default().with_topics(topics.collect())
+}
+
+/// Checks the producer, then the member.
+fn check(state: &State, request: &TxnOffsetCommitRequest) -> Result<(), ResponseError> {
+    let producer = ProducerEpoch {
+        id: request.producer_id.0,
+        epoch: request.producer_epoch,
+    };
+    let transactions = &state.transactions;
+    transactions.verify_group(&request.transactional_id, producer, &request.group_id)?;
+    if request.generation_id < 0 && request.member_id.is_empty() {
+        Ok(())
+    } else if state.groups.find(&request.group_id).is_some() {
+        Err(ResponseError::UnknownMemberId)
+    } else {
+        Err(ResponseError::IllegalGeneration)
+    }
+}
+
+fn commit(
+    state: &mut State,
+    request: &TxnOffsetCommitRequest,
+    topic: &str,
+    partition: &TxnOffsetCommitRequestPartition,
+) -> Result<(), ResponseError> {
+    let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
+    if metadata.len() > METADATA_BYTES_MAX {
+        return Err(ResponseError::OffsetMetadataTooLarge);
+    }
+    let committed = Committed {
+        offset: partition.committed_offset,
+        leader_epoch: partition.committed_leader_epoch,
+        metadata: metadata.to_owned(),
+    };
+    let place = (topic.to_owned(), partition.partition_index);
+    let transactions = &mut state.transactions;
+    transactions.commit_with(
+        &request.transactional_id,
+        &request.group_id,
+        place,
+        committed,
+    );
+    Ok(())
+}
