@@ -9,6 +9,8 @@ use crate::books::{Books, Commit, Entry};
 use crate::scenario::Scenario;
 use crate::support::kafka::tool;
 
+/// How long the consumer waits for a next record, on one try after the other.
+const PATIENCE_MS: [&str; 3] = ["5000", "15000", "30000"];
 /// Between the fields of a line, and between headers: what no field holds.
 const FIELD: &str = "|~|";
 const HEADER: &str = "|#|";
@@ -25,11 +27,9 @@ pub(crate) async fn read(tools: &Path, brokers: &str, scenario: &Scenario) -> Bo
         scenario.commits(),
     );
     #[rustfmt::skip]
-    let offsets = ["kafka-get-offsets", "--bootstrap-server", brokers, "--topic", &input];
-    #[rustfmt::skip]
     let lag = ["kafka-consumer-groups", "--bootstrap-server", brokers, "--describe", "--group", &group];
     let (ends, lag, results, dead_letters, commits) = tokio::join!(
-        tool(tools, &offsets),
+        ends(tools, brokers, &input),
         tool(tools, &lag),
         consume(tools, brokers, &results, false),
         consume(tools, brokers, &dead_letters, false),
@@ -37,7 +37,7 @@ pub(crate) async fn read(tools: &Path, brokers: &str, scenario: &Scenario) -> Bo
     );
     Books {
         input: input.clone(),
-        ends: ends.lines().map(end).collect(),
+        ends,
         results: results.lines().map(entry).collect(),
         dead_letters: dead_letters.lines().map(entry).collect(),
         commits: newest_commits(&commits, &input),
@@ -45,7 +45,34 @@ pub(crate) async fn read(tools: &Path, brokers: &str, scenario: &Scenario) -> Bo
     }
 }
 
+async fn ends(tools: &Path, brokers: &str, topic: &str) -> BTreeMap<i32, i64> {
+    #[rustfmt::skip]
+    let offsets = ["kafka-get-offsets", "--bootstrap-server", brokers, "--topic", topic];
+    let text = tool(tools, &offsets).await;
+    text.lines().map(end).collect()
+}
+
+/// All records of a topic. The consumer ends when nothing came for a while, which on a busy machine may be before the last record: then it is
+/// given more time.
 async fn consume(tools: &Path, brokers: &str, topic: &str, value: bool) -> String {
+    let ends = ends(tools, brokers, topic).await;
+    for timeout_ms in &PATIENCE_MS[..PATIENCE_MS.len() - 1] {
+        let text = consume_within(tools, brokers, topic, value, timeout_ms).await;
+        if is_whole(&text, &ends) {
+            return text;
+        }
+    }
+    let longest = PATIENCE_MS[PATIENCE_MS.len() - 1];
+    consume_within(tools, brokers, topic, value, longest).await
+}
+
+async fn consume_within(
+    tools: &Path,
+    brokers: &str,
+    topic: &str,
+    value: bool,
+    timeout_ms: &str,
+) -> String {
     let properties = [
         "print.partition=true".to_owned(),
         "print.offset=true".to_owned(),
@@ -59,12 +86,26 @@ async fn consume(tools: &Path, brokers: &str, topic: &str, value: bool) -> Strin
     #[rustfmt::skip]
     let mut arguments = vec![
         "kafka-console-consumer", "--bootstrap-server", brokers, "--topic", topic, "--from-beginning",
-        "--isolation-level", "read_committed", "--timeout-ms", "5000",
+        "--isolation-level", "read_committed", "--timeout-ms", timeout_ms,
     ];
     for property in &properties {
         arguments.extend(["--formatter-property", property]);
     }
     tool(tools, &arguments).await
+}
+
+/// Whether each partition was read to its last record, which may be a marker of a transaction.
+fn is_whole(text: &str, ends: &BTreeMap<i32, i64>) -> bool {
+    let mut next = BTreeMap::<i32, i64>::new();
+    for line in text.lines() {
+        let (partition, offset, ..) = fields(line);
+        next.insert(partition, offset + 1);
+    }
+    let mut ends = ends.iter();
+    ends.all(|(partition, end)| {
+        let next = next.get(partition).copied().unwrap_or_default();
+        next == *end || next + 1 == *end
+    })
 }
 
 /// `topic:partition:offset`
@@ -157,6 +198,21 @@ mod tests {
         assert_eq!((entry.at, entry.source), ((3, 17), (5, 9)));
         assert_eq!(entry.topic, "storm-1");
         assert_eq!(entry.key.as_deref(), Some("customer-4"));
+    }
+
+    #[test]
+    fn a_reading_that_ended_early_is_noticed() {
+        let line = |partition: i32, offset: i64| {
+            format!("Partition:{partition}|~|Offset:{offset}|~|NO_HEADERS|~|k\n")
+        };
+        let read = [line(0, 0), line(0, 1), line(1, 0)].concat();
+        assert!(is_whole(&read, &BTreeMap::from([(0, 2), (1, 1)])));
+        assert!(
+            is_whole(&read, &BTreeMap::from([(0, 3), (1, 2)])),
+            "markers"
+        );
+        assert!(!is_whole(&read, &BTreeMap::from([(0, 4), (1, 1)])));
+        assert!(!is_whole(&read, &BTreeMap::from([(0, 2), (1, 1), (2, 5)])));
     }
 
     /// A late write of a former owner lies behind the newest, with a lower epoch.

@@ -5,8 +5,6 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use kafka_llm_processor::config::Settings;
-
 /// Partitions of the input, and so of everything that is created after it.
 pub(crate) const PARTITIONS: i32 = 8;
 /// Calls in flight of each instance.
@@ -84,26 +82,17 @@ impl Scenario {
         }
     }
 
-    /// The storm of every day, with any seed: the strictest promise in the most lively assignment that the processor has.
+    /// The storm of every day, with any seed.
     fn short(seed: u64) -> Self {
-        let short = Self {
+        Self {
             seed,
-            guarantee: Guarantee::ExactlyOnce,
-            assignment: Assignment::Group,
+            guarantee: Guarantee::AtLeastOnce,
+            assignment: Assignment::Static,
             order: Order::Input,
             brokers: 1,
             instances: 3,
             documents: 3_000,
             lasts: Duration::from_secs(40),
-        };
-        if short.is_supported() {
-            return short;
-        }
-        Self {
-            guarantee: Guarantee::AtLeastOnce,
-            assignment: Assignment::All,
-            instances: 1,
-            ..short
         }
     }
 
@@ -190,14 +179,6 @@ impl Scenario {
         }
     }
 
-    /// The settings of the instance in a slot.
-    fn settings(&self, slot: usize) -> Vec<(&'static str, String)> {
-        let mut settings = self.share(slot);
-        settings.push(("processing.guarantee", self.guarantee.as_str().to_owned()));
-        settings.push(("pipeline.order", self.order.as_str().to_owned()));
-        settings
-    }
-
     /// The command line of the instance in a slot.
     pub(crate) fn arguments(&self, slot: usize, brokers: &str, llm: &str) -> Vec<String> {
         let mut arguments = vec![
@@ -210,19 +191,12 @@ impl Scenario {
             format!("--set=dead_letters.topic={}", self.dead_letters()),
             "--set=admin.listen=127.0.0.1:0".to_owned(),
             "--set=log.file=off".to_owned(),
+            format!("--set=processing.guarantee={}", self.guarantee.as_str()),
+            format!("--set=pipeline.order={}", self.order.as_str()),
         ];
-        let settings = self.settings(slot).into_iter();
-        arguments.extend(settings.map(|(key, value)| format!("--set={key}={value}")));
+        let share = self.share(slot).into_iter();
+        arguments.extend(share.map(|(key, value)| format!("--set={key}={value}")));
         arguments
-    }
-
-    /// Whether the processor knows these settings.
-    fn is_supported(&self) -> bool {
-        let variables = self.settings(0).into_iter().map(|(key, value)| {
-            let name = key.replace('.', "__").to_uppercase();
-            (format!("KLP_{name}"), value)
-        });
-        Settings::load(None, variables, &[]).is_ok()
     }
 }
 
