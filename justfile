@@ -88,6 +88,32 @@ test *arguments:
 test-kafka:
     REAL_KAFKA_REQUIRED=1 {{ cargo }} test --release --test real_kafka -- --nocapture
 
+# storms on a real Apache Kafka: twenty seeds, or one: just storm seed=7 order=key seconds=60; what has passed is left out (`again`: is not)
+storm *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    seeds=$(seq 20) resume=1
+    for argument in {{ arguments }}; do
+        case $argument in
+            again) resume=0 ;;
+            seed=*) seeds=${argument#*=} ;;
+            *=*) name=${argument%%=*}; export "STORM_${name^^}=${argument#*=}" ;;
+            *) echo "just storm [again] [seed=N] [guarantee=…] [assignment=…] [order=…] [brokers=1|3] [instances=N] [documents=N] [seconds=N]" >&2; exit 64 ;;
+        esac
+    done
+    {{ cargo }} build --release
+    failed=()
+    for seed in $seeds; do
+        REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} STORM_SEED=$seed STORM_RESUME=$resume \
+            {{ cargo }} test --test storm -- --nocapture no_storm_loses_a_document || failed+=("$seed")
+    done
+    [ ${#failed[@]} -eq 0 ] || { echo "failed: seeds ${failed[*]}; their logs are in target/storm" >&2; exit 1; }
+
+# what exactly once costs on a real Apache Kafka, as a table for docs/performance.md
+cost:
+    {{ cargo }} build --release
+    REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} {{ cargo }} bench --bench guarantee_cost
+
 # formats, lints, dependency rules
 lint:
     {{ cargo }} fmt --check

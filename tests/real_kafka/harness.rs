@@ -4,19 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::Deref;
 use std::time::Duration;
 
-use kafka_llm_processor::clock;
 use kafka_llm_processor::kafka::wire::{Cluster, NewTopic};
 use kafka_llm_processor::kafka::{KafkaConfig, LogReader as _};
 use kafka_llm_processor::sandbox::vllm::{Latency, Vllm, VllmConfig};
 use kafka_llm_processor::types::TopicPartition;
-use rskafka::chrono::{DateTime, Utc};
-use rskafka::client::ClientBuilder;
-use rskafka::client::partition::{Compression, UnknownTopicHandling};
-use rskafka::record::Record;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::timeout;
 
 use crate::support::kafka::{Broker, tools};
+use crate::support::load;
+pub(crate) use crate::support::load::DOCUMENT_BYTES;
 use crate::support::processor::Processor;
 
 /// The listeners take this and the next five; the controller is among them.
@@ -29,11 +25,8 @@ pub(crate) const CONCURRENCY: usize = 64;
 /// Partitions of the input, and so of everything that is created after it.
 pub(crate) const PARTITIONS: i32 = 4;
 pub(crate) const DOCUMENTS: usize = 2_000;
-pub(crate) const DOCUMENT_BYTES: usize = 1_024;
 /// Documents of one produced batch: the broker hands out whole batches only.
 pub(crate) const BATCH_DOCUMENTS: usize = 50;
-/// Keys among the documents: each has some twenty of them.
-const KEYS: usize = 97;
 
 /// The longest that anything which takes seconds may take: a debug build on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(60);
@@ -103,30 +96,8 @@ impl Kafka {
         first: usize,
         count: usize,
     ) {
-        let client = ClientBuilder::new(vec![self.address()]).build();
-        let client = timeout(SOON, client)
-            .await
-            .expect("in time")
-            .expect("connected");
-        for (index, partition) in partitions.iter().enumerate() {
-            let writer = client.partition_client(topic, *partition, UnknownTopicHandling::Error);
-            let writer = timeout(SOON, writer)
-                .await
-                .expect("in time")
-                .expect("a writer");
-            let numbers: Vec<_> = (first..first + count)
-                .skip(index)
-                .step_by(partitions.len())
-                .collect();
-            for batch in numbers.chunks(BATCH_DOCUMENTS) {
-                let records = batch.iter().map(|number| document(*number)).collect();
-                let written = writer.produce(records, Compression::NoCompression);
-                timeout(SOON, written)
-                    .await
-                    .expect("in time")
-                    .expect("written");
-            }
-        }
+        let address = self.address();
+        load::write_documents(address, topic, partitions, first, count, BATCH_DOCUMENTS).await;
     }
 }
 
@@ -134,24 +105,6 @@ impl Deref for Kafka {
     type Target = Broker;
     fn deref(&self) -> &Broker {
         self.broker.as_ref().expect("it was started")
-    }
-}
-
-/// A document of exactly [`DOCUMENT_BYTES`]. It is of today: the broker's retention deletes what is older than a week, also in a test.
-fn document(number: usize) -> Record {
-    let head = format!(r#"{{"id":"document-{number}","content":"Report {number}. "#);
-    let sentence = "Revenue rose 12 % to 4.3 billion in the third quarter, and margins held. ";
-    let tail = r#""}"#;
-    let text = DOCUMENT_BYTES - head.len() - tail.len();
-    let content: String = sentence.chars().cycle().take(text).collect();
-    let value = format!("{head}{content}{tail}").into_bytes();
-    assert_eq!(value.len(), DOCUMENT_BYTES);
-    Record {
-        key: Some(format!("customer-{}", number % KEYS).into_bytes()),
-        value: Some(value),
-        headers: BTreeMap::new(),
-        timestamp: DateTime::<Utc>::from_timestamp_millis(clock::now().as_millisecond())
-            .expect("a time"),
     }
 }
 

@@ -14,7 +14,7 @@ use super::process::{self, Lines};
 /// Includes the resolving of Kafka on a machine that has none yet.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 const ENDS_WITHIN: Duration = Duration::from_secs(20);
-const TOOL_WITHIN: Duration = Duration::from_secs(60);
+const TOOL_WITHIN: Duration = Duration::from_secs(120);
 
 /// The folder of the scripts: `REAL_KAFKA_TOOLS`. Nothing is guessed, as `cargo test` alone is to be quick everywhere.
 ///
