@@ -24,7 +24,12 @@ async fn a_restart_from_any_commit_loses_nothing() {
         .await;
         world.produce(0..240, plain);
         let order = format!("pipeline.order={order}");
-        let set = [order.as_str(), "llm.concurrency=6"];
+        // As many commits as there can be, whatever is promised.
+        let set = [
+            order.as_str(),
+            "llm.concurrency=6",
+            "processing.commit_interval_ms=0",
+        ];
         for crash in 0..6 {
             let committed = world.commits(0).len() + world.commits(1).len();
             let running = world.start(&set);

@@ -22,6 +22,8 @@ use crate::types::TopicPartition;
 /// transaction before.
 const TRANSACTION_TIMEOUT_MS: i32 = 10_000;
 
+/// UnknownTopicOrPartition.
+const UNKNOWN_TOPIC: i16 = 3;
 /// OperationNotAttempted: another partition of the same request was refused.
 const NOT_ATTEMPTED: i16 = 55;
 /// InvalidTxnState.
@@ -229,10 +231,14 @@ fn check_add(
             detail: format!("it says nothing about {partition}"),
         })?;
         let result = check_code(format!("AddPartitionsToTxn of {partition}"), *code, None);
-        if *code == NOT_ATTEMPTED {
-            not_attempted = result;
-        } else {
-            result?;
+        match *code {
+            NOT_ATTEMPTED => not_attempted = result,
+            UNKNOWN_TOPIC => {
+                return Err(KafkaError::UnknownTopic {
+                    topic: partition.topic.to_string(),
+                });
+            }
+            _ => result?,
         }
     }
     not_attempted
