@@ -53,6 +53,7 @@ impl Intake {
             () = recreated.cancelled() => {
                 self.services.holds.hold(&reading(&self.partition), RECREATED);
                 tokio::select! {
+                    biased;
                     () = drain.cancelled() => {}
                     () = worker.closed() => {}
                 }

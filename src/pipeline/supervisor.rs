@@ -226,6 +226,7 @@ async fn watch_claims(
     look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
+            biased;
             Some(claim) = taken.recv(), if claims.len() < count => {
                 claims.push(claim);
                 if claims.len() == count && let Some(owned) = owned.take() {
