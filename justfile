@@ -84,6 +84,10 @@ down:
 test *arguments:
     {{ cargo }} test {{ arguments }}
 
+# the simulation with many seeds: just simulate 100000; SIMULATION_SEED=n just simulate runs one again and prints what happens in it
+simulate seeds="10000":
+    SIMULATION_SEEDS={{ seeds }} {{ cargo }} test --release --test simulation -- --nocapture every_document
+
 # the suite against a real Apache Kafka; REAL_KAFKA_TOOLS names the folder of the scripts that start one
 test-kafka:
     REAL_KAFKA_REQUIRED=1 {{ cargo }} test --release --test real_kafka -- --nocapture

@@ -5,6 +5,8 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
+use crate::clock;
+
 /// Delays between tries: each is drawn evenly from zero to a ceiling that doubles up to a cap. It never ends by itself;
 /// deadlines belong to the caller.
 #[derive(Debug)]
@@ -17,13 +19,13 @@ impl Backoff {
     /// The first ceiling is `initial`, the last `cap`; no delay is below a tenth of `initial`.
     #[must_use]
     pub fn new(initial: Duration, cap: Duration) -> Self {
-        // The crate draws from interval × (1 ± factor): half the ceiling with factor 1 is zero to the ceiling.
+        // The crate gives the ceilings; the jitter is drawn below, as the crate's own cannot be seeded.
         let inner = ExponentialBackoff {
-            current_interval: initial / 2,
-            initial_interval: initial / 2,
-            max_interval: cap / 2,
+            current_interval: initial,
+            initial_interval: initial,
+            max_interval: cap,
             multiplier: 2.0,
-            randomization_factor: 1.0,
+            randomization_factor: 0.0,
             max_elapsed_time: None,
             ..ExponentialBackoff::default()
         };
@@ -35,9 +37,9 @@ impl Backoff {
 
     /// The next delay.
     pub fn next_delay(&mut self) -> Duration {
-        self.inner
-            .next_backoff()
-            .map_or(self.floor, |delay| delay.max(self.floor))
+        self.inner.next_backoff().map_or(self.floor, |ceiling| {
+            ceiling.mul_f64(clock::random()).max(self.floor)
+        })
     }
 
     /// Starts over after a success.

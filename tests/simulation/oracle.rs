@@ -1,0 +1,257 @@
+//! What has to hold at every moment, and at the end.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use kafka_llm_processor::offsets::{CommitPosition, CommitRecord};
+use kafka_llm_processor::pipeline::Order;
+use kafka_llm_processor::records::headers;
+use kafka_llm_processor::types::{Offset, Record, TopicPartition};
+
+use crate::broker::Writer;
+use crate::log::Log;
+use crate::scenario::{Flavour, Scenario};
+
+pub const INPUT: &str = "documents";
+pub const OUTPUT: &str = "results";
+pub const DEAD_LETTERS: &str = "dead-letters";
+pub const COMMITS: &str = "commits";
+
+/// Where a document lies: input partition and offset.
+type Place = (i32, Offset);
+
+/// The first outcome of a document.
+#[derive(Debug)]
+struct First {
+    since: u64,
+    by: String,
+    to: TopicPartition,
+}
+
+#[derive(Debug)]
+pub struct Oracle {
+    flavour: Flavour,
+    order: Order,
+    /// Those that must have an outcome, with their keys.
+    documents: BTreeMap<Place, Option<Bytes>>,
+    /// Outcomes that nothing can take away, the first of each document.
+    outcomes: BTreeMap<Place, First>,
+    /// Counts what happens.
+    now: u64,
+    /// When an instance took a partition over last.
+    taken: BTreeMap<(String, i32), u64>,
+    /// What each writer has written: with sequences nothing is written twice by one.
+    written: BTreeSet<(u64, Place)>,
+    /// The commit that counts, per input partition.
+    commits: BTreeMap<i32, (u64, CommitPosition)>,
+    /// The last commit offset of an owner in its epoch.
+    claimed: BTreeMap<(i32, String, u64), Offset>,
+    /// All who have claimed anything.
+    pub claimants: BTreeSet<String>,
+    /// The first thing that does not hold.
+    pub violation: Option<String>,
+}
+
+impl Oracle {
+    pub fn new(scenario: &Scenario) -> Self {
+        Self {
+            flavour: scenario.flavour,
+            order: scenario.order,
+            documents: BTreeMap::new(),
+            outcomes: BTreeMap::new(),
+            now: 0,
+            taken: BTreeMap::new(),
+            written: BTreeSet::new(),
+            commits: BTreeMap::new(),
+            claimed: BTreeMap::new(),
+            claimants: BTreeSet::new(),
+            violation: None,
+        }
+    }
+
+    pub fn violated(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    fn tick(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// A document that must have an outcome.
+    pub fn expects(&mut self, partition: i32, at: Offset, key: Option<Bytes>) {
+        self.documents.insert((partition, at), key);
+    }
+
+    pub fn taken_over(&mut self, instance: &str, input: &TopicPartition) {
+        let now = self.tick();
+        if &*input.topic == INPUT {
+            self.taken
+                .insert((instance.to_owned(), input.partition), now);
+        }
+    }
+
+    /// Records that became durable together. `late` says that their sender had stopped to wait for them.
+    pub fn durable(&mut self, writer: &Writer, records: Vec<(TopicPartition, Record)>, late: bool) {
+        let now = self.tick();
+        let by = &writer.instance;
+        for (to, record) in records.iter().filter(|(to, _)| &*to.topic != COMMITS) {
+            let Some(source) = headers::source(record) else {
+                self.violated(format!("a record in {to} does not say where it comes from"));
+                return;
+            };
+            let place = (source.topic_partition.partition, source.offset);
+            if !self.documents.contains_key(&place) {
+                self.violated(format!("{source} has an outcome and is no document"));
+            }
+            let known = self.outcomes.contains_key(&place);
+            if known && self.flavour == Flavour::ExactlyOnce {
+                self.violated(format!("{source} has two outcomes; the second is by {by}"));
+            }
+            let is_new = self.written.insert((writer.sink, place));
+            if !is_new && self.flavour == Flavour::Idempotent {
+                self.violated(format!("one writer of {by} has written {source} twice"));
+            }
+            self.outcomes.entry(place).or_insert_with(|| First {
+                since: now,
+                by: by.to_owned(),
+                to: to.clone(),
+            });
+        }
+        for (_, record) in records.iter().filter(|(to, _)| &*to.topic == COMMITS) {
+            self.committed(record, late);
+        }
+    }
+
+    fn committed(&mut self, record: &Record, late: bool) {
+        let key = record.key.as_deref().unwrap_or_default();
+        let commit = CommitRecord::from_value(record.value.as_deref().unwrap_or_default());
+        let Ok(commit) = commit else {
+            self.violated(format!("a commit record cannot be read: {commit:?}"));
+            return;
+        };
+        self.claimants.insert(commit.owner.clone());
+        let name = std::str::from_utf8(key).unwrap_or_default();
+        let Some(partition) = name
+            .strip_prefix(INPUT)
+            .and_then(|rest| rest.strip_prefix('/'))
+        else {
+            return;
+        };
+        let partition: i32 = partition.parse().unwrap();
+        let position = commit.position();
+        for (document, at) in self.documents.keys() {
+            let has_outcome = self.outcomes.contains_key(&(*document, *at));
+            if *document == partition && position.contains(*at) && !has_outcome {
+                let what = format!(
+                    "{} claims {partition}@{at}, which has no outcome",
+                    commit.owner
+                );
+                self.violation.get_or_insert(what);
+            }
+        }
+        let claim = (partition, commit.owner.clone(), commit.owner_epoch);
+        let before = self.claimed.get(&claim).copied().unwrap_or_default();
+        // A plain append that its sender has given up may be written behind later ones: recovery does not go by it.
+        if commit.next_offset < before && !late {
+            self.violated(format!(
+                "the commit offset of partition {partition} falls from {before} to {} within owner epoch {}",
+                commit.next_offset, commit.owner_epoch
+            ));
+        }
+        self.claimed.insert(claim, before.max(commit.next_offset));
+        let newest = self.commits.get(&partition);
+        if newest.is_none_or(|(epoch, newest)| {
+            (commit.owner_epoch, commit.next_offset) >= (*epoch, newest.next_offset)
+        }) {
+            self.commits
+                .insert(partition, (commit.owner_epoch, position));
+        }
+    }
+
+    /// The model is asked about a document.
+    pub fn asked(&mut self, instance: &str, partition: i32, at: Offset) {
+        if self.flavour != Flavour::ExactlyOnce {
+            return;
+        }
+        let Some(First { since, by, .. }) = self.outcomes.get(&(partition, at)) else {
+            return;
+        };
+        let taken = self.taken.get(&(instance.to_owned(), partition));
+        if by == instance || taken.is_some_and(|taken| taken > since) {
+            let what = format!(
+                "{instance} asks about {partition}@{at} again, whose outcome by {by} was committed before"
+            );
+            self.violated(what);
+        }
+    }
+
+    /// Whether everything has an outcome and the commits say so.
+    pub fn is_finished(&self, ends: &BTreeMap<i32, Offset>) -> bool {
+        self.outcomes.len() == self.documents.len()
+            && ends.iter().all(|(partition, end)| {
+                self.commits.get(partition).is_some_and(|(_, position)| {
+                    position.next_offset == *end && position.done.is_empty()
+                })
+            })
+    }
+
+    /// What is missing, for the message of a run that does not end.
+    pub fn missing(&self) -> String {
+        let missing: Vec<_> = self
+            .documents
+            .keys()
+            .filter(|place| !self.outcomes.contains_key(place))
+            .collect();
+        format!("without outcome: {missing:?}; commits: {:?}", self.commits)
+    }
+
+    /// What readers with `read_committed` see in the end.
+    pub fn check_logs(&mut self, logs: &BTreeMap<TopicPartition, Log>) {
+        let mut counts: BTreeMap<Place, usize> = BTreeMap::new();
+        for (partition, log) in logs {
+            if ![OUTPUT, DEAD_LETTERS].contains(&&*partition.topic) {
+                continue;
+            }
+            let mut seen = BTreeSet::new();
+            // The last place in a lane, where a lane is what the order mode keeps in order.
+            let mut lanes: BTreeMap<(i32, Option<Bytes>), Offset> = BTreeMap::new();
+            for (_, record) in log.committed() {
+                let source = headers::source(record).unwrap();
+                let place = (source.topic_partition.partition, source.offset);
+                *counts.entry(place).or_default() += 1;
+                // Asked again, the model may answer otherwise, and the outcome goes elsewhere: the first is what counts.
+                let is_first = self
+                    .outcomes
+                    .get(&place)
+                    .is_some_and(|first| first.to == *partition);
+                if !seen.insert(place) || !is_first {
+                    continue;
+                }
+                let key = self.documents.get(&place).cloned().flatten();
+                let lane = match self.order {
+                    Order::Input => (place.0, None),
+                    Order::Key if key.is_some() => (place.0, key),
+                    Order::Key | Order::Completion => continue,
+                };
+                let last = lanes.insert(lane, place.1);
+                if last.is_some_and(|last| last > place.1) {
+                    let what =
+                        format!("{partition} holds {source} behind {last:?}, against the order");
+                    self.violated(what);
+                }
+            }
+        }
+        for place in self.documents.keys() {
+            let count = counts.get(place).copied().unwrap_or_default();
+            let right = match self.flavour {
+                Flavour::ExactlyOnce => count == 1,
+                Flavour::Idempotent | Flavour::Plain => count >= 1,
+            };
+            if !right {
+                let what = format!("readers see {count} outcomes of {place:?}");
+                self.violation.get_or_insert(what);
+            }
+        }
+    }
+}

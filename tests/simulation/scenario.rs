@@ -1,0 +1,148 @@
+//! What a run is made of, drawn from its seed: which faults exist in it at all, and how often they strike.
+
+use std::time::Duration;
+
+use kafka_llm_processor::pipeline::{Order, Partitioner};
+
+use crate::random::Random;
+
+/// What the sink can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flavour {
+    /// Transactions; the broker fences.
+    ExactlyOnce,
+    /// A repeated batch is written once; nobody is fenced.
+    Idempotent,
+    /// As rskafka: a repeated batch is written twice.
+    Plain,
+}
+
+/// An edge that is broken on purpose: the oracle has to see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mutant {
+    /// Former owners may go on writing.
+    NobodyIsFenced,
+    /// Results are acknowledged before they are written, and written after the commit record.
+    AcksBeforeWriting,
+    /// The transaction is committed before the results are appended.
+    EndsBeforeAppending,
+    /// Reading the commit topic leaves out its newest record.
+    HidesNewestCommit,
+    /// The broker forgets which batches it has.
+    ForgetsSequences,
+    /// Reading the commit topic hands out what was aborted.
+    HandsOutAborted,
+}
+
+/// The faults that exist in a run, and how many of a hundred steps they strike.
+#[derive(Debug, Clone)]
+pub struct Faults {
+    pub percent: u64,
+    /// Steps are refused; nothing is done.
+    pub refuses: bool,
+    /// The request is lost: the outcome is unknown, nothing is done.
+    pub loses_requests: bool,
+    /// The answer is lost: the outcome is unknown, and it is done, perhaps later than the sender waits.
+    pub loses_answers: bool,
+    /// Steps take seconds, sometimes longer than a transaction may stay open.
+    pub slow_steps: bool,
+    /// What is decided is seen late in some partitions.
+    pub slow_markers: bool,
+    pub failing_fetches: bool,
+    pub failing_scans: bool,
+    pub failing_take_overs: bool,
+    pub slow_documents: bool,
+    /// The model gives documents up.
+    pub gives_up: bool,
+    /// The process dies right before or after a step.
+    pub dies_at_steps: bool,
+    pub killed: bool,
+    pub frozen: bool,
+    pub drained: bool,
+    /// The broker forgets writers that are idle.
+    pub forgets_writers: bool,
+}
+
+#[derive(Debug, Clone)]
+pub struct Scenario {
+    pub seed: u64,
+    pub flavour: Flavour,
+    pub order: Order,
+    pub partitioner: Partitioner,
+    pub input_partitions: i32,
+    pub output_partitions: i32,
+    pub commit_partitions: i32,
+    /// Instances that may be alive at the same time.
+    pub slots: u64,
+    pub documents: u64,
+    /// Faults end then.
+    pub fault_phase: Duration,
+    pub concurrency: usize,
+    pub commit_interval: Duration,
+    pub read_ahead_records: usize,
+    /// Whether a second end of one transaction is refused, rather than answered as the first.
+    pub second_end_is_refused: bool,
+    pub faults: Faults,
+    pub mutant: Option<Mutant>,
+}
+
+impl Scenario {
+    pub fn draw(seed: u64, mutant: Option<Mutant>) -> Self {
+        let random = &mut Random::new(seed);
+        let flavours = match mutant {
+            Some(Mutant::AcksBeforeWriting) => &[Flavour::Idempotent, Flavour::Plain][..],
+            Some(Mutant::ForgetsSequences) => &[Flavour::ExactlyOnce, Flavour::Idempotent],
+            Some(_) => &[Flavour::ExactlyOnce],
+            None => &[
+                Flavour::ExactlyOnce,
+                Flavour::ExactlyOnce,
+                Flavour::Idempotent,
+                Flavour::Plain,
+            ],
+        };
+        let input_partitions = random.pick(&[1, 2, 3]);
+        Self {
+            seed,
+            flavour: random.pick(flavours),
+            order: random.pick(&[Order::Input, Order::Key, Order::Completion]),
+            partitioner: random.pick(&[Partitioner::Key, Partitioner::Source]),
+            input_partitions,
+            output_partitions: random.pick(&[1, 2, 3]),
+            commit_partitions: random.pick(&[1, input_partitions]),
+            slots: random.between(1, 3),
+            documents: random.between(10, 40),
+            fault_phase: random.millis(5_000, 60_000),
+            concurrency: random.pick(&[1, 3, 16]),
+            commit_interval: random.millis(0, 1) * 50,
+            read_ahead_records: random.pick(&[3, 10, 64]),
+            second_end_is_refused: random.chance(50),
+            faults: Faults::draw(random),
+            mutant,
+        }
+    }
+}
+
+impl Faults {
+    fn draw(random: &mut Random) -> Self {
+        let percent = random.pick(&[1, 3, 10, 25]);
+        let mut exists = || random.chance(40);
+        Self {
+            percent,
+            refuses: exists(),
+            loses_requests: exists(),
+            loses_answers: exists(),
+            slow_steps: exists(),
+            slow_markers: exists(),
+            failing_fetches: exists(),
+            failing_scans: exists(),
+            failing_take_overs: exists(),
+            slow_documents: exists(),
+            gives_up: exists(),
+            dies_at_steps: exists(),
+            killed: exists(),
+            frozen: exists(),
+            drained: exists(),
+            forgets_writers: exists(),
+        }
+    }
+}
