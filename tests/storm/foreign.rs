@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::books::{Books, Commit, Entry};
-use crate::scenario::Scenario;
+use crate::scenario::{PARTITIONS, Scenario};
 use crate::support::kafka::tool;
 
 /// How long the consumer waits for a next record, on one try after the other.
@@ -94,7 +94,8 @@ async fn consume_within(
     tool(tools, &arguments).await
 }
 
-/// Whether each partition was read to its last record, which may be a marker of a transaction.
+/// Whether each partition was read to its last record. Behind it lie the markers of the transactions that were open when it was written: at
+/// most one for each input partition. An aborted transaction at the end looks like an early end, and costs patience.
 fn is_whole(text: &str, ends: &BTreeMap<i32, i64>) -> bool {
     let mut next = BTreeMap::<i32, i64>::new();
     for line in text.lines() {
@@ -104,7 +105,7 @@ fn is_whole(text: &str, ends: &BTreeMap<i32, i64>) -> bool {
     let mut ends = ends.iter();
     ends.all(|(partition, end)| {
         let next = next.get(partition).copied().unwrap_or_default();
-        next == *end || next + 1 == *end
+        (end - i64::from(PARTITIONS)..=*end).contains(&next)
     })
 }
 
@@ -206,13 +207,11 @@ mod tests {
             format!("Partition:{partition}|~|Offset:{offset}|~|NO_HEADERS|~|k\n")
         };
         let read = [line(0, 0), line(0, 1), line(1, 0)].concat();
-        assert!(is_whole(&read, &BTreeMap::from([(0, 2), (1, 1)])));
-        assert!(
-            is_whole(&read, &BTreeMap::from([(0, 3), (1, 2)])),
-            "markers"
-        );
-        assert!(!is_whole(&read, &BTreeMap::from([(0, 4), (1, 1)])));
-        assert!(!is_whole(&read, &BTreeMap::from([(0, 2), (1, 1), (2, 5)])));
+        let whole = |ends: &[(i32, i64)]| is_whole(&read, &ends.iter().copied().collect());
+        assert!(whole(&[(0, 2), (1, 1)]));
+        assert!(whole(&[(0, 10), (1, 9)]), "markers");
+        assert!(!whole(&[(0, 11), (1, 1)]), "more than markers");
+        assert!(!whole(&[(0, 2), (1, 1), (2, 9)]), "nothing was read");
     }
 
     /// A late write of a former owner lies behind the newest, with a lower epoch.

@@ -119,7 +119,7 @@ impl<'a> Draw<'a> {
             self.place(now, event);
             let pause = match self.scenario.assignment {
                 Assignment::All | Assignment::Static => 600..1_400,
-                Assignment::Group => 2_000..5_000,
+                Assignment::Group => 1_000..3_500,
             };
             now += Duration::from_millis(self.random.random_range(pause));
         }
