@@ -121,6 +121,8 @@ pub(crate) async fn model() -> Vllm {
 pub(crate) struct Job {
     pub(crate) name: String,
     pub(crate) vllm: Vllm,
+    /// Begins the names of the group and of the topics that are written.
+    output: String,
     arguments: Vec<String>,
 }
 
@@ -151,8 +153,27 @@ impl Job {
         Self {
             name: name.to_owned(),
             vllm,
+            output: name.to_owned(),
             arguments: settings.to_vec(),
         }
+    }
+
+    /// Gives the job an output topic and a group of its own beside other jobs over the same input topic.
+    pub(crate) fn rename_output(&mut self, suffix: &str) {
+        self.output = format!("{}-{suffix}", self.name);
+        let settings = [
+            format!("--group-id={}", self.output),
+            format!("--output-topic={}", self.results()),
+            format!("--set=dead_letters.topic={}", self.dead_letters()),
+        ];
+        self.arguments.retain(|argument| {
+            let is_replaced = |new: &String| {
+                let key = new.rsplit_once('=').map_or("", |(key, _)| key);
+                argument.starts_with(&format!("{key}="))
+            };
+            !settings.iter().any(is_replaced)
+        });
+        self.arguments.extend(settings);
     }
 
     /// Sets one more key; the last of equal keys counts.
@@ -167,17 +188,17 @@ impl Job {
 
     /// The topic of the results.
     pub(crate) fn results(&self) -> String {
-        format!("{}-results", self.name)
+        format!("{}-results", self.output)
     }
 
     /// The topic of the dead letters.
     pub(crate) fn dead_letters(&self) -> String {
-        format!("{}-dead-letters", self.name)
+        format!("{}-dead-letters", self.output)
     }
 
     /// The topic of the commits.
     pub(crate) fn commits(&self) -> String {
-        format!("{}-commits", self.name)
+        format!("{}-commits", self.output)
     }
 
     /// Runs the processor.

@@ -1,5 +1,7 @@
 //! A partition with transaction markers, which rskafka cannot read: the wire reader goes on there, and nothing is skipped.
 
+use std::path::Path;
+
 use crate::harness::{Job, Kafka, PARTITIONS, SOON};
 use crate::support::eventually;
 use crate::topic_log::{Results, commits};
@@ -57,6 +59,60 @@ async fn a_partition_with_markers_is_read_on_and_nothing_is_skipped() {
     let end = kafka.end_of(&job.name, 0).await;
     assert!(end > TRANSACTIONAL, "{end} offsets: records and markers");
     assert_eq!(usize::try_from(newest.next_offset.value()).ok(), Some(end));
+}
+
+/// A Java producer commits, aborts, commits, and dies inside a transaction; then comes a plain document. Exactly once, and at
+/// `read_committed`, only what was committed is answered; at `read_uncommitted` everything is. Nobody gets stuck at a marker.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_aborted_is_answered_only_at_read_uncommitted() {
+    const EACH: usize = 20;
+    let Some(kafka) = Kafka::turn().await else {
+        return;
+    };
+    let name = "transactions";
+    kafka.create_topic(name, PARTITIONS).await;
+    let source = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/tests/real_kafka/Transactions.java"
+    );
+    let (address, each) = (kafka.address(), EACH.to_string());
+    kafka
+        .java(Path::new(source), &[&address, name, &each])
+        .await;
+    kafka.write_documents(name, &[0], 0, 1).await;
+
+    let committed = 2 * EACH + 1;
+    for (flavour, set, expected) in [
+        ("eos", ("processing.guarantee", "exactly_once"), committed),
+        (
+            "committed",
+            ("input.isolation_level", "read_committed"),
+            committed,
+        ),
+        ("uncommitted", ("kafka.driver", "wire"), 4 * EACH + 1),
+    ] {
+        let mut job = Job::new(&kafka, name).await;
+        job.rename_output(flavour);
+        job.set(set.0, set.1);
+        let processor = job.start();
+        let mut results = Results::new(&kafka, &job);
+        results.wait_for(expected).await;
+        // The commit steps over what is not for us, to the end of the log.
+        let end = kafka.end_of(name, 0).await;
+        eventually("the commit reaches the end", SOON, async || {
+            let commits = commits(&kafka, &job).await;
+            let newest = commits.get(&0).and_then(|commits| commits.last())?;
+            (usize::try_from(newest.next_offset.value()).ok() == Some(end)).then_some(())
+        })
+        .await;
+        processor.drain(SOON).await;
+        results.gather().await;
+        assert_eq!(
+            (results.answered.len(), results.repeats()),
+            (expected, 0),
+            "{flavour}"
+        );
+    }
 }
 
 /// Records in several transactions, each ended by a marker.

@@ -61,7 +61,10 @@ impl TopicLog {
             while *next < end {
                 let fetched = self.cluster.read(&place, *next, Duration::ZERO).await;
                 let fetched = fetched.expect("a read");
-                assert!(fetched.next_offset > *next, "reading goes forward");
+                if fetched.next_offset == *next {
+                    // A transaction is open there; the next call finds out how it ended.
+                    break;
+                }
                 *next = fetched.next_offset;
                 let found = fetched.records.into_iter();
                 records

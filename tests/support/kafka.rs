@@ -135,6 +135,17 @@ impl Broker {
     pub(crate) async fn tool(&self, arguments: &[&str]) -> String {
         tool(&self.tools, arguments).await
     }
+
+    /// Runs a Java program of one source file on Kafka's own client. It may end as it likes: some of them die on purpose.
+    pub(crate) async fn java(&self, source: &Path, arguments: &[&str]) {
+        let installed = output(&self.tools.join("install.sh"), &[]).await;
+        let folder = installed.lines().last().expect("it prints a folder");
+        let classes = format!("{folder}/libs/*");
+        let source = source.display().to_string();
+        let flags = ["-XX:TieredStopAtLevel=1", "-cp", &classes, &source];
+        let all: Vec<_> = flags.iter().chain(arguments).copied().collect();
+        output(Path::new("java"), &all).await;
+    }
 }
 
 impl Drop for Broker {
@@ -194,7 +205,11 @@ async fn serve(tools: &Path, port: u16, data: &Path) -> (Child, String) {
 
 /// Runs one of Kafka's own tools and gives back what it printed.
 pub(crate) async fn tool(tools: &Path, arguments: &[&str]) -> String {
-    let output = tokio::process::Command::new(tools.join("tool.sh"))
+    output(&tools.join("tool.sh"), arguments).await
+}
+
+async fn output(program: &Path, arguments: &[&str]) -> String {
+    let output = tokio::process::Command::new(program)
         .args(arguments)
         .kill_on_drop(true)
         .output();
