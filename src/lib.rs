@@ -3,8 +3,11 @@
 //! # Guarantees
 //! 1. A document that Kafka accepted ends as a result in the output topic or as a record in the dead-letter topic,
 //!    at least once. Nothing else ends it: not a crash, not an outage, not a bad answer.
-//! 2. An outage holds the work; only what is wrong with the document itself spends its attempts.
-//! 3. Memory is bounded by the configuration. Compressed input counts once it is inflated: a batch that inflates to more than the bound passes
+//! 2. With `processing.guarantee = exactly_once` it ends so once, for readers with `isolation.level = read_committed`: results, dead letters
+//!    and the commit are one transaction, and the broker refuses what a former owner of the partition still writes. The model may be asked
+//!    twice for one document: it is no part of the transaction.
+//! 3. An outage holds the work; only what is wrong with the document itself spends its attempts.
+//! 4. Memory is bounded by the configuration. Compressed input counts once it is inflated: a batch that inflates to more than the bound passes
 //!    it for as long as it is read.
 //!
 //! # Map
@@ -25,7 +28,8 @@
 //! `sandbox` stands beside the ladder: it imports `types` and `clock` alone and is used by `cli`, tests, examples and benches.
 //!
 //! # Not goals
-//! No exactly-once on the default driver, no general stream processing, no model serving.
+//! Not one call of the model per document, not exactly once beyond one Kafka cluster, and not on the driver `rskafka`, which is the one that at
+//! least once takes; no general stream processing, no model serving.
 
 pub mod app;
 pub mod cli;
