@@ -167,6 +167,40 @@ async fn a_document_that_takes_longer_than_the_session_keeps_its_partition() {
     assert_eq!(world.vllm.calls(), 4, "nothing was given to anybody else");
 }
 
+/// Of several partitions that change hands, one with a slow document does not keep back the others.
+#[tokio::test]
+async fn a_slow_document_keeps_back_its_own_partition_only() {
+    if no_groups() {
+        return;
+    }
+    let world = world(6, Duration::ZERO).await;
+    // Whichever three are moved, some of them have a document that hangs, and some have none.
+    for number in [1, 4] {
+        let marker = format!("Document {number} ");
+        let fault = Fault::new(Action::HangForEver).on_prompt(marker);
+        world.vllm.faults().push(fault);
+    }
+    world.produce(0..6, plain);
+    let older = member(&world, &["pipeline.drain_timeout=1h"]);
+    let quick = [0, 2, 3, 5];
+    eventually("the others are done", || {
+        let is_done = |partition: &i32| world.commit_offset(*partition) == Some(1);
+        quick.iter().all(is_done) && world.vllm.faults().pending() == 0
+    })
+    .await;
+    let newer = member(&world, &[]);
+    eventually("it has what is not held back", || {
+        !newer.partitions().is_empty()
+    })
+    .await;
+    let held = newer.partitions();
+    assert!(held.len() < 3 && held.keys().all(|partition| quick.contains(partition)));
+    older.kill().await;
+    eventually("everything is committed", || world.is_all_committed()).await;
+    newer.drain().await;
+    world.assert_all_have_results(6);
+}
+
 /// The group must not wait for ever for a member that has to let go of a partition.
 #[tokio::test]
 async fn what_does_not_end_before_the_drain_timeout_is_done_by_the_next_owner() {
