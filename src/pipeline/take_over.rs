@@ -397,7 +397,6 @@ fn resume_at(
         )));
     }
     services.metrics.input_lost();
-    services.metrics.input_lost();
     tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
     Ok(CommitPosition {
         next_offset,
