@@ -13,7 +13,7 @@
 //! REAL_KAFKA_TOOLS=… REAL_KAFKA_BARS=1 cargo test --release --test real_kafka -- --nocapture
 //! ```
 //!
-//! `REAL_KAFKA_SEED` repeats the random moments of a run; the seed is printed.
+//! `REAL_KAFKA_SEED` repeats the random moments of a run; the seed is printed. `REAL_KAFKA_PORT` moves the broker to other ports.
 #![cfg(feature = "sandbox")]
 #![allow(
     clippy::expect_used,
@@ -31,6 +31,8 @@ mod codecs;
 mod crash;
 #[path = "real_kafka/foreign_tools.rs"]
 mod foreign_tools;
+#[path = "real_kafka/group.rs"]
+mod group;
 #[path = "real_kafka/harness.rs"]
 mod harness;
 #[path = "real_kafka/main_job.rs"]

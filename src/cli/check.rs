@@ -5,6 +5,8 @@
 
 mod judge;
 
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -227,8 +229,8 @@ struct Found {
     topics: Vec<(judge::Role, String, Option<TopicDescription>)>,
     /// `cleanup.policy` of the commit topic, or why it is not known.
     commit_policy: Option<Result<String, String>>,
-    /// The youngest commit, or why the commit topic cannot be read.
-    newest_commit: Result<Option<CommitRecord>, String>,
+    /// The newest commit of each owner, the youngest first, or why the commit topic cannot be read.
+    newest_commits: Result<Vec<CommitRecord>, String>,
 }
 
 async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, KafkaError> {
@@ -251,12 +253,12 @@ async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, K
         .get(&commits)
         .and_then(|topic| topic.as_ref())
         .map(|topic| topic.partitions);
-    let (commit_policy, newest_commit) = match partitions {
-        None => (None, Ok(None)),
+    let (commit_policy, newest_commits) = match partitions {
+        None => (None, Ok(Vec::new())),
         Some(partitions) => {
             let (policy, newest) = tokio::join!(
                 commit_policy(cluster, &commits),
-                newest_commit(cluster, &commits, partitions)
+                newest_commits(cluster, &commits, partitions)
             );
             (Some(policy), newest)
         }
@@ -269,7 +271,7 @@ async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, K
         cluster_id: description.cluster_id,
         topics: topics.collect(),
         commit_policy,
-        newest_commit,
+        newest_commits,
     })
 }
 
@@ -281,26 +283,25 @@ async fn commit_policy(cluster: &Cluster, topic: &str) -> Result<String, String>
     value.ok_or_else(|| format!("the broker does not tell {KEY}"))
 }
 
-/// The youngest commit of all partitions.
-async fn newest_commit(
+/// The newest commit of each owner, over all partitions, the youngest first.
+async fn newest_commits(
     reader: &dyn LogReader,
     topic: &str,
     partitions: i32,
-) -> Result<Option<CommitRecord>, String> {
+) -> Result<Vec<CommitRecord>, String> {
     let tails = (0..partitions).map(|index| tail(reader, TopicPartition::new(topic, index)));
     let tails: Vec<_> = stream::iter(tails)
         .buffer_unordered(READS_MAX)
         .collect()
         .await;
-    let mut newest: Option<CommitRecord> = None;
+    let mut all = Vec::new();
     for commits in tails {
-        for commit in commits.map_err(|error| error_chain(&error))? {
-            if newest.as_ref().is_none_or(|newest| newest.at < commit.at) {
-                newest = Some(commit);
-            }
-        }
+        all.extend(commits.map_err(|error| error_chain(&error))?);
     }
-    Ok(newest)
+    all.sort_by_key(|commit| Reverse(commit.at));
+    let mut owners = BTreeSet::new();
+    all.retain(|commit| owners.insert(commit.owner.clone()));
+    Ok(all)
 }
 
 /// The last commits of a partition; what is not one is passed over, as only their age counts here.

@@ -89,7 +89,7 @@ async fn until_stopped(
             "pipeline.drain_timeout has passed; what is not committed is done again after the restart"
         ),
         RunEnd::Fenced(detail) => {
-            tracing::error!("{detail}: this instance stops, and commits nothing more")
+            tracing::error!("this instance stops, and commits nothing more: {detail}")
         }
     }
     (end.exit_code(), Some(summary.to_string()))

@@ -51,9 +51,8 @@ impl ClaimWatch {
         self.partitions.remove(partition);
     }
 
-    /// How many partitions are claimed.
-    pub(super) fn len(&self) -> usize {
-        self.partitions.len()
+    pub(super) fn contains(&self, partition: &TopicPartition) -> bool {
+        self.partitions.contains_key(partition)
     }
 
     /// Looks for claims of others since the last look. A partition whose writer the broker fences needs none.

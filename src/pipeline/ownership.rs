@@ -38,6 +38,20 @@ impl Ownership {
         )
     }
 
+    /// What happened when another instance has claimed what our settings say is ours, and what to do about it.
+    pub(super) fn collision(&self, detail: &str) -> String {
+        let advice = match self {
+            Self::All => {
+                "input.assignment = all is for one instance of a kafka.group_id: stop one of them, or set input.assignment = group for both"
+            }
+            Self::Static => {
+                "the input.static_* settings of both name the partition: correct one of them"
+            }
+            Self::Group(_) => return detail.to_owned(),
+        };
+        format!("{detail}. If it replaces this instance nothing is to be done; otherwise {advice}")
+    }
+
     /// Somebody else has claimed a partition. By our settings it is ours alone, so two instances are set to work on it, and this one ends.
     /// In a group the coordinator knows whose it is: the other may be the rightful next owner, or one that has not heard that it is not.
     pub(super) async fn overruled(

@@ -107,6 +107,11 @@ async fn until_end(
             return Ok(PartitionEnd::Broken(error_chain(&error)));
         }
     };
+    // What the former owner has committed last may not be in Kafka's group yet, and there may be nothing to add to it.
+    if let Some(committed) = committer.committed() {
+        let offsets = &claimant.services.commit_offsets;
+        offsets.set(&place.partition, committed.next_offset);
+    }
     // The supervisor takes claims for as long as it lives.
     let Ok(()) = claims.send(claim.clone()).await else {
         return Ok(PartitionEnd::Dropped);

@@ -69,9 +69,9 @@ pub async fn run(
     let claimant = tokio::select! {
         biased;
         () = drain.cancelled() => return PipelineEnd::Drained,
-        claimant = Claimant::new(Arc::clone(&services), ownership) => match claimant {
+        claimant = Claimant::new(Arc::clone(&services), ownership, &partitions) => match claimant {
             Ok(claimant) => claimant,
-            Err(error @ TakeOverError::Lost(_)) => return PipelineEnd::Fenced { detail: error_chain(&error) },
+            Err(error @ TakeOverError::Lost(_)) => return PipelineEnd::Fenced { detail: Ownership::All.collision(&error_chain(&error)) },
             Err(error @ TakeOverError::Flush(_)) => return PipelineEnd::Broken { detail: error_chain(&error) },
         },
     };
@@ -208,6 +208,7 @@ impl Supervisor {
             return;
         };
         let assigned = receiver.borrow_and_update().clone();
+        self.learn(&assigned.partitions);
         let known = |partition: &&TopicPartition| self.places.contains_key(*partition);
         self.ours = assigned.partitions.iter().filter(known).cloned().collect();
         if assigned.session != self.session {
@@ -229,12 +230,7 @@ impl Supervisor {
                 share.finish_by(stop_at);
             }
         }
-        tracing::info!(
-            generation = assigned.generation,
-            member = assigned.member_id,
-            partitions = self.ours.len(),
-            "assigned by the group"
-        );
+        self.tell_assigned(&assigned);
         self.release_when_owned();
     }
 
@@ -280,6 +276,34 @@ impl Supervisor {
         }
     }
 
+    fn tell_assigned(&self, assigned: &Assigned) {
+        // Between two memberships nothing is assigned, and whoever lost the last has said so.
+        if assigned.generation < 0 {
+            return;
+        }
+        tracing::info!(
+            generation = assigned.generation,
+            member = assigned.member_id,
+            partitions = list(&self.ours),
+            "assigned by the group"
+        );
+    }
+
+    /// A member that started later may know, and deal, partitions that were added to a topic since.
+    fn learn(&mut self, assigned: &BTreeSet<TopicPartition>) {
+        for partition in assigned {
+            if self.places.contains_key(partition) {
+                continue;
+            }
+            if let Some(place) = place_of_added(&self.places, partition) {
+                tracing::info!(%partition, "added to its topic since the start");
+                self.places.insert(partition.clone(), place);
+            } else {
+                tracing::error!(%partition, "the group gives it to this instance, whose input.topics does not name its topic: nobody works on it; set the same input.topics for all instances of the group");
+            }
+        }
+    }
+
     fn take(&mut self, claim: Claim) {
         if self.shares.contains_key(&claim.partition) {
             if let Some(place) = self.places.get_mut(&claim.partition) {
@@ -296,14 +320,20 @@ impl Supervisor {
             .assigned
             .as_ref()
             .is_none_or(|assigned| !assigned.borrow().member_id.is_empty());
-        if !is_assigned || self.claims.len() < self.ours.len() {
+        if !is_assigned || !self.ours.iter().all(|ours| self.claims.contains(ours)) {
             return;
         }
         if let Some(owned) = self.owned.take() {
             owned.release();
             self.services().board.set_state(RunState::Running);
-            let partitions = self.claims.len();
-            tracing::info!(partitions, "all partitions are taken over: documents flow");
+            let partitions = self.ours.len();
+            if partitions == 0 {
+                tracing::info!(
+                    "the group has no partition for this member now: it stands by, and takes over when another member goes"
+                );
+            } else {
+                tracing::info!(partitions, "all partitions are taken over: documents flow");
+            }
         }
     }
 
@@ -327,7 +357,7 @@ impl Supervisor {
             PartitionEnd::GivenUp(detail) => {
                 tracing::warn!(%partition, detail, "the group has given the partition to another member");
             }
-            PartitionEnd::Fenced(detail) => return Some(PipelineEnd::Fenced { detail }),
+            PartitionEnd::Fenced(detail) => return Some(self.fenced(&detail)),
             PartitionEnd::Broken(detail) => return Some(PipelineEnd::Broken { detail }),
         }
         self.forget(partition);
@@ -362,13 +392,19 @@ impl Supervisor {
         for overruling in self.claims.note(look) {
             let detail = overruling.detail;
             let Some(partition) = overruling.partition else {
-                return Some(PipelineEnd::Fenced { detail });
+                return Some(self.fenced(&detail));
             };
             if let Some(share) = self.shares.get_mut(&partition) {
                 share.stop(Stop::Overruled(detail));
             }
         }
         None
+    }
+
+    fn fenced(&self, detail: &str) -> PipelineEnd {
+        PipelineEnd::Fenced {
+            detail: self.claimant.ownership.collision(detail),
+        }
     }
 
     fn begin_drain(&mut self) {
@@ -413,6 +449,28 @@ impl Share {
     }
 }
 
+/// The place of a partition that was added to one of our topics; it shares its place in the bound on open documents with another of its
+/// topic.
+fn place_of_added(
+    places: &BTreeMap<TopicPartition, Place>,
+    added: &TopicPartition,
+) -> Option<Place> {
+    let mut places = places.values();
+    let sibling = places.find(|place| place.partition.topic == added.topic)?;
+    Some(Place {
+        partition: added.clone(),
+        index: sibling.index,
+        topic_id: sibling.topic_id,
+        lost: None,
+    })
+}
+
+/// The partitions as one reads them in a log: `docs/0 docs/3`.
+fn list(partitions: &BTreeSet<TopicPartition>) -> String {
+    let names: Vec<_> = partitions.iter().map(ToString::to_string).collect();
+    names.join(" ")
+}
+
 /// Waits for the next change of the assignment; for ever where there is none, or nobody who could change it.
 async fn changed(assigned: &mut Option<watch::Receiver<Assigned>>) {
     if let Some(receiver) = assigned
@@ -421,4 +479,26 @@ async fn changed(assigned: &mut Option<watch::Receiver<Assigned>>) {
         return;
     }
     pending().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_that_was_added_takes_after_one_of_its_topic() {
+        let place = |topic: &str, index| Place {
+            partition: TopicPartition::new(topic, 0),
+            index,
+            topic_id: Uuid::from_u128(u128::try_from(index).unwrap()),
+            lost: None,
+        };
+        let places = [place("docs", 4), place("more", 7)];
+        let places = places.map(|place| (place.partition.clone(), place)).into();
+        let added = TopicPartition::new("more", 1);
+        let found = place_of_added(&places, &added).unwrap();
+        assert_eq!((found.partition, found.index), (added, 7));
+        assert_eq!(found.topic_id, Uuid::from_u128(7));
+        assert!(place_of_added(&places, &TopicPartition::new("other", 0)).is_none());
+    }
 }

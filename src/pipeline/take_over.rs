@@ -91,10 +91,14 @@ impl Claimant {
     pub(super) async fn new(
         services: Arc<Services>,
         ownership: Ownership,
+        partitions: &[(TopicPartition, Uuid)],
     ) -> Result<Self, TakeOverError> {
         let group = match ownership {
             Ownership::All => {
-                Some(until_done(&services, "kafka", || try_claim_group(&services)).await?)
+                // Whoever has claimed the group works on each of its partitions, so one of them tells whether it is alive.
+                let sample = partitions.first().map(|(partition, _)| partition);
+                let claim = || try_claim_group(&services, sample);
+                Some(until_done(&services, "kafka", claim).await?)
             }
             Ownership::Static | Ownership::Group(_) => None,
         };
@@ -189,8 +193,16 @@ fn again(error: &dyn std::error::Error) -> Failure {
     Failure::Again(error_chain(error))
 }
 
-async fn try_claim_group(services: &Arc<Services>) -> Result<Claim, Failure> {
+async fn try_claim_group(
+    services: &Arc<Services>,
+    sample: Option<&TopicPartition>,
+) -> Result<Claim, Failure> {
     let group = group_claim();
+    // Before anything is claimed: the other would end over a claim of ours, and nobody would work until its commits are old enough.
+    if let Some(sample) = sample {
+        let seen = services.store.load(sample).await;
+        refuse_other_guarantee(services, &seen.map_err(|error| again(&error))?)?;
+    }
     let sink = sink_of(services, &group).await?;
     let loaded = services
         .store
@@ -384,7 +396,6 @@ fn resume_at(
             "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
         )));
     }
-    services.metrics.input_lost();
     services.metrics.input_lost();
     tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
     Ok(CommitPosition {

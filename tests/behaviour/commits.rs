@@ -5,7 +5,7 @@ use std::time::Duration;
 use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, VllmConfig};
 use tokio::time::Instant;
 
-use crate::harness::{COMMITS, World, eventually, json, plain};
+use crate::harness::{COMMITS, GROUP, INPUT, World, eventually, json, plain};
 
 /// Every second document waits behind the first, whose call hangs: each finished one between them is a range of the commit record.
 #[tokio::test]
@@ -113,4 +113,25 @@ async fn a_busy_partition_commits_once_per_interval_and_the_summary_tells_the_ra
     assert!(totals.flushes >= 3 && totals.flushes < u64::try_from(commits).unwrap());
     assert!(totals.commit_bytes > totals.flushes * 100);
     assert!(summary.to_string().contains("bytes per document"));
+}
+
+/// Lag tools do not wait for the next commit, which may be far away.
+#[tokio::test]
+async fn the_group_in_kafka_shows_what_a_killed_owner_has_committed_as_soon_as_there_is_another() {
+    let world = World::new(2).await;
+    let running = world.start(&[]);
+    // The copy at the start is made, the next comes in five seconds.
+    eventually("a copy is made", || {
+        world.broker.committed_offset(GROUP, INPUT, 0) == Some(0)
+    })
+    .await;
+    world.produce(0..20, plain);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    running.kill().await;
+    assert!(!world.is_all_mirrored());
+    let began = Instant::now();
+    let running = world.start(&[]);
+    eventually("lag tools see it", || world.is_all_mirrored()).await;
+    assert!(began.elapsed() < Duration::from_secs(12));
+    running.drain().await;
 }

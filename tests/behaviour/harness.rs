@@ -12,8 +12,10 @@ use kafka_llm_processor::records::result::ResultRecord;
 use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig};
 use kafka_llm_processor::sandbox::vllm::{Answers, Latency, Vllm, VllmConfig};
 use kafka_llm_processor::telemetry::StatusBoard;
-use kafka_llm_processor::telemetry::status::Summary;
+use kafka_llm_processor::telemetry::status::{RunState, Summary};
 use kafka_llm_processor::types::{Offset, Record, SourcePosition};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +81,11 @@ impl World {
     }
 
     pub async fn with_vllm(partitions: i32, config: VllmConfig) -> Self {
-        let broker = Broker::start(BrokerConfig::default()).await.unwrap();
+        Self::with(partitions, config, BrokerConfig::default()).await
+    }
+
+    pub async fn with(partitions: i32, config: VllmConfig, broker: BrokerConfig) -> Self {
+        let broker = Broker::start(broker).await.unwrap();
         broker.create_topic(INPUT, partitions, &[]).unwrap();
         let config = VllmConfig {
             answers: Answers::Extract,
@@ -184,6 +190,34 @@ impl World {
             .collect()
     }
 
+    /// Every one of that many documents has its result, exactly once where that is promised.
+    pub fn assert_all_have_results(&self, documents: usize) {
+        let results = self.results();
+        assert_eq!(results.len(), documents, "every document has a result");
+        if Flavour::current() == Flavour::ExactlyOnce {
+            self.assert_nothing_twice();
+        }
+    }
+
+    pub fn assert_nothing_twice(&self) {
+        let results = self.results();
+        let twice: Vec<_> = results
+            .iter()
+            .filter(|(_, results)| results.len() > 1)
+            .map(|(source, results)| (source, results.len()))
+            .collect();
+        assert!(twice.is_empty(), "more than one result: {twice:?}");
+    }
+
+    /// The group's offsets in Kafka itself have reached the end of every partition.
+    pub fn is_all_mirrored(&self) -> bool {
+        let partitions = i32::try_from(self.broker.partitions(INPUT).unwrap()).unwrap();
+        (0..partitions).all(|partition| {
+            let end = self.broker.high_watermark(INPUT, partition).unwrap();
+            self.broker.committed_offset(GROUP, INPUT, partition) == Some(end.value())
+        })
+    }
+
     /// The values of the commit records of a partition, oldest first.
     pub fn commits(&self, partition: i32) -> Vec<serde_json::Value> {
         let key = format!("{INPUT}/{partition}");
@@ -192,6 +226,21 @@ impl World {
             .filter(|(_, _, record)| record.key.as_deref() == Some(key.as_bytes()))
             .map(|(_, _, record)| serde_json::from_slice(record.value.as_ref().unwrap()).unwrap())
             .collect()
+    }
+
+    /// Writes the newest commit of a partition once more, older than an owner may be that is alive.
+    pub fn commit_again_as_if_long_ago(&self, partition: i32) {
+        let mut commit = self.commits(partition).pop().unwrap();
+        commit["at"] = "2020-01-01T00:00:00Z".into();
+        let record = Record {
+            key: Some(format!("{INPUT}/{partition}").into()),
+            value: Some(commit.to_string().into()),
+            headers: Vec::new(),
+            timestamp_ms: 1_700_000_000_000,
+        };
+        self.broker
+            .append(COMMITS, partition, vec![record])
+            .unwrap();
     }
 
     pub fn commit_offset(&self, partition: i32) -> Option<i64> {
@@ -244,6 +293,46 @@ impl Running {
         self.drain.cancel();
     }
 
+    /// Runs it in a thread of its own, which can be stopped as `SIGSTOP` stops a process.
+    pub fn start_apart(settings: Settings) -> (Self, Freezer) {
+        let drain = CancellationToken::new();
+        let (to_us, from_thread) = std::sync::mpsc::channel();
+        let (mut to_task, task) = oneshot::channel();
+        let token = drain.clone();
+        std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let app = App::build(settings).unwrap();
+                to_us.send((app.board(), Handle::current())).unwrap();
+                let ended = tokio::select! {
+                    ended = app.run(token, false) => ended,
+                    // The test is over.
+                    () = to_task.closed() => return,
+                };
+                drop(to_task.send(ended));
+            });
+        });
+        let (board, runtime) = from_thread.recv().unwrap();
+        let task = tokio::spawn(async { task.await.unwrap() });
+        (Self { board, drain, task }, Freezer { runtime })
+    }
+
+    pub fn is_over(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    pub fn state(&self) -> RunState {
+        self.board.snapshot().state
+    }
+
+    /// The owner epochs of what it works on, by partition.
+    pub fn partitions(&self) -> BTreeMap<i32, u64> {
+        let partitions = self.board.snapshot().partitions.into_iter();
+        partitions
+            .map(|status| (status.partition, status.owner_epoch))
+            .collect()
+    }
+
     /// Waits for the end.
     pub async fn end(self) -> (RunEnd, Summary) {
         timeout(DEADLINE, self.task)
@@ -270,6 +359,30 @@ impl Running {
             .find(|hold| hold.what == what)
             .map(|hold| hold.reason)
     }
+}
+
+/// Stops all that an instance does.
+pub struct Freezer {
+    runtime: Handle,
+}
+
+impl Freezer {
+    /// Nothing of the instance moves until the answer is dropped; returns once that is so.
+    pub async fn freeze(&self) -> Frozen {
+        let (thaw, thawed) = std::sync::mpsc::channel::<()>();
+        let (frozen, is_frozen) = oneshot::channel();
+        // It blocks the only thread of the instance, on purpose.
+        self.runtime.spawn(async move {
+            frozen.send(()).unwrap();
+            assert!(thawed.recv().is_err());
+        });
+        is_frozen.await.unwrap();
+        Frozen { _thaw: thaw }
+    }
+}
+
+pub struct Frozen {
+    _thaw: std::sync::mpsc::Sender<()>,
 }
 
 /// Waits until the condition holds.

@@ -15,7 +15,7 @@ use crate::support::load;
 pub(crate) use crate::support::load::DOCUMENT_BYTES;
 use crate::support::processor::Processor;
 
-/// The listeners take this and the next five; the controller is among them.
+/// The listeners take this and the next five, the controller is among them; `REAL_KAFKA_PORT` names another.
 const PORT: u16 = 24_000;
 
 /// How long the model takes for each call.
@@ -32,6 +32,13 @@ pub(crate) const BATCH_DOCUMENTS: usize = 50;
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 
 static BROKER: Mutex<Option<Broker>> = Mutex::const_new(None);
+
+fn port() -> u16 {
+    let named = std::env::var("REAL_KAFKA_PORT").ok();
+    named.map_or(PORT, |port| {
+        port.parse().expect("REAL_KAFKA_PORT is a port")
+    })
+}
 
 /// A test's turn with the shared broker.
 pub(crate) struct Kafka {
@@ -51,7 +58,7 @@ impl Kafka {
                     broker.restart().await;
                 }
             }
-            None => *broker = Some(Broker::start(&tools, PORT).await),
+            None => *broker = Some(Broker::start(&tools, port()).await),
         }
         let address = broker.as_ref().map(Broker::address);
         let config = KafkaConfig {
@@ -145,7 +152,7 @@ impl Job {
             format!("--input-topic={name}"),
             format!("--output-topic={name}-results"),
             format!("--llm-url={}", vllm.url()),
-            format!("--concurrency={CONCURRENCY}"),
+            format!("--set=llm.concurrency={CONCURRENCY}"),
             format!("--set=dead_letters.topic={name}-dead-letters"),
             "--set=admin.listen=127.0.0.1:0".to_owned(),
             "--set=log.file=off".to_owned(),

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::{CheckItem, CheckSettings, Found};
 use crate::kafka::KafkaError;
 use crate::kafka::wire::TopicDescription;
-use crate::offsets::{CommitRecord, LIVE_FOR};
+use crate::offsets::LIVE_FOR;
 
 /// What a topic is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,22 +159,32 @@ fn commit_topic(
 fn processor(found: &Found, now: Timestamp) -> CheckItem {
     const NAME: &str = "processor";
     const REMEDY: &str = "start it: kafka-llm-processor run";
-    match &found.newest_commit {
-        Err(problem) => CheckItem::fail(
-            NAME,
-            format!("the commit topic cannot be read: {problem}"),
-            "allow Read on the commit topic",
-        ),
-        Ok(None) => CheckItem::fail(NAME, "no processor has committed yet", REMEDY),
-        Ok(Some(CommitRecord { owner, at, .. })) => {
-            let age = Duration::try_from(now.duration_since(*at)).unwrap_or_default();
-            let told = humantime::format_duration(Duration::from_secs(age.as_secs()));
-            if age < LIVE_FOR {
-                CheckItem::pass(NAME, format!("`{owner}` runs: it committed {told} ago"))
-            } else {
-                let detail = format!("none runs: the newest commit, by `{owner}`, is {told} old");
-                CheckItem::fail(NAME, detail, REMEDY)
-            }
+    let commits = match &found.newest_commits {
+        Err(problem) => {
+            return CheckItem::fail(
+                NAME,
+                format!("the commit topic cannot be read: {problem}"),
+                "allow Read on the commit topic",
+            );
         }
+        Ok(commits) => commits,
+    };
+    let Some((youngest, others)) = commits.split_first() else {
+        return CheckItem::fail(NAME, "no processor has committed yet", REMEDY);
+    };
+    let owner = &youngest.owner;
+    let age = Duration::try_from(now.duration_since(youngest.at)).unwrap_or_default();
+    let told = humantime::format_duration(Duration::from_secs(age.as_secs()));
+    if !youngest.is_live(now) {
+        let detail = format!("none runs: the newest commit, by `{owner}`, is {told} old");
+        return CheckItem::fail(NAME, detail, REMEDY);
     }
+    let others = others.iter().filter(|commit| commit.is_live(now));
+    let others: Vec<_> = others.map(|commit| format!("`{}`", commit.owner)).collect();
+    let mut detail = format!("`{owner}` runs: it committed {told} ago");
+    if !others.is_empty() {
+        let (count, names) = (others.len(), others.join(", "));
+        detail = format!("{detail}; so did {count} more in the last {LIVE_FOR:?}: {names}");
+    }
+    CheckItem::pass(NAME, detail)
 }

@@ -47,7 +47,7 @@ fn healthy() -> Found {
             topic(Role::Commits, "commits"),
         ],
         commit_policy: Some(Ok("compact".to_owned())),
-        newest_commit: Ok(Some(commit(now() - SignedDuration::from_secs(12)))),
+        newest_commits: Ok(vec![commit(now() - SignedDuration::from_secs(12))]),
     }
 }
 
@@ -121,17 +121,34 @@ fn a_commit_topic_that_deletes_is_a_cross() {
 fn a_processor_lives_by_its_newest_commit() {
     let mut found = healthy();
     let age = SignedDuration::try_from(LIVE_FOR).unwrap();
-    found.newest_commit = Ok(Some(commit(now() - age)));
+    found.newest_commits = Ok(vec![commit(now() - age)]);
     assert!(
         cross(&judged(&found), "processor")
             .detail
             .contains("45s old")
     );
-    found.newest_commit = Ok(None);
+    found.newest_commits = Ok(Vec::new());
     cross(&judged(&found), "processor");
     // A clock that is ahead of ours does not make it dead.
-    found.newest_commit = Ok(Some(commit(now() + age)));
+    found.newest_commits = Ok(vec![commit(now() + age)]);
     assert!(judged(&found).iter().all(|item| item.passed));
+}
+
+/// Of several instances the operator sees each that is alive.
+#[test]
+fn every_processor_that_lives_is_named() {
+    let by = |owner: &str, seconds| CommitRecord {
+        owner: owner.to_owned(),
+        ..commit(now() - SignedDuration::from_secs(seconds))
+    };
+    let mut found = healthy();
+    found.newest_commits = Ok(vec![by("a", 2), by("b", 9), by("gone", 50)]);
+    let items = judged(&found);
+    let told = |item: &&CheckItem| {
+        item.passed
+            && item.detail == "`a` runs: it committed 2s ago; so did 1 more in the last 45s: `b`"
+    };
+    assert!(items.iter().any(|item| told(&item)), "{items:?}");
 }
 
 #[test]

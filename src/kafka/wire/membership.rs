@@ -81,7 +81,7 @@ impl MembershipConfig {
 pub enum MembershipError {
     /// Two processes use one instance id; the later one has it now.
     #[error(
-        "another process has joined group `{group_id}` with the group.instance.id `{instance_id}` of this one; give each process its own"
+        "another process has joined group `{group_id}` with kafka.group_instance_id = `{instance_id}`, the name of this one, and has its partitions now; give each process a name of its own"
     )]
     Fenced {
         /// The group.

@@ -133,7 +133,8 @@ impl Task {
             return true;
         }
         let state = lock(&self.member.state);
-        let has_let_go = !self.give_up.is_empty() && self.give_up.is_disjoint(&state.held);
+        // Of any of them: what takes longer must not keep back what is through.
+        let has_let_go = !self.give_up.is_subset(&state.held);
         // Only the leader's joining makes the coordinator deal anew when the names are the same, and it deals what it knows.
         let deals_otherwise = self.is_leader
             && self

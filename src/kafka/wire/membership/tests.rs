@@ -257,7 +257,7 @@ async fn two_processes_with_one_instance_id_do_not_fight() {
         let running = Running::start(&broker, config);
         let error = in_time(running.task).await.unwrap().unwrap_err();
         let text = error.to_string();
-        assert!(text.contains("pod-1") && text.contains("group.instance.id"));
+        assert!(text.contains("pod-1") && text.contains("kafka.group_instance_id"));
         assert!(running.member.identity().is_none());
     }
 }
