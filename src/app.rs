@@ -69,6 +69,8 @@ impl RunEnd {
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
+    /// Names this run of the process.
+    instance: String,
     driver: DriverChoice,
     prompt: Arc<Prompt>,
     client: Arc<VllmClient>,
@@ -112,6 +114,7 @@ impl App {
         let driver = settings.driver().map_err(anyhow::Error::msg)?;
         Ok(Self {
             settings,
+            instance: instance_name(),
             driver,
             prompt,
             client,
@@ -170,6 +173,9 @@ impl App {
         let settings = &self.settings;
         let guarantee = settings.processing.guarantee.to_string();
         let driver = self.driver.driver.to_string();
+        let assignment = settings.input.assignment.to_string();
+        self.board.set_info("instance", self.instance.clone());
+        self.board.set_info("assignment", assignment.clone());
         self.board.set_info("driver", driver.clone());
         self.board.set_info("guarantee", guarantee.clone());
         self.board
@@ -184,7 +190,8 @@ impl App {
             model = settings.llm.model,
             concurrency = settings.llm.concurrency,
             order = ?settings.pipeline.order,
-            assignment = ?settings.input.assignment,
+            assignment,
+            instance = self.instance,
             driver,
             driver_because_of = self.driver.reason,
             guarantee,
@@ -390,7 +397,7 @@ impl App {
             metrics: self.pipeline_metrics.clone(),
             board: self.board.clone(),
             holds: self.holds.clone(),
-            instance: instance_name(),
+            instance: self.instance.clone(),
             generation: settings.generation(),
         }
     }

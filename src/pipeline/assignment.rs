@@ -1,6 +1,7 @@
 //! Which input partitions this process works on.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,16 @@ pub enum Assignment {
     Static,
     /// Those that Kafka's group coordinator gives to this member of `kafka.group_id`.
     Group,
+}
+
+impl fmt::Display for Assignment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "all",
+            Self::Static => "static",
+            Self::Group => "group",
+        })
+    }
 }
 
 /// The name in `input.static_ordinal` that stands for the number at the end of the host's name, as a StatefulSet gives it.

@@ -50,7 +50,7 @@ pub struct AdminSources {
 pub enum AdminError {
     /// The port is taken.
     #[error(
-        "admin.listen: {address} is in use by another process. A processor of the same group? Then this one is not needed, as it would put that one down. Else choose another port, 0 for any free one, or \"off\""
+        "admin.listen: {address} is in use by another process. Choose another port, 0 for any free one, or \"off\". Is it a processor of the same group? Only with input.assignment = group or static do several share its work; otherwise this one would put that one down"
     )]
     InUse {
         /// The address.

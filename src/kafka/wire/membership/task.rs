@@ -111,7 +111,7 @@ impl Task {
 
     /// Tells the coordinator that we go, unless we are to come back under the same name.
     pub(super) async fn leave(&mut self) {
-        self.lose("the process ends");
+        self.forget();
         if self.member.config.instance_id.is_some() || self.member_id.is_empty() {
             return;
         }
@@ -347,13 +347,18 @@ impl Task {
         None
     }
 
-    fn lose(&mut self, reason: &'static str) {
+    /// Gives the membership up; answers whether there was one.
+    fn forget(&mut self) -> bool {
         self.generation = -1;
         self.is_leader = false;
         self.is_rebalancing = false;
         self.give_up.clear();
         self.dealt_for = None;
-        if self.member.lose() {
+        self.member.lose()
+    }
+
+    fn lose(&mut self, reason: &'static str) {
+        if self.forget() {
             tracing::warn!(
                 group = self.member.config.group_id,
                 member_id = self.member_id,
