@@ -103,6 +103,14 @@ pub enum KafkaError {
         /// What the driver said.
         detail: String,
     },
+    /// The transaction's coordinator has aborted it, and nobody else has taken its id.
+    #[error(
+        "the broker has ended transaction `{transactional_id}`, as it was open for longer than its timeout; it is begun again"
+    )]
+    TransactionTimedOut {
+        /// Names the writer.
+        transactional_id: String,
+    },
     /// The batch, or the one record in it, is larger than the topic accepts.
     #[error("a batch for {partition} is larger than the topic's max.message.bytes")]
     TooLarge {
@@ -141,6 +149,7 @@ impl KafkaError {
             | Self::UnknownPartition { .. }
             | Self::OffsetOutOfRange { .. }
             | Self::Unreadable { .. }
+            | Self::TransactionTimedOut { .. }
             | Self::TooLarge { .. } => false,
         }
     }

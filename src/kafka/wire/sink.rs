@@ -13,6 +13,7 @@
 //! partition has to be taken over anew.
 
 mod lanes;
+mod regain;
 
 use std::collections::BTreeSet;
 
@@ -26,6 +27,7 @@ use super::transaction::{NO_TRANSACTION, Producer, Writer};
 use crate::kafka::{Batch, End, KafkaError, PartitionSink, Sink, StepError};
 use crate::types::TopicPartition;
 use lanes::{Lane, Lanes};
+use regain::Regaining;
 
 /// Writes results, dead letters and commits on our own connections.
 #[derive(Debug)]
@@ -71,7 +73,7 @@ impl Sink for WireSink {
             .take_transactional_id(&transactional_id, cluster.deadline())
             .await?;
         tracing::debug!(transactional_id, ?producer, "writer taken over");
-        Ok(Box::new(TransactionalSink {
+        Ok(Box::new(Regaining(TransactionalSink {
             cluster,
             transactional_id,
             producer,
@@ -79,7 +81,7 @@ impl Sink for WireSink {
             is_open: false,
             added: BTreeSet::new(),
             is_late_possible: false,
-        }))
+        })))
     }
 }
 

@@ -476,7 +476,13 @@ async fn codes_of_a_taken_partition_are_told_apart() {
             (59, "Expired"),
             (53, "Refused"),
         ] {
-            let broker = refusing(key, code).await;
+            let broker = broker(move |asked| match (asked.key, asked.turn) {
+                (asked_key, _) if asked_key == key => Some(answer(asked, code)),
+                // Somebody else has the transactional id: the next epoch is not for us.
+                (InitProducerIdRequest::KEY, 1..) => Some(answer(asked, 90)),
+                _ => None,
+            })
+            .await;
             let outcome = async {
                 let mut sink = transactional(&broker, LONG).await?;
                 sink.begin().await?;
@@ -486,6 +492,44 @@ async fn codes_of_a_taken_partition_are_told_apart() {
             let outcome = format!("{:?}", outcome.await.unwrap_err());
             assert!(outcome.starts_with(expected), "{key}, {code}: {outcome}");
         }
+    }
+}
+
+/// The coordinator has ended the transaction and fenced its writer; it grants the next epoch, as nobody else has it.
+#[tokio::test]
+async fn a_writer_whose_transaction_timed_out_is_still_the_owner() {
+    for (key, code) in [
+        (AddPartitionsToTxnRequest::KEY, 90),
+        (ProduceRequest::KEY, 47),
+        (EndTxnRequest::KEY, 90),
+    ] {
+        let broker =
+            broker(move |asked| ((asked.key, asked.turn) == (key, 0)).then(|| answer(asked, code)))
+                .await;
+        let mut sink = transactional(&broker, LONG).await.unwrap();
+        sink.begin().await.unwrap();
+        let ended = async {
+            append(&mut sink, &["one"]).await?;
+            sink.end(End::Commit).await
+        };
+        let outcome = ended.await;
+        assert!(
+            matches!(
+                outcome,
+                Err(StepError::Refused(KafkaError::TransactionTimedOut { .. }))
+            ),
+            "{key}: {outcome:?}"
+        );
+        sink.end(End::Abort).await.unwrap();
+        sink.begin().await.unwrap();
+        append(&mut sink, &["one"]).await.unwrap();
+        sink.end(End::Commit).await.unwrap();
+        let last = stamps(&broker).pop();
+        assert_eq!(
+            last,
+            Some((101, 1, 0)),
+            "{key}: the next epoch, from the first number"
+        );
     }
 }
 
@@ -567,7 +611,7 @@ async fn an_end_without_an_answer_costs_the_epoch_too() {
 async fn who_lost_the_partition_meanwhile_learns_it_when_the_epoch_is_raised() {
     let broker = broker(|asked| match (asked.key, asked.turn) {
         (ProduceRequest::KEY, 0) => Some(Reply::Silence),
-        (InitProducerIdRequest::KEY, 1) => Some(answer(asked, 90)),
+        (InitProducerIdRequest::KEY, 1..) => Some(answer(asked, 90)),
         _ => None,
     })
     .await;
