@@ -33,6 +33,8 @@ const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(2);
 /// What cannot be used is told within five seconds.
 const PREFLIGHT_MAX: Duration = Duration::from_millis(4_500);
+/// How often the input topics are looked at for partitions that were added.
+const NEW_PARTITIONS_EVERY: Duration = Duration::from_secs(10);
 /// How long the last copy of the offsets may take when the process ends.
 const MIRROR_GRACE: Duration = Duration::from_secs(2);
 
@@ -271,6 +273,12 @@ impl App {
             move || commit_offsets.snapshot(),
             stop_mirror.clone(),
         ));
+        let mut watching = JoinSet::new();
+        watching.spawn(tell_new_partitions(
+            self.cluster.clone(),
+            topics.inputs,
+            self.holds.clone(),
+        ));
         let drain_timeout = self.settings.pipeline.drain_timeout;
         let end = tokio::select! {
             biased;
@@ -399,6 +407,33 @@ impl App {
             holds: self.holds.clone(),
             instance: self.instance.clone(),
             generation: settings.generation(),
+        }
+    }
+}
+
+/// Tells of input topics that have more partitions than at the start: what lies in them is read after a restart only.
+///
+/// # Cancel safety
+/// Safe: it only looks.
+async fn tell_new_partitions(cluster: Cluster, inputs: Vec<(String, Uuid, i32)>, holds: Holds) {
+    let names: Vec<_> = inputs.iter().map(|(topic, ..)| topic.as_str()).collect();
+    loop {
+        sleep(NEW_PARTITIONS_EVERY).await;
+        // Where Kafka cannot be asked the partitions tell for themselves.
+        let Ok(found) = cluster.describe_topics(&names).await else {
+            continue;
+        };
+        for (topic, _, known) in &inputs {
+            let now = found.get(topic).and_then(Option::as_ref);
+            if let Some(now) = now.filter(|now| now.partitions > *known) {
+                holds.hold(
+                    &format!("new partitions of {topic}"),
+                    &format!(
+                        "topic `{topic}` has {} partitions, and had {known} when this instance started: nothing reads the new ones until every instance of kafka.group_id is restarted; with input.start = latest, what they have by then is passed over",
+                        now.partitions
+                    ),
+                );
+            }
         }
     }
 }

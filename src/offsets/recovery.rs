@@ -46,6 +46,8 @@ pub enum DataLoss {
         next_offset: Offset,
         /// The first offset that still exists.
         log_start: Offset,
+        /// What is finished of the records that still exist.
+        done: Vec<(Offset, Offset)>,
     },
     /// The log ends before the commit.
     Truncated {
@@ -57,13 +59,17 @@ pub enum DataLoss {
 }
 
 impl DataLoss {
-    /// Where `input.on_data_loss = resume` goes on: at the first record that exists and was not read.
+    /// Where `input.on_data_loss = resume` goes on: at the first record that exists, without those that are finished.
     #[must_use]
-    pub const fn resume_at(&self) -> Offset {
-        match self {
-            Self::TopicRecreated { log_start, .. } | Self::Deleted { log_start, .. } => *log_start,
-            Self::Truncated { high_watermark, .. } => *high_watermark,
-        }
+    pub fn resume_from(&self) -> CommitPosition {
+        let (next_offset, done) = match self {
+            Self::TopicRecreated { log_start, .. } => (*log_start, Vec::new()),
+            Self::Deleted {
+                log_start, done, ..
+            } => (*log_start, done.clone()),
+            Self::Truncated { high_watermark, .. } => (*high_watermark, Vec::new()),
+        };
+        CommitPosition { next_offset, done }
     }
 }
 
@@ -79,6 +85,7 @@ impl fmt::Display for DataLoss {
             Self::Deleted {
                 next_offset,
                 log_start,
+                ..
             } => write!(
                 f,
                 "unread input was deleted: the commit says to go on at offset {next_offset}, the log begins at {log_start}"
@@ -126,6 +133,7 @@ pub fn recover(
         return Resume::DataLoss(DataLoss::Deleted {
             next_offset,
             log_start,
+            done: done_from(&commit.done, log_start),
         });
     }
     if next_offset > high_watermark {
@@ -135,6 +143,13 @@ pub fn recover(
         });
     }
     Resume::From(commit.position())
+}
+
+/// What lies at or beyond `from` of the sorted ranges.
+fn done_from(done: &[(Offset, Offset)], from: Offset) -> Vec<(Offset, Offset)> {
+    let left = done.iter().filter(|(_, end)| *end > from);
+    left.map(|(first, end)| ((*first).max(from), *end))
+        .collect()
 }
 
 #[cfg(test)]
@@ -182,6 +197,45 @@ mod tests {
             resume,
             Resume::DataLoss(DataLoss::TopicRecreated { .. })
         ));
+    }
+
+    /// A commit at 4 with 6, 7 and 10 finished; then the log begins at `log_start`.
+    fn resumed_at(log_start: i64) -> CommitPosition {
+        let mut commit = sample("me", 1, 4);
+        let range = |first, end| (Offset::new(first), Offset::new(end));
+        commit.done = vec![range(6, 8), range(10, 11)];
+        let resume = recover(
+            Some(&commit),
+            commit.topic_id,
+            Offset::new(log_start),
+            Offset::new(20),
+            StartAt::Earliest,
+        );
+        let Resume::DataLoss(loss) = resume else {
+            panic!("{resume:?}")
+        };
+        loss.resume_from()
+    }
+
+    #[test]
+    fn what_is_finished_beyond_deleted_input_stays_finished() {
+        for log_start in 5..=12 {
+            let position = resumed_at(log_start);
+            assert_eq!(position.next_offset, Offset::new(log_start));
+            for offset in log_start..20 {
+                let is_finished = [6, 7, 10].contains(&offset);
+                let offset = Offset::new(offset);
+                assert_eq!(
+                    position.contains(offset),
+                    is_finished,
+                    "{offset} after the log begins at {log_start}"
+                );
+            }
+            let mut record = sample("me", 2, log_start);
+            record.done = position.done;
+            let value = serde_json::to_vec(&record).unwrap();
+            assert_eq!(CommitRecord::from_value(&value).unwrap(), record);
+        }
     }
 
     #[test]

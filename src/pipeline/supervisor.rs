@@ -159,6 +159,8 @@ impl Supervisor {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         self.follow_assignment();
         self.begin_missing(Duration::ZERO);
+        // Where nothing is ours there is nothing to wait for.
+        self.release_when_owned();
         loop {
             if self.drain_deadline.is_some() && self.running.is_empty() {
                 return PipelineEnd::Drained;
@@ -225,7 +227,9 @@ impl Supervisor {
         }
         let stop_at = Instant::now() + self.drain_timeout;
         for (partition, share) in &mut self.shares {
-            if !self.ours.contains(partition) && !share.drain.is_cancelled() {
+            // One that was told to stop finishes nothing.
+            let is_finishing = share.drain.is_cancelled() || share.stop.is_none();
+            if !self.ours.contains(partition) && !is_finishing {
                 tracing::info!(%partition, "the group gives it to another member: what is in flight is finished first");
                 share.finish_by(stop_at);
             }
@@ -339,6 +343,10 @@ impl Supervisor {
 
     /// A partition's task is through; answers how the run ends, when that ends it.
     fn ended(&mut self, partition: &TopicPartition, end: PartitionEnd) -> Option<PipelineEnd> {
+        // A claim that it has told of just before must not be taken for one of its successor.
+        while let Ok(claim) = self.taken.try_recv() {
+            self.take(claim);
+        }
         self.shares.remove(partition);
         self.claims.remove(partition);
         let mut after = Duration::ZERO;

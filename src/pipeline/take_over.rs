@@ -230,8 +230,8 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     let load_error = |error: ClaimError| again(&error);
     let seen = services.store.load(partition).await.map_err(load_error)?;
     refuse_other_guarantee(services, &seen)?;
-    let bounds = services.source.bounds(partition).await;
-    let bounds = bounds.map_err(|error| again(&error))?;
+    let readable = services.source.bounds(partition).await;
+    readable.map_err(|error| again(&error))?;
     if let Some(doubt) = claimant.ownership.doubt() {
         return Err(Failure::Again(doubt.to_owned()));
     }
@@ -242,6 +242,9 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     let loaded = loaded.map_err(load_error)?;
     let newest = loaded.newest.as_ref().map(|(_, record)| record);
     let topic_id = topic_id_of(services, place).await?;
+    // Only now: until it was fenced the former owner may have committed beyond what was the end of the log before.
+    let bounds = services.source.bounds(partition).await;
+    let bounds = bounds.map_err(|error| again(&error))?;
     let position = resume_at(services, place, topic_id, newest, bounds)?;
     let stream = services
         .source
@@ -362,11 +365,9 @@ fn refuse_other_guarantee(services: &Services, seen: &Loaded) -> Result<(), Fail
     )))
 }
 
-/// The id of the topic: that of the start, unless input was lost since, perhaps with the whole topic.
+/// The id of the topic now: while other members of the group have worked on the partition it may have been created again, and they have
+/// committed that.
 async fn topic_id_of(services: &Services, place: &Place) -> Result<Uuid, Failure> {
-    if place.lost.is_none() {
-        return Ok(place.topic_id);
-    }
     let found = services.source.topic_id(&place.partition.topic).await;
     let found = found.map_err(|error| again(&error))?;
     Ok(found.unwrap_or(place.topic_id))
@@ -383,14 +384,18 @@ fn resume_at(
 ) -> Result<CommitPosition, Failure> {
     let (log_start, high_watermark) = bounds;
     // Where the log was seen to end before the position it has ended, however far it has grown since.
-    let seen_end = place.lost.as_ref().and_then(|lost| lost.log_end);
+    // Whoever else has worked on the partition since has settled that.
+    let is_ours = newest.is_some_and(|record| record.owner == services.instance);
+    let lost = place.lost.as_ref().filter(|_| is_ours);
+    let seen_end = lost.and_then(|lost| lost.log_end);
     let log_end = seen_end.map_or(high_watermark, |end| end.min(high_watermark));
     let start = services.input.start;
     let loss = match recover(newest, topic_id, log_start, log_end, start) {
         Resume::From(position) => return Ok(position),
         Resume::DataLoss(loss) => loss,
     };
-    let next_offset = loss.resume_at();
+    let position = loss.resume_from();
+    let next_offset = position.next_offset;
     if services.input.on_data_loss == OnDataLoss::Hold {
         return Err(Failure::Again(format!(
             "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
@@ -398,10 +403,7 @@ fn resume_at(
     }
     services.metrics.input_lost();
     tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
-    Ok(CommitPosition {
-        next_offset,
-        done: Vec::new(),
-    })
+    Ok(position)
 }
 
 fn shrink(services: &Arc<Services>, partition: &TopicPartition) -> Box<Shrink> {

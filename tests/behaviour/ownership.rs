@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use kafka_llm_processor::app::RunEnd;
 use kafka_llm_processor::sandbox::vllm::{Latency, VllmConfig};
+use kafka_llm_processor::telemetry::status::RunState;
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::ApiKey;
 
 use tokio::time::Instant;
 
-use crate::harness::{Flavour, World, eventually, plain};
+use crate::harness::{Flavour, INPUT, World, eventually, plain};
 
 #[tokio::test]
 async fn an_instance_that_is_overruled_stops_and_says_so() {
@@ -198,4 +201,115 @@ async fn an_instance_with_another_guarantee_waits_for_the_one_that_works() {
         assert_eq!(world.results().len(), 220);
         world.assert_nothing_twice();
     }
+}
+
+/// The end of the log was looked at before the former owner was fenced, which has committed beyond it meanwhile: nothing was cut off.
+#[tokio::test]
+async fn what_the_former_owner_commits_until_it_is_fenced_is_no_loss() {
+    let set = [
+        "kafka.driver=wire",
+        "processing.guarantee=exactly_once",
+        "input.assignment=static",
+        "input.static_partitions=0",
+        "input.on_data_loss=resume",
+    ];
+    let world = World::new(1).await;
+    world.produce(0..10, plain);
+    let older = world.start(&set);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    let fencing = world
+        .broker
+        .faults()
+        .on(ApiKey::InitProducerId)
+        .transactional_id("test/docs/0")
+        .hold();
+    let newer = world.start(&set);
+    fencing.wait_for_hits(1).await;
+    world.produce(10..30, plain);
+    eventually("the older goes on", || world.is_all_committed()).await;
+    fencing.release();
+    eventually("the newer has it", || {
+        world.commits(0).last().unwrap()["owner_epoch"] == 2
+    })
+    .await;
+    world.produce(30..35, plain);
+    assert_eq!(older.end().await.0.exit_code(), 3);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    newer.drain().await;
+    let results = world.results();
+    assert_eq!(results.len(), 35);
+    assert!(results.values().all(|results| results.len() == 1));
+}
+
+/// The next member has seen the old topic when it started, and the commit is for the new one: that is no loss.
+#[tokio::test]
+async fn a_topic_created_again_under_another_member_goes_on_where_that_has_committed() {
+    let set = [
+        "kafka.driver=wire",
+        "input.assignment=group",
+        "input.on_data_loss=resume",
+    ];
+    let world = World::new(1).await;
+    world.produce(0..10, plain);
+    let first = world.start(&set);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    let joining = world.broker.faults().on(ApiKey::JoinGroup).watch();
+    let next = world.start(&set);
+    joining.wait_for_hits(1).await;
+    world.broker.delete_topic(INPUT).unwrap();
+    world.broker.create_topic(INPUT, 1, &[]).unwrap();
+    world.produce(0..3, plain);
+    eventually("the new topic is read", || {
+        world.commit_offset(0) == Some(3)
+    })
+    .await;
+    let epoch = world.commits(0).last().unwrap()["owner_epoch"].as_u64();
+    first.drain().await;
+    eventually("the next member has it", || {
+        world.commits(0).last().unwrap()["owner_epoch"].as_u64() > epoch
+    })
+    .await;
+    world.produce(3..8, plain);
+    eventually("what comes later too", || world.is_all_committed()).await;
+    next.drain().await;
+    let results = world.results();
+    assert!((0..3).all(|offset| results[&(0, offset)].len() == 2));
+}
+
+#[tokio::test]
+async fn an_instance_without_a_partition_is_ready_and_drains() {
+    let world = World::new(1).await;
+    let set = [
+        "input.assignment=static",
+        "input.static_ordinal=1",
+        "input.static_count=2",
+    ];
+    let running = world.start(&set);
+    eventually("it runs", || {
+        running.board.snapshot().state == RunState::Running
+    })
+    .await;
+    assert_eq!(running.drain().await.0.exit_code(), 0);
+}
+
+#[tokio::test]
+async fn a_broker_that_allows_no_transaction_of_ours_names_its_setting() {
+    let world = World::new(1).await;
+    let refused = world
+        .broker
+        .faults()
+        .on(ApiKey::InitProducerId)
+        .transactional_id("test/(group)/0")
+        .keep()
+        .answer(ResponseError::InvalidTransactionTimeout);
+    let running = world.start(&["kafka.driver=wire", "processing.guarantee=exactly_once"]);
+    eventually("the setting is named", || {
+        running
+            .hold("kafka")
+            .is_some_and(|reason| reason.contains("transaction.max.timeout.ms"))
+    })
+    .await;
+    refused.remove();
+    eventually("it goes on", || !world.commits(0).is_empty()).await;
+    running.drain().await;
 }

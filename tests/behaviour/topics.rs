@@ -98,3 +98,19 @@ async fn a_commit_record_of_a_newer_version_is_not_overruled() {
     assert_eq!(world.results().len(), 0);
     assert_eq!(world.commits(0).len(), 1, "no claim overrules it");
 }
+
+#[tokio::test]
+async fn partitions_that_are_added_while_it_runs_are_told_of() {
+    let world = World::new(1).await;
+    let running = world.start(&[]);
+    eventually("it is taken over", || !world.commits(0).is_empty()).await;
+    world.broker.delete_topic(INPUT).unwrap();
+    world.broker.create_topic(INPUT, 2, &[]).unwrap();
+    eventually("they are told of", || {
+        running
+            .hold("new partitions of docs")
+            .is_some_and(|reason| reason.contains("has 2 partitions, and had 1"))
+    })
+    .await;
+    running.drain().await;
+}

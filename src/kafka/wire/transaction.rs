@@ -22,6 +22,8 @@ use crate::types::TopicPartition;
 /// transaction before.
 const TRANSACTION_TIMEOUT_MS: i32 = 10_000;
 
+/// InvalidTransactionTimeout.
+const INVALID_TRANSACTION_TIMEOUT: i16 = 50;
 /// UnknownTopicOrPartition.
 const UNKNOWN_TOPIC: i16 = 3;
 /// OperationNotAttempted: another partition of the same request was refused.
@@ -175,7 +177,14 @@ fn init_request(transactional_id: Option<&str>, producer: Producer) -> InitProdu
 }
 
 fn check_init(response: &InitProducerIdResponse) -> Result<Producer, KafkaError> {
-    check_code("InitProducerId", response.error_code, None)?;
+    let operation = if response.error_code == INVALID_TRANSACTION_TIMEOUT {
+        format!(
+            "InitProducerId with a transaction timeout of {TRANSACTION_TIMEOUT_MS} ms (raise the brokers' transaction.max.timeout.ms to at least that)"
+        )
+    } else {
+        "InitProducerId".to_owned()
+    };
+    check_code(operation, response.error_code, None)?;
     let producer = Producer {
         id: response.producer_id.0,
         epoch: response.producer_epoch,
