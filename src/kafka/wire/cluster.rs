@@ -19,7 +19,9 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::{Instant, sleep};
 
-use super::api::{CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error};
+use super::api::{
+    CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error, waits_for_replicas,
+};
 use super::connection::{BrokerVersions, Deadline, join_address};
 use super::known::Known;
 use super::pool::{Lane, Lent, Pools, lock};
@@ -302,7 +304,7 @@ impl Cluster {
     }
 
     /// Asks one broker. A connection that lay idle may be closed while the request is on its way: then the next one is taken, in the
-    /// end a new one.
+    /// end a new one. Writes have a lane of their own, whatever `lane` says.
     pub(super) async fn ask_at<R: Call>(
         &self,
         address: &Arc<str>,
@@ -310,6 +312,11 @@ impl Cluster {
         deadline: Deadline,
         build: impl Fn(i16) -> R,
     ) -> Result<R::Response, KafkaError> {
+        let lane = if waits_for_replicas::<R>() {
+            Lane::Write
+        } else {
+            lane
+        };
         loop {
             let mut lent = self.lend(address, lane, deadline).await?;
             let was_idle = lent.was_idle();
