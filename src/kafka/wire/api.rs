@@ -57,6 +57,18 @@ calls! {
     LeaveGroupRequest, "LeaveGroup", 3..=5;
 }
 
+/// Whether the broker answers only when replicas have written what the request is about.
+pub(super) fn waits_for_replicas<R: Call>() -> bool {
+    [
+        ProduceRequest::KEY,
+        OffsetCommitRequest::KEY,
+        InitProducerIdRequest::KEY,
+        AddPartitionsToTxnRequest::KEY,
+        EndTxnRequest::KEY,
+    ]
+    .contains(&R::KEY)
+}
+
 /// Turns an error code into an error; `operation` says what was asked, with its topic.
 pub(super) fn check_code(
     operation: impl Into<String>,

@@ -8,7 +8,6 @@
 //! Of what writes, an append carries a producer id and a sequence number, by which the leader, also a new one, knows it again and does not
 //! write it twice; what happens to a transaction carries its producer's epoch, and the coordinator takes a second time for done.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -20,8 +19,11 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::StrBytes;
 use tokio::time::{Instant, sleep};
 
-use super::api::{CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error};
+use super::api::{
+    CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error, waits_for_replicas,
+};
 use super::connection::{BrokerVersions, Deadline, join_address};
+use super::known::Known;
 use super::pool::{Lane, Lent, Pools, lock};
 use crate::kafka::{KafkaConfig, KafkaError};
 use crate::retry::Backoff;
@@ -51,19 +53,6 @@ struct Inner {
     pools: Pools,
 }
 
-/// What brokers told us; each entry goes when an answer contradicts it.
-#[derive(Debug, Default)]
-struct Known {
-    brokers: HashMap<i32, Arc<str>>,
-    controller: Option<i32>,
-    /// Leader and its epoch.
-    leaders: HashMap<TopicPartition, (i32, i32)>,
-    /// By the type of the key and the key.
-    coordinators: HashMap<i8, HashMap<String, Arc<str>>>,
-    /// The broker that answered last: asked first.
-    last_good: Option<Arc<str>>,
-}
-
 /// Who is asked.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Target<'a> {
@@ -81,7 +70,7 @@ pub(super) enum Target<'a> {
 
 impl Target<'_> {
     /// Whose coordinator is meant; only meaningful for coordinators.
-    const fn key_type(self) -> i8 {
+    pub(super) const fn key_type(self) -> i8 {
         match self {
             Self::TransactionCoordinator(_) => KEY_TYPE_TRANSACTION,
             Self::Any | Self::Controller | Self::Leader(_) | Self::Coordinator(_) => KEY_TYPE_GROUP,
@@ -287,7 +276,7 @@ impl Cluster {
             let asked = self.ask_at(address, Lane::Request, share, way);
             match asked.await {
                 Ok(response) => {
-                    self.known().last_good = Some(Arc::clone(address));
+                    self.known().set_last_good(Some(Arc::clone(address)));
                     return Ok(response);
                 }
                 Err(KafkaError::Unreachable { detail, .. }) => {
@@ -298,12 +287,12 @@ impl Cluster {
                     details.push(format!("{address}: {error}"));
                 }
                 Err(error) => {
-                    self.known().last_good = None;
+                    self.known().set_last_good(None);
                     return Err(error);
                 }
             }
         }
-        self.known().last_good = None;
+        self.known().set_last_good(None);
         Err(KafkaError::Unreachable {
             brokers: self.inner.config.brokers.clone(),
             detail: if details.is_empty() {
@@ -315,7 +304,7 @@ impl Cluster {
     }
 
     /// Asks one broker. A connection that lay idle may be closed while the request is on its way: then the next one is taken, in the
-    /// end a new one.
+    /// end a new one. Writes have a lane of their own, whatever `lane` says.
     pub(super) async fn ask_at<R: Call>(
         &self,
         address: &Arc<str>,
@@ -323,6 +312,11 @@ impl Cluster {
         deadline: Deadline,
         build: impl Fn(i16) -> R,
     ) -> Result<R::Response, KafkaError> {
+        let lane = if waits_for_replicas::<R>() {
+            Lane::Write
+        } else {
+            lane
+        };
         loop {
             let mut lent = self.lend(address, lane, deadline).await?;
             let was_idle = lent.was_idle();
@@ -374,10 +368,7 @@ impl Cluster {
                 let response = self.metadata(Some(&[&partition.topic]), deadline).await?;
                 check_partition(response, partition)?;
                 let route = self.known().route(target);
-                route.map(Some).ok_or_else(|| {
-                    let operation = format!("Metadata of {partition}");
-                    server_error(operation, ResponseError::LeaderNotAvailable, 5, None)
-                })
+                route.map(Some).ok_or_else(|| leaderless(partition))
             }
             Target::Coordinator(key) | Target::TransactionCoordinator(key) => {
                 let key_type = target.key_type();
@@ -387,9 +378,7 @@ impl Cluster {
                     })
                     .await?;
                 let address = check_coordinator(key, answer)?;
-                let mut known = self.known();
-                let coordinators = known.coordinators.entry(key_type).or_default();
-                coordinators.insert(key.to_owned(), Arc::clone(&address));
+                self.known().learn_coordinator(target, &address);
                 Ok(Some(Route {
                     address,
                     leader_epoch: -1,
@@ -399,19 +388,12 @@ impl Cluster {
     }
 
     pub(super) fn forget(&self, target: Target<'_>) {
-        let mut known = self.known();
-        match target {
-            Target::Any => {}
-            Target::Controller => known.controller = None,
-            Target::Leader(partition) => {
-                known.leaders.remove(partition);
-            }
-            Target::Coordinator(key) | Target::TransactionCoordinator(key) => {
-                if let Some(coordinators) = known.coordinators.get_mut(&target.key_type()) {
-                    coordinators.remove(key);
-                }
-            }
-        }
+        self.known().forget(target);
+    }
+
+    /// Whether brokers say of the partition that nobody leads it.
+    pub(super) fn is_leaderless(&self, partition: &TopicPartition) -> bool {
+        self.known().is_leaderless(partition)
     }
 
     async fn lend(
@@ -432,62 +414,6 @@ impl Cluster {
     }
 }
 
-impl Known {
-    fn route(&self, target: Target<'_>) -> Option<Route> {
-        let (address, leader_epoch) = match target {
-            Target::Any => return None,
-            Target::Controller => (self.brokers.get(&self.controller?)?, -1),
-            Target::Leader(partition) => {
-                let (leader, epoch) = self.leaders.get(partition)?;
-                (self.brokers.get(leader)?, *epoch)
-            }
-            Target::Coordinator(key) | Target::TransactionCoordinator(key) => {
-                let coordinators = self.coordinators.get(&target.key_type())?;
-                (coordinators.get(key)?, -1)
-            }
-        };
-        Some(Route {
-            address: Arc::clone(address),
-            leader_epoch,
-        })
-    }
-
-    fn learn(&mut self, response: &MetadataResponse) {
-        self.brokers = response
-            .brokers
-            .iter()
-            .map(|broker| (broker.node_id.0, join_address(&broker.host, broker.port)))
-            .collect();
-        self.controller = Some(response.controller_id.0).filter(|id| *id >= 0);
-        for topic in &response.topics {
-            let Some(name) = &topic.name else { continue };
-            let name: Arc<str> = name.as_str().into();
-            for partition in &topic.partitions {
-                let key = TopicPartition::new(Arc::clone(&name), partition.partition_index);
-                if partition.leader_id.0 >= 0 {
-                    let leader = (partition.leader_id.0, partition.leader_epoch);
-                    self.leaders.insert(key, leader);
-                } else {
-                    self.leaders.remove(&key);
-                }
-            }
-        }
-    }
-
-    fn candidates(&self, config: &KafkaConfig) -> Vec<Arc<str>> {
-        let mut known: Vec<_> = self.brokers.values().cloned().collect();
-        known.sort_unstable();
-        let bootstrap = config.bootstrap().into_iter().map(Arc::from);
-        let mut candidates: Vec<Arc<str>> = Vec::new();
-        for address in self.last_good.iter().cloned().chain(known).chain(bootstrap) {
-            if !candidates.contains(&address) {
-                candidates.push(address);
-            }
-        }
-        candidates
-    }
-}
-
 pub(super) fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
     let topics = topics.map(|names| {
         names
@@ -498,6 +424,12 @@ pub(super) fn metadata_request(topics: Option<&[&str]>) -> MetadataRequest {
     MetadataRequest::default()
         .with_topics(topics)
         .with_allow_auto_topic_creation(false)
+}
+
+/// What brokers say of a partition without a leader.
+pub(super) fn leaderless(partition: &TopicPartition) -> KafkaError {
+    let operation = format!("Metadata of {partition}");
+    server_error(operation, ResponseError::LeaderNotAvailable, 5, None)
 }
 
 /// A topic's name for a request.

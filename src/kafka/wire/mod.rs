@@ -26,6 +26,7 @@ mod fake;
 mod fetcher;
 mod group;
 mod guard;
+mod known;
 mod membership;
 mod pool;
 mod produce;

@@ -2,7 +2,7 @@
 //!
 //! # Invariants
 //! 1. A connection comes back only after a whole answer; whatever else drops it closes it.
-//! 2. Long polls have permits of their own: however many wait, other requests find a connection.
+//! 2. Long polls and writes have permits of their own: however many wait, other requests find a connection.
 
 use std::collections::HashMap;
 use std::ops::{Deref, DerefMut};
@@ -14,17 +14,21 @@ use tokio::time::timeout_at;
 use super::connection::{Connection, Deadline};
 use crate::kafka::{KafkaConfig, KafkaError};
 
-/// Connections to one broker that carry a request at the same time; as many again may carry long polls.
+/// Connections to one broker that carry a request at the same time; as many again may carry long polls, and as many writes.
 const CONNECTIONS_MAX: usize = 32;
 
 /// Connections to one broker that lie idle for the next request; more are closed.
 const IDLE_MAX: usize = 4;
 
-/// Whether the broker answers at once or waits on purpose.
+/// Whether the broker answers at once or waits for something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Lane {
     Request,
+    /// It waits on purpose.
     LongPoll,
+    /// It waits for the replicas: while one of them hangs, for up to `kafka.request_timeout`. A heartbeat behind such requests would come
+    /// too late, and all partitions of this process would be lost over a follower.
+    Write,
 }
 
 /// All connections of a cluster.
@@ -38,6 +42,7 @@ struct Pool {
     idle: Mutex<Vec<Connection>>,
     requests: Arc<Semaphore>,
     long_polls: Arc<Semaphore>,
+    writes: Arc<Semaphore>,
 }
 
 impl Default for Pool {
@@ -46,6 +51,7 @@ impl Default for Pool {
             idle: Mutex::default(),
             requests: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             long_polls: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            writes: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
         }
     }
 }
@@ -67,6 +73,7 @@ impl Pools {
         let permits = match lane {
             Lane::Request => &pool.requests,
             Lane::LongPoll => &pool.long_polls,
+            Lane::Write => &pool.writes,
         };
         let permit = timeout_at(deadline.at, Arc::clone(permits).acquire_owned())
             .await

@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
-use super::cluster::{BACKOFF, Cluster, Failure, Route, Target};
+use super::cluster::{BACKOFF, Cluster, Failure, Route, Target, leaderless};
 use super::connection::Deadline;
 use super::fetcher::{Fetcher, Order};
 use super::pool::lock;
@@ -129,6 +129,13 @@ impl Shared {
         }
         if let Some(route) = self.cluster.known_route(target) {
             return Ok(route);
+        }
+        // Of hundreds of partitions whose only broker is down one look tells all: each looking for itself would keep the others busy.
+        let is_looked_for = lookups
+            .get(&partition.topic)
+            .is_some_and(|(began, _)| *began >= since || began.elapsed() < BACKOFF.0);
+        if is_looked_for && self.cluster.is_leaderless(partition) {
+            return Err(Failure::Passing(leaderless(partition)));
         }
         let began = Instant::now();
         let found = self.cluster.route(target, deadline).await;

@@ -11,7 +11,7 @@ use kafka_protocol::messages::offset_commit_response::{
 };
 use kafka_protocol::messages::{
     ApiVersionsRequest, BrokerId, ListOffsetsRequest, ListOffsetsResponse, OffsetCommitRequest,
-    OffsetCommitResponse,
+    OffsetCommitResponse, ProduceRequest,
 };
 use kafka_protocol::protocol::Request;
 use tokio::net::TcpListener;
@@ -253,4 +253,32 @@ async fn every_broker_that_cannot_be_reached_is_named_with_its_reason() {
     };
     let error = latest(&Cluster::new(&nobody)).await.unwrap_err();
     assert!(error.to_string().contains("the list is empty"), "{error}");
+}
+
+/// More appends than a broker gets at a time, while one of its followers hangs.
+#[tokio::test]
+async fn appends_that_wait_for_a_follower_hold_nothing_else_up() {
+    let broker = leader(|asked| match asked.key {
+        ProduceRequest::KEY => Reply::Silence,
+        _ => offsets(asked, 0, 7),
+    })
+    .await;
+    let cluster = Cluster::new(&broker.config());
+    let mut appends = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let cluster = cluster.clone();
+        appends.spawn(async move {
+            let to = partition();
+            let build = |_| ProduceRequest::default();
+            let target = Target::Leader(&to);
+            let asked = cluster.ask(target, Duration::ZERO, build, |_answer| Ok(()));
+            asked.await
+        });
+    }
+    while broker.asked::<ProduceRequest>().len() < 32 {
+        tokio::task::yield_now().await;
+    }
+    let answer = latest(&cluster).await;
+    assert_eq!(answer.unwrap(), Some(Offset::new(7)));
+    assert!(appends.try_join_next().is_none(), "they still wait");
 }

@@ -197,7 +197,10 @@ impl Task {
         }
         let (give_up, dealt_for) = match assignment.note {
             Some(note) => (note.give_up, Some(note.topics)),
-            None => (BTreeSet::new(), None),
+            None => {
+                self.warn_of_strangers(&assignment.partitions);
+                (BTreeSet::new(), None)
+            }
         };
         tracing::info!(
             group = self.member.config.group_id,
@@ -377,6 +380,17 @@ impl Task {
                 group = self.member.config.group_id,
                 topics = names(&lock(&self.member.state).topics),
                 "the group cannot be joined or kept alive: trying on"
+            );
+        }
+    }
+
+    /// Our leaders leave a note in all that they deal. Without one the coordinator dealt, as it does in a group that began with consumers of
+    /// the newer protocol (KIP-848): what it gave to them, nobody asks the model about.
+    fn warn_of_strangers(&self, dealt: &BTreeSet<TopicPartition>) {
+        if !dealt.is_empty() {
+            tracing::warn!(
+                group = self.member.config.group_id,
+                "another program is in this group and gets a part of its partitions: give each its own kafka.group_id"
             );
         }
     }

@@ -351,3 +351,47 @@ async fn the_tasks_end_with_the_source_and_its_streams() {
         .await
         .expect("the task ends");
 }
+
+#[tokio::test]
+async fn partitions_without_a_leader_share_their_looks_for_one() {
+    let port = Arc::new(Mutex::new(0));
+    let told = Arc::clone(&port);
+    let broker = FakeBroker::start(move |asked| {
+        if asked.key == FetchRequest::KEY {
+            let partitions = wanted(asked).into_iter();
+            let failed = partitions.map(|(index, _)| failed(index, NOT_LEADER));
+            return answer(asked, failed.collect());
+        }
+        let mut response = metadata(*lock(&told));
+        // After the first look the one broker that had them is gone.
+        if asked.turn > 0 {
+            for partition in &mut response.topics[0].partitions {
+                partition.leader_id = BrokerId(-1);
+            }
+        }
+        Reply::to::<MetadataRequest>(asked.version, &response)
+    })
+    .await;
+    *lock(&port) = broker.address.port();
+    let config = crate::kafka::KafkaConfig {
+        request_timeout: Duration::from_millis(500),
+        ..broker.config()
+    };
+    let source = WireSource::new(Cluster::new(&config), Isolation::ReadCommitted);
+    let mut streams = Vec::new();
+    for index in 0..100 {
+        let stream = source.open(&partition(index), Offset::new(0)).await;
+        streams.push(stream.unwrap());
+    }
+    let started = Instant::now();
+    let reads = streams
+        .iter_mut()
+        .map(|stream| stream.next(BYTES, Duration::ZERO));
+    for outcome in futures::future::join_all(reads).await {
+        let error = outcome.unwrap_err();
+        assert_eq!(error.server_code(), Some(5), "{error}");
+    }
+    let rounds = started.elapsed().as_millis() / BACKOFF.0.as_millis() + 2;
+    let looks = u128::try_from(broker.asked::<MetadataRequest>().len()).unwrap();
+    assert!(looks <= rounds, "{looks} looks in {rounds} rounds");
+}
