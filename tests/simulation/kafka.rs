@@ -396,6 +396,10 @@ impl PartitionSink for PartitionEdge {
                 Err(StepError::OutcomeUnknown(_)) => {
                     self.unresolved.insert(batch.to.clone(), batch.clone());
                 }
+                // What is too large now was too large before.
+                Err(StepError::Refused(KafkaError::TooLarge { .. })) => {
+                    self.unresolved.remove(&batch.to);
+                }
                 Err(_) => {}
             }
         }
