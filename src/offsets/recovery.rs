@@ -57,12 +57,27 @@ pub enum DataLoss {
 }
 
 impl DataLoss {
-    /// Where `input.on_data_loss = resume` goes on: at the first record that exists and was not read.
+    /// Where `input.on_data_loss = resume` goes on: at the first record that exists and was not read. `done` is what the commit says is
+    /// finished beyond its offset.
     #[must_use]
-    pub const fn resume_at(&self) -> Offset {
-        match self {
-            Self::TopicRecreated { log_start, .. } | Self::Deleted { log_start, .. } => *log_start,
-            Self::Truncated { high_watermark, .. } => *high_watermark,
+    pub fn resume(&self, done: &[(Offset, Offset)]) -> CommitPosition {
+        let (mut next_offset, done) = match self {
+            // The log is the same: what is finished in it stays so.
+            Self::Deleted { log_start, .. } => (*log_start, done),
+            Self::TopicRecreated { log_start, .. } => (*log_start, &[][..]),
+            Self::Truncated { high_watermark, .. } => (*high_watermark, &[][..]),
+        };
+        let mut beyond = Vec::new();
+        for (first, end) in done {
+            if *first <= next_offset {
+                next_offset = next_offset.max(*end);
+            } else {
+                beyond.push((*first, *end));
+            }
+        }
+        CommitPosition {
+            next_offset,
+            done: beyond,
         }
     }
 }
@@ -182,6 +197,34 @@ mod tests {
             resume,
             Resume::DataLoss(DataLoss::TopicRecreated { .. })
         ));
+    }
+
+    #[test]
+    fn what_is_finished_beyond_deleted_input_is_not_done_again() {
+        let at = |from, to| (Offset::new(from), Offset::new(to));
+        let done = [at(4, 6), at(8, 10), at(12, 15)];
+        let resume = |log_start| {
+            let (next_offset, log_start) = (Offset::new(3), Offset::new(log_start));
+            let loss = DataLoss::Deleted {
+                next_offset,
+                log_start,
+            };
+            let position = loss.resume(&done);
+            (position.next_offset.value(), position.done)
+        };
+        assert_eq!(resume(7), (7, vec![at(8, 10), at(12, 15)]));
+        assert_eq!(resume(8), (10, vec![at(12, 15)]));
+        assert_eq!(resume(9), (10, vec![at(12, 15)]));
+        assert_eq!(resume(20), (20, vec![]));
+        let truncated = DataLoss::Truncated {
+            next_offset: Offset::new(3),
+            high_watermark: Offset::new(2),
+        };
+        assert_eq!(
+            truncated.resume(&done).done,
+            vec![],
+            "new records lie there"
+        );
     }
 
     #[test]

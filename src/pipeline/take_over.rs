@@ -229,6 +229,14 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     let loaded = services.store.reload(partition, seen).await;
     let loaded = loaded.map_err(load_error)?;
     let newest = loaded.newest.as_ref().map(|(_, record)| record);
+    // The former owner may have gone on since the bounds were looked at: a log that has only grown must not look as if it was cut off.
+    let bounds = match newest {
+        Some(commit) if commit.next_offset > bounds.1 => {
+            let bounds = services.source.bounds(partition).await;
+            bounds.map_err(|error| again(&error))?
+        }
+        Some(_) | None => bounds,
+    };
     let topic_id = topic_id_of(services, place).await?;
     let position = resume_at(services, place, topic_id, newest, bounds)?;
     let stream = services
@@ -378,19 +386,16 @@ fn resume_at(
         Resume::From(position) => return Ok(position),
         Resume::DataLoss(loss) => loss,
     };
-    let next_offset = loss.resume_at();
+    let position = loss.resume(newest.map_or(&[], |commit| &commit.done));
+    let next_offset = position.next_offset;
     if services.input.on_data_loss == OnDataLoss::Hold {
         return Err(Failure::Again(format!(
             "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
         )));
     }
     services.metrics.input_lost();
-    services.metrics.input_lost();
     tracing::error!(%next_offset, "{loss}; going on as input.on_data_loss = resume says");
-    Ok(CommitPosition {
-        next_offset,
-        done: Vec::new(),
-    })
+    Ok(position)
 }
 
 fn shrink(services: &Arc<Services>, partition: &TopicPartition) -> Box<Shrink> {
