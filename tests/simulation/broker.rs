@@ -40,6 +40,8 @@ pub struct State {
     pub logs: BTreeMap<TopicPartition, Log>,
     pub oracle: Oracle,
     pub group: Group,
+    /// Where the logs of input partitions begin that have lost what came first.
+    pub starts: BTreeMap<i32, Offset>,
     pub trace: Trace,
     /// What the run has reached of what it is for.
     pub reached: BTreeSet<&'static str>,
@@ -114,6 +116,7 @@ impl World {
             logs: BTreeMap::new(),
             oracle: Oracle::new(&scenario),
             group: Group::new(scenario.input_partitions, scenario.mutant),
+            starts: BTreeMap::new(),
             trace: Trace::new(printed),
             reached: BTreeSet::new(),
             producers: BTreeMap::new(),
@@ -516,6 +519,24 @@ impl State {
             })
         });
         records.collect()
+    }
+
+    /// Where the log of an input partition begins.
+    pub fn start_of(&self, partition: &TopicPartition) -> Offset {
+        let start = self.starts.get(&partition.partition);
+        start.copied().unwrap_or(Offset::ZERO)
+    }
+
+    /// Deletes input up to somewhere, read or not.
+    pub fn lose_input(&mut self, partition: &TopicPartition) {
+        let (start, end) = (self.start_of(partition), self.end_of(partition));
+        let lost = self.random.between(0, end.value().abs_diff(start.value()));
+        let start = Offset::new(start.value() + i64::try_from(lost).unwrap());
+        self.starts.insert(partition.partition, start);
+        self.trace
+            .note(format_args!("broker {partition} begins at {start}"));
+        self.reached.insert("input lost");
+        self.oracle.input_lost(partition.partition, start);
     }
 
     /// Where a log ends.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use kafka_llm_processor::pipeline::OnDataLoss;
 use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -73,6 +74,8 @@ struct Stage {
     alive: AtomicUsize,
     /// Faults are over: nothing is started that is not needed.
     calm: CancellationToken,
+    /// Somebody has decided to go on without what was lost: whoever runs is started again with other settings.
+    decided: CancellationToken,
     /// Everything is finished: whoever is left drains.
     finished: CancellationToken,
 }
@@ -82,6 +85,7 @@ async fn conduct(world: &Arc<World>) -> Result<(), String> {
         world: Arc::clone(world),
         alive: AtomicUsize::new(0),
         calm: CancellationToken::new(),
+        decided: CancellationToken::new(),
         finished: CancellationToken::new(),
     });
     let fault_phase = world.scenario.fault_phase;
@@ -93,11 +97,20 @@ async fn conduct(world: &Arc<World>) -> Result<(), String> {
     if world.scenario.faults.forgets_writers {
         extras.spawn(forget_writers(Arc::clone(&stage)));
     }
+    if world.scenario.faults.loses_input {
+        extras.spawn(lose_input(Arc::clone(&stage)));
+    }
     let writing = tokio::spawn(write_documents(Arc::clone(world)));
     sleep(fault_phase).await;
     let ends = writing.await.map_err(|error| error.to_string())?;
     world.note(format_args!("faults are over"));
     world.state().faults_on = false;
+    let is_held =
+        world.scenario.on_data_loss == OnDataLoss::Hold && !world.state().starts.is_empty();
+    world.state().oracle.decide();
+    if is_held {
+        stage.decided.cancel();
+    }
     stage.calm.cancel();
 
     let finished = async {
@@ -251,6 +264,7 @@ async fn live_again_and_again(stage: Arc<Stage>, slot: u64) {
 async fn live(stage: &Stage, slot: u64, name: String) {
     let world = &stage.world;
     let instance = Instance::new(world, name, world.scenario.partitions_of(slot));
+    let was_decided = stage.decided.is_cancelled();
     let since = world.state().oracle.now();
     if stage.alive.fetch_add(1, Ordering::Relaxed) > 0 {
         world.state().reached.insert("two side by side");
@@ -276,6 +290,7 @@ async fn live(stage: &Stage, slot: u64, name: String) {
                 }
                 break;
             }
+            () = stage.decided.cancelled(), if !was_decided => instance.set_life(Life::Dead),
             () = stage.finished.cancelled(), if !drain.is_cancelled() => drain.cancel(),
             act = stage.next_act() => match act {
                 Act::Kill => {
@@ -302,6 +317,21 @@ async fn live(stage: &Stage, slot: u64, name: String) {
     }
     drop(running);
     stage.alive.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn lose_input(stage: Arc<Stage>) {
+    let state = || stage.world.state();
+    let times = state().random.between(1, 2);
+    for _ in 0..times {
+        let pause = stage.draw(500, 30_000);
+        if stage.calm.run_until_cancelled(sleep(pause)).await.is_none() {
+            return;
+        }
+        let partitions = u64::try_from(stage.world.scenario.input_partitions).unwrap();
+        let partition = state().random.between(0, partitions - 1);
+        let partition = TopicPartition::new(INPUT, i32::try_from(partition).unwrap());
+        state().lose_input(&partition);
+    }
 }
 
 async fn forget_writers(stage: Arc<Stage>) {

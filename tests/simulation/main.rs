@@ -119,6 +119,7 @@ fn the_seeds_reach_every_kind_of_trouble() {
         "thawed",
         "two side by side",
         "too large",
+        "input lost",
         "handed over",
         "membership lost",
         "membership confirmed",

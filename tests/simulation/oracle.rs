@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kafka_llm_processor::offsets::{CommitPosition, CommitRecord};
-use kafka_llm_processor::pipeline::Order;
+use kafka_llm_processor::pipeline::{OnDataLoss, Order};
 use kafka_llm_processor::records::headers;
 use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 
@@ -50,6 +50,11 @@ pub struct Oracle {
     claims: BTreeMap<(String, String, u64), u64>,
     /// Whose an owner epoch of a partition is.
     owners: BTreeMap<(i32, u64), String>,
+    /// Input that is gone: it may have no outcome, once somebody has decided so.
+    lost: BTreeSet<Place>,
+    on_data_loss: OnDataLoss,
+    /// What is gone and waits for the decision.
+    undecided: BTreeMap<i32, Offset>,
     is_orderly: bool,
     /// The output takes only small messages.
     is_small: bool,
@@ -71,6 +76,9 @@ impl Oracle {
             claimed: BTreeMap::new(),
             claims: BTreeMap::new(),
             owners: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            on_data_loss: scenario.on_data_loss,
+            undecided: BTreeMap::new(),
             is_orderly: scenario.is_orderly,
             is_small: scenario.faults.small_messages,
             violation: None,
@@ -89,6 +97,33 @@ impl Oracle {
     /// A document that must have an outcome.
     pub fn expects(&mut self, partition: i32, at: Offset, key: Option<Bytes>) {
         self.documents.insert((partition, at), key);
+    }
+
+    /// Input below an offset is gone.
+    pub fn input_lost(&mut self, partition: i32, log_start: Offset) {
+        // Where nothing was ever committed work begins at the first record that exists.
+        let is_known = self.commits.contains_key(&partition);
+        if is_known && self.on_data_loss == OnDataLoss::Hold {
+            self.undecided.insert(partition, log_start);
+        } else {
+            self.excuse(partition, log_start);
+        }
+    }
+
+    /// Work goes on without what is gone.
+    pub fn decide(&mut self) {
+        for (partition, log_start) in std::mem::take(&mut self.undecided) {
+            self.excuse(partition, log_start);
+        }
+    }
+
+    fn excuse(&mut self, partition: i32, log_start: Offset) {
+        let gone = self
+            .documents
+            .range((partition, Offset::ZERO)..(partition, log_start));
+        let gone = gone.map(|(place, _)| *place);
+        self.lost
+            .extend(gone.filter(|place| !self.outcomes.contains_key(place)));
     }
 
     pub fn taken_over(&mut self, instance: &str, input: &TopicPartition) {
@@ -153,7 +188,8 @@ impl Oracle {
         }
         let position = commit.position();
         for (document, at) in self.documents.keys() {
-            let has_outcome = self.outcomes.contains_key(&(*document, *at));
+            let place = (*document, *at);
+            let has_outcome = self.outcomes.contains_key(&place) || self.lost.contains(&place);
             if *document == partition && position.contains(*at) && !has_outcome {
                 let what = format!(
                     "{} claims {partition}@{at}, which has no outcome",
@@ -236,7 +272,9 @@ impl Oracle {
 
     /// Whether everything has an outcome and the commits say so.
     pub fn is_finished(&self, ends: &BTreeMap<i32, Offset>) -> bool {
-        self.outcomes.len() == self.documents.len()
+        let has_outcome =
+            |place: &Place| self.outcomes.contains_key(place) || self.lost.contains(place);
+        self.documents.keys().all(has_outcome)
             && ends.iter().all(|(partition, end)| {
                 self.commits.get(partition).is_some_and(|(_, position)| {
                     position.next_offset == *end && position.done.is_empty()
@@ -295,6 +333,7 @@ impl Oracle {
         for place in self.documents.keys() {
             let count = counts.get(place).copied().unwrap_or_default();
             let right = match self.flavour {
+                _ if count == 0 => self.lost.contains(place),
                 Flavour::ExactlyOnce => count == 1,
                 Flavour::Idempotent | Flavour::Plain if self.is_orderly => count == 1,
                 Flavour::Idempotent | Flavour::Plain => count >= 1,

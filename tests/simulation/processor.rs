@@ -7,8 +7,8 @@ use kafka_llm_processor::kafka::Membership;
 use kafka_llm_processor::llm::{Complete, Prompt, PromptConfig};
 use kafka_llm_processor::offsets::{COMMIT_BYTES_MAX, CommitStore, Guarantee};
 use kafka_llm_processor::pipeline::{
-    self, CommitOffsets, Destinations, InputConfig, Ownership, PipelineEnd, PipelineMetrics,
-    ReadAhead, Services,
+    self, CommitOffsets, Destinations, InputConfig, OnDataLoss, Ownership, PipelineEnd,
+    PipelineMetrics, ReadAhead, Services,
 };
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
@@ -104,6 +104,11 @@ fn services(instance: &Arc<Instance>) -> Services {
         prompt: Arc::clone(&PROMPT),
         input: InputConfig {
             fetch_wait: FETCH_WAIT,
+            on_data_loss: if instance.world.state().faults_on {
+                scenario.on_data_loss
+            } else {
+                OnDataLoss::Resume
+            },
             ..InputConfig::default()
         },
         destinations: Destinations {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use kafka_llm_processor::pipeline::{Order, Partitioner};
+use kafka_llm_processor::pipeline::{OnDataLoss, Order, Partitioner};
 
 use crate::random::Random;
 
@@ -78,6 +78,8 @@ pub struct Faults {
     pub failing_heartbeats: bool,
     /// The output topic takes only small records, and few at a time.
     pub small_messages: bool,
+    /// The input's log begins later than it did, wherever its readers are.
+    pub loses_input: bool,
     pub slow_documents: bool,
     /// The model gives documents up.
     pub gives_up: bool,
@@ -110,6 +112,8 @@ pub struct Scenario {
     pub concurrency: usize,
     pub commit_interval: Duration,
     pub read_ahead_records: usize,
+    /// Until the faults are over; whoever held is then told to go on.
+    pub on_data_loss: OnDataLoss,
     /// Whether a second end of one transaction is refused, rather than answered as the first.
     pub second_end_is_refused: bool,
     pub faults: Faults,
@@ -165,6 +169,7 @@ impl Scenario {
             concurrency: random.pick(&[1, 3, 16]),
             commit_interval: random.millis(0, 1) * 50,
             read_ahead_records: random.pick(&[3, 10, 64]),
+            on_data_loss: random.pick(&[OnDataLoss::Hold, OnDataLoss::Resume]),
             second_end_is_refused: random.chance(50),
             faults,
             mutant,
@@ -201,6 +206,7 @@ impl Faults {
             failing_take_overs: exists(),
             failing_heartbeats: exists(),
             small_messages: exists(),
+            loses_input: exists(),
             slow_documents: exists(),
             gives_up: exists(),
             dies_at_steps: exists(),
@@ -223,6 +229,7 @@ impl Faults {
             killed: false,
             frozen: false,
             forgets_writers: false,
+            loses_input: false,
             ..self
         }
     }
