@@ -251,7 +251,12 @@ impl Committer {
                     Err(StepError::Refused(KafkaError::TooLarge { .. }))
                         if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
                     Err(error @ (StepError::Fenced | StepError::Expired(_))) => return Err(error),
-                    Err(error) => failure = Some(error),
+                    Err(error) => {
+                        if matches!(error, StepError::OutcomeUnknown(_)) {
+                            lanes.unresolved(&batch.to, sent);
+                        }
+                        failure = Some(error);
+                    }
                 }
             }
             if let Some(error) = failure {
@@ -409,6 +414,18 @@ struct Lanes(BTreeMap<TopicPartition, Lane>);
 struct Lane {
     waiting: VecDeque<Output>,
     records_max: usize,
+    /// The size of the batch at the head whose outcome is unknown: it has to go out again as it was.
+    unresolved: usize,
+}
+
+impl Default for Lane {
+    fn default() -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            records_max: BATCH_RECORDS_MAX,
+            unresolved: 0,
+        }
+    }
 }
 
 impl Lanes {
@@ -417,10 +434,7 @@ impl Lanes {
         for output in outputs {
             lanes
                 .entry(output.to.clone())
-                .or_insert_with(|| Lane {
-                    waiting: VecDeque::new(),
-                    records_max: BATCH_RECORDS_MAX,
-                })
+                .or_default()
                 .waiting
                 .push_back(output);
         }
@@ -443,7 +457,10 @@ impl Lanes {
                     bytes += output.record.size();
                     bytes <= BATCH_BYTES_MAX
                 });
-            let count = fits.count().max(1);
+            let count = match lane.unresolved {
+                0 => fits.count().max(1),
+                unresolved => unresolved,
+            };
             let records = lane
                 .waiting
                 .iter()
@@ -462,9 +479,16 @@ impl Lanes {
         if let Some(lane) = self.0.get_mut(to) {
             lane.waiting.drain(..count.min(lane.waiting.len()));
             lane.records_max = BATCH_RECORDS_MAX;
+            lane.unresolved = 0;
             if lane.waiting.is_empty() {
                 self.0.remove(to);
             }
+        }
+    }
+
+    fn unresolved(&mut self, to: &TopicPartition, count: usize) {
+        if let Some(lane) = self.0.get_mut(to) {
+            lane.unresolved = count;
         }
     }
 
@@ -479,6 +503,8 @@ impl Lanes {
         let Some(lane) = self.0.get_mut(to) else {
             return true;
         };
+        // What is too large now was not written before.
+        lane.unresolved = 0;
         if count > 1 {
             lane.records_max = (count / 2).max(1);
             return true;
@@ -496,14 +522,9 @@ impl Lanes {
                 if lane.waiting.is_empty() {
                     self.0.remove(to);
                 }
-                self.0
-                    .entry(smaller.to.clone())
-                    .or_insert_with(|| Lane {
-                        waiting: VecDeque::new(),
-                        records_max: BATCH_RECORDS_MAX,
-                    })
-                    .waiting
-                    .push_front(smaller);
+                let other = self.0.entry(smaller.to.clone()).or_default();
+                // Never into a batch whose outcome is unknown.
+                other.waiting.insert(other.unresolved, smaller);
             }
             None => {
                 lane.waiting.push_front(output);

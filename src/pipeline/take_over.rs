@@ -240,6 +240,8 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     // What the former owner wrote until it was fenced.
     let loaded = services.store.reload(partition, seen).await;
     let loaded = loaded.map_err(load_error)?;
+    // One with another guarantee may have woken up meanwhile: it is not fenced.
+    refuse_other_guarantee(services, &loaded)?;
     let newest = loaded.newest.as_ref().map(|(_, record)| record);
     let topic_id = topic_id_of(services, place).await?;
     // Only now: until it was fenced the former owner may have committed beyond what was the end of the log before.

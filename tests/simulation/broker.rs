@@ -5,19 +5,24 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use bytes::Bytes;
 use kafka_llm_processor::kafka::{Batch, End, KafkaError, StepError};
-use kafka_llm_processor::types::{Offset, TopicPartition};
+use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
+use crate::group::Group;
 use crate::log::{Entry, Log, Visibility};
-use crate::oracle::Oracle;
+use crate::oracle::{OUTPUT, Oracle};
 use crate::random::Random;
 use crate::scenario::{Flavour, Mutant, Scenario};
 use crate::trace::Trace;
 
 /// `transaction.timeout.ms`.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Where the output takes only small messages: records of a batch, and bytes of a value.
+const BATCH_RECORDS_MAX: usize = 2;
+pub const VALUE_BYTES_MAX: usize = 4_000;
 /// How often what waits for markers looks again.
 const MARKER_WAIT: Duration = Duration::from_millis(3);
 
@@ -34,6 +39,9 @@ pub struct State {
     pub faults_on: bool,
     pub logs: BTreeMap<TopicPartition, Log>,
     pub oracle: Oracle,
+    pub group: Group,
+    /// Where the logs of input partitions begin that have lost what came first.
+    pub starts: BTreeMap<i32, Offset>,
     pub trace: Trace,
     /// What the run has reached of what it is for.
     pub reached: BTreeSet<&'static str>,
@@ -107,6 +115,8 @@ impl World {
             faults_on: true,
             logs: BTreeMap::new(),
             oracle: Oracle::new(&scenario),
+            group: Group::new(scenario.input_partitions, scenario.mutant),
+            starts: BTreeMap::new(),
             trace: Trace::new(printed),
             reached: BTreeSet::new(),
             producers: BTreeMap::new(),
@@ -250,6 +260,11 @@ impl World {
         late: impl Fn() -> bool + Send + 'static,
     ) -> Result<(), StepError> {
         let world = Arc::clone(&self);
+        if self.is_too_large(&batch) {
+            self.state().reached.insert("too large");
+            let partition = batch.to;
+            return Err(StepError::Refused(KafkaError::TooLarge { partition }));
+        }
         self.when_ready(move |state| {
             let Some(producer_id) = writer.producer else {
                 state.append_at_once(&writer, &batch, late());
@@ -291,6 +306,18 @@ impl World {
             Ok(Ok(()))
         })
         .await
+    }
+
+    /// The output takes few records at a time, and none that is large.
+    fn is_too_large(&self, batch: &Batch) -> bool {
+        let size = |record: &Record| record.value.as_ref().map_or(0, Bytes::len);
+        self.scenario.faults.small_messages
+            && &*batch.to.topic == OUTPUT
+            && (batch.records.len() > BATCH_RECORDS_MAX
+                || batch
+                    .records
+                    .iter()
+                    .any(|record| size(record) > VALUE_BYTES_MAX))
     }
 
     fn append_in_transaction(
@@ -492,6 +519,24 @@ impl State {
             })
         });
         records.collect()
+    }
+
+    /// Where the log of an input partition begins.
+    pub fn start_of(&self, partition: &TopicPartition) -> Offset {
+        let start = self.starts.get(&partition.partition);
+        start.copied().unwrap_or(Offset::ZERO)
+    }
+
+    /// Deletes input up to somewhere, read or not.
+    pub fn lose_input(&mut self, partition: &TopicPartition) {
+        let (start, end) = (self.start_of(partition), self.end_of(partition));
+        let lost = self.random.between(0, end.value().abs_diff(start.value()));
+        let start = Offset::new(start.value() + i64::try_from(lost).unwrap());
+        self.starts.insert(partition.partition, start);
+        self.trace
+            .note(format_args!("broker {partition} begins at {start}"));
+        self.reached.insert("input lost");
+        self.oracle.input_lost(partition.partition, start);
     }
 
     /// Where a log ends.

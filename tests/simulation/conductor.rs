@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use kafka_llm_processor::pipeline::OnDataLoss;
 use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
@@ -17,7 +18,7 @@ use crate::instance::{Instance, Life};
 use crate::log::Entry;
 use crate::oracle::INPUT;
 use crate::processor;
-use crate::scenario::Scenario;
+use crate::scenario::{Scenario, Shares};
 
 /// In how much simulated time after the last fault everything is finished.
 const FINISHED_WITHIN: Duration = Duration::from_secs(300);
@@ -71,9 +72,10 @@ pub fn run(scenario: Scenario, printed: bool) -> Outcome {
 struct Stage {
     world: Arc<World>,
     alive: AtomicUsize,
-    started: AtomicUsize,
     /// Faults are over: nothing is started that is not needed.
     calm: CancellationToken,
+    /// Somebody has decided to go on without what was lost: whoever runs is started again with other settings.
+    decided: CancellationToken,
     /// Everything is finished: whoever is left drains.
     finished: CancellationToken,
 }
@@ -82,8 +84,8 @@ async fn conduct(world: &Arc<World>) -> Result<(), String> {
     let stage = Arc::new(Stage {
         world: Arc::clone(world),
         alive: AtomicUsize::new(0),
-        started: AtomicUsize::new(0),
         calm: CancellationToken::new(),
+        decided: CancellationToken::new(),
         finished: CancellationToken::new(),
     });
     let fault_phase = world.scenario.fault_phase;
@@ -95,16 +97,26 @@ async fn conduct(world: &Arc<World>) -> Result<(), String> {
     if world.scenario.faults.forgets_writers {
         extras.spawn(forget_writers(Arc::clone(&stage)));
     }
+    if world.scenario.faults.loses_input {
+        extras.spawn(lose_input(Arc::clone(&stage)));
+    }
     let writing = tokio::spawn(write_documents(Arc::clone(world)));
     sleep(fault_phase).await;
     let ends = writing.await.map_err(|error| error.to_string())?;
     world.note(format_args!("faults are over"));
     world.state().faults_on = false;
+    let is_held =
+        world.scenario.on_data_loss == OnDataLoss::Hold && !world.state().starts.is_empty();
+    world.state().oracle.decide();
+    if is_held {
+        stage.decided.cancel();
+    }
     stage.calm.cancel();
 
     let finished = async {
         while !world.state().oracle.is_finished(&ends) {
             check(world, &mut slots)?;
+            check_dealt(world)?;
             sleep(LOOK).await;
         }
         Ok::<(), String>(())
@@ -119,7 +131,8 @@ async fn conduct(world: &Arc<World>) -> Result<(), String> {
             sleep(LOOK).await;
         }
     };
-    if timeout(ALONE_WITHIN, alone).await.is_err() {
+    let is_one_instance_s = world.scenario.shares == Shares::All;
+    if is_one_instance_s && timeout(ALONE_WITHIN, alone).await.is_err() {
         return Err("two instances go on side by side".to_owned());
     }
     stage.finished.cancel();
@@ -149,6 +162,17 @@ fn check(world: &World, slots: &mut JoinSet<()>) -> Result<(), String> {
         ended.map_err(|error| error.to_string())?;
     }
     world.state().oracle.violation.clone().map_or(Ok(()), Err)
+}
+
+/// In a group no partition waits for its owner for long.
+fn check_dealt(world: &World) -> Result<(), String> {
+    if world.scenario.shares != Shares::Group {
+        return Ok(());
+    }
+    match world.state().group.overdue() {
+        Some(partition) => Err(format!("partition {partition} waits for its next owner")),
+        None => Ok(()),
+    }
 }
 
 /// What happens to an instance while there are faults.
@@ -190,6 +214,10 @@ impl Stage {
 }
 
 async fn live_again_and_again(stage: Arc<Stage>, slot: u64) {
+    let shares = stage.world.scenario.shares;
+    if stage.world.scenario.partitions_of(slot).is_empty() {
+        return;
+    }
     if slot > 0 {
         let delay = stage.draw(0, 10_000);
         sleep(delay).await;
@@ -200,10 +228,10 @@ async fn live_again_and_again(stage: Arc<Stage>, slot: u64) {
         }
         if stage.calm.is_cancelled() {
             // One slot goes on: two that are started again and again would overrule each other for ever.
-            if slot > 0 {
+            if slot > 0 && shares != Shares::Disjoint {
                 return;
             }
-            while stage.alive.load(Ordering::Relaxed) > 0 {
+            while shares == Shares::All && stage.alive.load(Ordering::Relaxed) > 0 {
                 if stage
                     .finished
                     .run_until_cancelled(sleep(LOOK))
@@ -216,6 +244,7 @@ async fn live_again_and_again(stage: Arc<Stage>, slot: u64) {
         }
         live(
             &stage,
+            slot,
             format!("{}{run}", char::from(b'a' + u8::try_from(slot).unwrap())),
         )
         .await;
@@ -232,10 +261,11 @@ async fn live_again_and_again(stage: Arc<Stage>, slot: u64) {
 }
 
 /// One run of a process.
-async fn live(stage: &Stage, name: String) {
+async fn live(stage: &Stage, slot: u64, name: String) {
     let world = &stage.world;
-    let instance = Instance::new(world, name);
-    let alone = stage.started.fetch_add(1, Ordering::Relaxed) == 0;
+    let instance = Instance::new(world, name, world.scenario.partitions_of(slot));
+    let was_decided = stage.decided.is_cancelled();
+    let since = world.state().oracle.now();
     if stage.alive.fetch_add(1, Ordering::Relaxed) > 0 {
         world.state().reached.insert("two side by side");
     }
@@ -249,13 +279,18 @@ async fn live(stage: &Stage, name: String) {
             end = &mut running => {
                 instance.note(format_args!("ends: {end:?}"));
                 world.state().reached.insert(processor::name_of(&end));
-                let alone = alone && stage.started.load(Ordering::Relaxed) == 1;
-                if !processor::may_end(&end, drain.is_cancelled(), alone) {
+                let is_overruled = world.scenario.shares != Shares::Group
+                    && world
+                        .state()
+                        .oracle
+                        .is_overruled(&instance.name, &instance.partitions, since);
+                if !processor::may_end(&end, drain.is_cancelled(), is_overruled) {
                     let what = format!("{} ends as it must not: {end:?}", instance.name);
                     world.state().oracle.violated(what);
                 }
                 break;
             }
+            () = stage.decided.cancelled(), if !was_decided => instance.set_life(Life::Dead),
             () = stage.finished.cancelled(), if !drain.is_cancelled() => drain.cancel(),
             act = stage.next_act() => match act {
                 Act::Kill => {
@@ -282,6 +317,21 @@ async fn live(stage: &Stage, name: String) {
     }
     drop(running);
     stage.alive.fetch_sub(1, Ordering::Relaxed);
+}
+
+async fn lose_input(stage: Arc<Stage>) {
+    let state = || stage.world.state();
+    let times = state().random.between(1, 2);
+    for _ in 0..times {
+        let pause = stage.draw(500, 30_000);
+        if stage.calm.run_until_cancelled(sleep(pause)).await.is_none() {
+            return;
+        }
+        let partitions = u64::try_from(stage.world.scenario.input_partitions).unwrap();
+        let partition = state().random.between(0, partitions - 1);
+        let partition = TopicPartition::new(INPUT, i32::try_from(partition).unwrap());
+        state().lose_input(&partition);
+    }
 }
 
 async fn forget_writers(stage: Arc<Stage>) {

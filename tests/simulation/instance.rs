@@ -1,5 +1,6 @@
 //! One run of a processor, seen from the edges: whether it lives, and what becomes of what it asks.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -22,6 +23,8 @@ pub enum Life {
 #[derive(Debug)]
 pub struct Instance {
     pub name: String,
+    /// The input partitions that it may work on.
+    pub partitions: BTreeSet<i32>,
     pub world: Arc<World>,
     life: Mutex<Life>,
     /// Told of each change of `life`. Not a watch: that wakes its waiters in an order that it draws itself.
@@ -40,6 +43,8 @@ pub enum Step {
 enum Fate {
     Done,
     Refused,
+    /// Somebody else takes over at the same moment.
+    Fenced,
     RequestLost,
     AnswerLost,
 }
@@ -64,7 +69,9 @@ impl State {
         let random = &mut self.random;
         let mut strikes = |exists: bool| exists && random.chance(percent);
         let disturbed = step != Step::TakeOver || faults.failing_take_overs;
-        let fate = if strikes(disturbed && faults.refuses) {
+        let fate = if step == Step::TakeOver && strikes(disturbed && faults.refuses) {
+            Fate::Fenced
+        } else if strikes(disturbed && faults.refuses) {
             Fate::Refused
         } else if strikes(disturbed && faults.loses_requests) {
             Fate::RequestLost
@@ -96,9 +103,10 @@ pub fn lost() -> KafkaError {
 }
 
 impl Instance {
-    pub fn new(world: &Arc<World>, name: String) -> Arc<Self> {
+    pub fn new(world: &Arc<World>, name: String, partitions: BTreeSet<i32>) -> Arc<Self> {
         Arc::new(Self {
             name,
+            partitions,
             world: Arc::clone(world),
             life: Mutex::new(Life::Running),
             changed: Notify::new(),
@@ -190,6 +198,10 @@ impl Instance {
             Fate::Refused => {
                 sleep(lot.back).await;
                 return Err(StepError::Refused(lost()));
+            }
+            Fate::Fenced => {
+                sleep(lot.back).await;
+                return Err(StepError::Fenced);
             }
             Fate::RequestLost => {
                 sleep(lot.patience).await;

@@ -54,7 +54,8 @@ impl Source for KafkaEdge {
         self.0
             .look(self.0.world.scenario.faults.failing_fetches)
             .await?;
-        Ok((Offset::ZERO, self.end(partition)))
+        let state = self.0.world.state();
+        Ok((state.start_of(partition), state.end_of(partition)))
     }
 
     async fn topic_id(&self, _topic: &str) -> Result<Option<Uuid>, KafkaError> {
@@ -70,6 +71,20 @@ struct Stream {
 }
 
 impl Stream {
+    fn check_exists(&self) -> Result<(), KafkaError> {
+        let state = self.instance.world.state();
+        let log_start = state.start_of(&self.partition);
+        if log_start <= self.position {
+            return Ok(());
+        }
+        Err(KafkaError::OffsetOutOfRange {
+            partition: self.partition.clone(),
+            offset: self.position,
+            log_start,
+            high_watermark: state.end_of(&self.partition),
+        })
+    }
+
     /// Some of what lies at the position; gaps and markers are stepped over.
     fn fetch(&mut self) -> Fetched {
         let state = &mut *self.instance.world.state();
@@ -108,6 +123,7 @@ impl RecordStream for Stream {
             drop(timeout(wait, grew).await);
             instance.gate().await;
         }
+        self.check_exists()?;
         let before = self.position;
         let fetched = self.fetch();
         if fetched.next_offset > before {
@@ -395,6 +411,10 @@ impl PartitionSink for PartitionEdge {
                 }
                 Err(StepError::OutcomeUnknown(_)) => {
                     self.unresolved.insert(batch.to.clone(), batch.clone());
+                }
+                // What is too large now was too large before.
+                Err(StepError::Refused(KafkaError::TooLarge { .. })) => {
+                    self.unresolved.remove(&batch.to);
                 }
                 Err(_) => {}
             }

@@ -1,7 +1,7 @@
 //! The processor in a simulated world: the real pipeline on a clock that stands still while it works, against a Kafka and a model in memory
 //! that fail as the seed says. Whatever happens, the promises hold; and once the faults stop, everything is finished in time.
 //!
-//! - `broker`, `log`: Kafka; `kafka`, `model`: the edges that the pipeline calls; `instance`: what becomes of each call, and of the process.
+//! - `broker`, `log`, `group`: Kafka; `kafka`, `model`: the edges that the pipeline calls; `instance`: what becomes of each call, and of the process.
 //! - `scenario` draws what a run is made of, `conductor` runs it, `processor` starts the pipeline, `oracle` judges.
 //! - `mutants`, and a few lines at the edges, are wrong on purpose: a test of the oracle.
 //!
@@ -21,6 +21,7 @@
 
 mod broker;
 mod conductor;
+mod group;
 mod instance;
 mod kafka;
 mod log;
@@ -117,6 +118,11 @@ fn the_seeds_reach_every_kind_of_trouble() {
         "killed",
         "thawed",
         "two side by side",
+        "too large",
+        "input lost",
+        "handed over",
+        "membership lost",
+        "membership confirmed",
         "ended: drained",
         "ended: fenced",
     ]);
@@ -174,4 +180,14 @@ fn a_broker_that_forgets_sequences_is_seen() {
 #[test]
 fn a_scan_that_hands_out_aborted_commits_is_seen() {
     is_seen(Mutant::HandsOutAborted);
+}
+
+#[test]
+fn a_coordinator_that_gives_a_partition_to_two_members_is_seen() {
+    is_seen(Mutant::DealsTwice);
+}
+
+#[test]
+fn a_hand_over_that_does_not_wait_for_the_former_owner_is_seen() {
+    is_seen(Mutant::HandsOverEarly);
 }

@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use crate::broker::VALUE_BYTES_MAX;
 use crate::instance::Instance;
 use crate::scenario::Flavour;
 
@@ -94,8 +95,11 @@ impl Complete for Model {
                 request_id: None,
             }));
         }
+        let is_long =
+            self.instance.world.scenario.faults.small_messages && position.offset.value() % 7 == 3;
+        let length = if is_long { VALUE_BYTES_MAX } else { 0 };
         Ok(Completion {
-            text: format!("about {position}"),
+            text: format!("about {position}{}", ".".repeat(length)),
             finish_reason: "stop".to_owned(),
             model: "simulated".to_owned(),
             system_fingerprint: None,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use kafka_llm_processor::offsets::{CommitPosition, CommitRecord};
-use kafka_llm_processor::pipeline::Order;
+use kafka_llm_processor::pipeline::{OnDataLoss, Order};
 use kafka_llm_processor::records::headers;
 use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 
@@ -46,8 +46,18 @@ pub struct Oracle {
     commits: BTreeMap<i32, (u64, CommitPosition)>,
     /// The last commit offset of an owner in its epoch.
     claimed: BTreeMap<(i32, String, u64), Offset>,
-    /// All who have claimed anything.
-    pub claimants: BTreeSet<String>,
+    /// When each owner of a key in the commit topic was first seen there, by key, name and owner epoch.
+    claims: BTreeMap<(String, String, u64), u64>,
+    /// Whose an owner epoch of a partition is.
+    owners: BTreeMap<(i32, u64), String>,
+    /// Input that is gone: it may have no outcome, once somebody has decided so.
+    lost: BTreeSet<Place>,
+    on_data_loss: OnDataLoss,
+    /// What is gone and waits for the decision.
+    undecided: BTreeMap<i32, Offset>,
+    is_orderly: bool,
+    /// The output takes only small messages.
+    is_small: bool,
     /// The first thing that does not hold.
     pub violation: Option<String>,
 }
@@ -64,7 +74,13 @@ impl Oracle {
             written: BTreeSet::new(),
             commits: BTreeMap::new(),
             claimed: BTreeMap::new(),
-            claimants: BTreeSet::new(),
+            claims: BTreeMap::new(),
+            owners: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            on_data_loss: scenario.on_data_loss,
+            undecided: BTreeMap::new(),
+            is_orderly: scenario.is_orderly,
+            is_small: scenario.faults.small_messages,
             violation: None,
         }
     }
@@ -81,6 +97,33 @@ impl Oracle {
     /// A document that must have an outcome.
     pub fn expects(&mut self, partition: i32, at: Offset, key: Option<Bytes>) {
         self.documents.insert((partition, at), key);
+    }
+
+    /// Input below an offset is gone.
+    pub fn input_lost(&mut self, partition: i32, log_start: Offset) {
+        // Where nothing was ever committed work begins at the first record that exists.
+        let is_known = self.commits.contains_key(&partition);
+        if is_known && self.on_data_loss == OnDataLoss::Hold {
+            self.undecided.insert(partition, log_start);
+        } else {
+            self.excuse(partition, log_start);
+        }
+    }
+
+    /// Work goes on without what is gone.
+    pub fn decide(&mut self) {
+        for (partition, log_start) in std::mem::take(&mut self.undecided) {
+            self.excuse(partition, log_start);
+        }
+    }
+
+    fn excuse(&mut self, partition: i32, log_start: Offset) {
+        let gone = self
+            .documents
+            .range((partition, Offset::ZERO)..(partition, log_start));
+        let gone = gone.map(|(place, _)| *place);
+        self.lost
+            .extend(gone.filter(|place| !self.outcomes.contains_key(place)));
     }
 
     pub fn taken_over(&mut self, instance: &str, input: &TopicPartition) {
@@ -130,8 +173,9 @@ impl Oracle {
             self.violated(format!("a commit record cannot be read: {commit:?}"));
             return;
         };
-        self.claimants.insert(commit.owner.clone());
         let name = std::str::from_utf8(key).unwrap_or_default();
+        let claim = (name.to_owned(), commit.owner.clone(), commit.owner_epoch);
+        self.claims.entry(claim).or_insert(self.now);
         let Some(partition) = name
             .strip_prefix(INPUT)
             .and_then(|rest| rest.strip_prefix('/'))
@@ -139,9 +183,13 @@ impl Oracle {
             return;
         };
         let partition: i32 = partition.parse().unwrap();
+        if self.flavour == Flavour::ExactlyOnce {
+            self.owned_by(partition, &commit);
+        }
         let position = commit.position();
         for (document, at) in self.documents.keys() {
-            let has_outcome = self.outcomes.contains_key(&(*document, *at));
+            let place = (*document, *at);
+            let has_outcome = self.outcomes.contains_key(&place) || self.lost.contains(&place);
             if *document == partition && position.contains(*at) && !has_outcome {
                 let what = format!(
                     "{} claims {partition}@{at}, which has no outcome",
@@ -169,6 +217,42 @@ impl Oracle {
         }
     }
 
+    /// With transactions nobody writes visibly once somebody else has.
+    fn owned_by(&mut self, partition: i32, commit: &CommitRecord) {
+        let CommitRecord {
+            owner, owner_epoch, ..
+        } = commit;
+        let newest = self.commits.get(&partition).map(|(epoch, _)| *epoch);
+        let of_epoch = self
+            .owners
+            .entry((partition, *owner_epoch))
+            .or_insert_with(|| owner.clone());
+        if newest > Some(*owner_epoch) || of_epoch != owner {
+            let what = format!(
+                "{owner} writes to partition {partition} in owner epoch {owner_epoch}, while the newest is {newest:?} and that one {of_epoch}'s"
+            );
+            self.violated(what);
+        }
+    }
+
+    /// What happens from now on is later than this.
+    pub fn now(&self) -> u64 {
+        self.now
+    }
+
+    /// Whether anybody else has claimed one of these partitions, or all as a whole, since then.
+    pub fn is_overruled(&self, instance: &str, partitions: &BTreeSet<i32>, since: u64) -> bool {
+        let concerns = |key: &str| {
+            let partition = key
+                .strip_prefix(INPUT)
+                .and_then(|rest| rest.strip_prefix('/'));
+            partition.is_none_or(|partition| partitions.contains(&partition.parse().unwrap()))
+        };
+        self.claims
+            .iter()
+            .any(|((key, owner, _), seen)| owner != instance && *seen > since && concerns(key))
+    }
+
     /// The model is asked about a document.
     pub fn asked(&mut self, instance: &str, partition: i32, at: Offset) {
         if self.flavour != Flavour::ExactlyOnce {
@@ -188,7 +272,9 @@ impl Oracle {
 
     /// Whether everything has an outcome and the commits say so.
     pub fn is_finished(&self, ends: &BTreeMap<i32, Offset>) -> bool {
-        self.outcomes.len() == self.documents.len()
+        let has_outcome =
+            |place: &Place| self.outcomes.contains_key(place) || self.lost.contains(place);
+        self.documents.keys().all(has_outcome)
             && ends.iter().all(|(partition, end)| {
                 self.commits.get(partition).is_some_and(|(_, position)| {
                     position.next_offset == *end && position.done.is_empty()
@@ -225,7 +311,9 @@ impl Oracle {
                     .outcomes
                     .get(&place)
                     .is_some_and(|first| first.to == *partition);
-                if !seen.insert(place) || !is_first {
+                // The dead letter for a result that turned out to be too large may come behind those that were sent side by side with it.
+                let is_a_substitute = self.is_small && &*partition.topic == DEAD_LETTERS;
+                if !seen.insert(place) || !is_first || is_a_substitute {
                     continue;
                 }
                 let key = self.documents.get(&place).cloned().flatten();
@@ -245,7 +333,9 @@ impl Oracle {
         for place in self.documents.keys() {
             let count = counts.get(place).copied().unwrap_or_default();
             let right = match self.flavour {
+                _ if count == 0 => self.lost.contains(place),
                 Flavour::ExactlyOnce => count == 1,
+                Flavour::Idempotent | Flavour::Plain if self.is_orderly => count == 1,
                 Flavour::Idempotent | Flavour::Plain => count >= 1,
             };
             if !right {

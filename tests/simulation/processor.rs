@@ -3,11 +3,12 @@
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use kafka_llm_processor::kafka::Membership;
 use kafka_llm_processor::llm::{Complete, Prompt, PromptConfig};
 use kafka_llm_processor::offsets::{COMMIT_BYTES_MAX, CommitStore, Guarantee};
 use kafka_llm_processor::pipeline::{
-    self, CommitOffsets, Destinations, InputConfig, Ownership, PipelineEnd, PipelineMetrics,
-    ReadAhead, Services,
+    self, CommitOffsets, Destinations, InputConfig, OnDataLoss, Ownership, PipelineEnd,
+    PipelineMetrics, ReadAhead, Services,
 };
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
@@ -15,13 +16,14 @@ use kafka_llm_processor::telemetry::{Health, StatusBoard};
 use kafka_llm_processor::types::TopicPartition;
 use tokio_util::sync::CancellationToken;
 
+use crate::group::Member;
 use crate::instance::Instance;
 use crate::kafka::{KafkaEdge, TOPIC_ID};
 use crate::model::Model;
 use crate::oracle::{COMMITS, DEAD_LETTERS, INPUT, OUTPUT};
-use crate::scenario::Flavour;
+use crate::scenario::{Flavour, Shares};
 
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(45);
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(45);
 /// Long, so that an idle processor costs few turns.
 const FETCH_WAIT: Duration = Duration::from_secs(5);
 
@@ -35,13 +37,31 @@ static PROMPT: LazyLock<Arc<Prompt>> = LazyLock::new(|| {
 
 /// Runs the pipeline for an instance.
 pub async fn run(instance: Arc<Instance>, drain: CancellationToken) -> PipelineEnd {
-    let partitions = (0..instance.world.scenario.input_partitions)
-        .map(|partition| (TopicPartition::new(INPUT, partition), TOPIC_ID))
+    let partitions = instance
+        .partitions
+        .iter()
+        .map(|partition| (TopicPartition::new(INPUT, *partition), TOPIC_ID))
         .collect();
     let owned = Health::new().latch("partitions");
     let services = Arc::new(services(&instance));
-    let ownership = Ownership::All;
-    pipeline::run(services, ownership, partitions, owned, drain, DRAIN_TIMEOUT).await
+    let member = Arc::new(Member::new(&instance));
+    let shares = instance.world.scenario.shares;
+    let ownership = match shares {
+        Shares::All => Ownership::All,
+        Shares::Disjoint | Shares::Overlapping => Ownership::Static,
+        Shares::Group => Ownership::Group(Arc::clone(&member) as Arc<dyn Membership>),
+    };
+    let work = pipeline::run(services, ownership, partitions, owned, drain, DRAIN_TIMEOUT);
+    if shares != Shares::Group {
+        return work.await;
+    }
+    let end = tokio::select! {
+        biased;
+        end = work => end,
+        () = member.stay() => unreachable!("a member stays"),
+    };
+    member.leave().await;
+    end
 }
 
 /// The end's name.
@@ -54,12 +74,13 @@ pub const fn name_of(end: &PipelineEnd) -> &'static str {
     }
 }
 
-/// Whether an instance may end like that. `asked` tells whether it was asked to drain, `alone` whether no other has ever run.
-pub fn may_end(end: &PipelineEnd, asked: bool, alone: bool) -> bool {
+/// Whether an instance may end like that. `asked` tells whether it was asked to drain, `overruled` whether somebody else has claimed what the
+/// settings gave to it.
+pub fn may_end(end: &PipelineEnd, asked: bool, overruled: bool) -> bool {
     match end {
         PipelineEnd::Drained | PipelineEnd::DeadlinePassed { .. } => asked,
         // A broker that ended a transaction, or forgot the writer, is no reason to end: the partition is taken over anew.
-        PipelineEnd::Fenced { .. } => !alone,
+        PipelineEnd::Fenced { .. } => overruled,
         PipelineEnd::Broken { .. } => false,
     }
 }
@@ -83,6 +104,11 @@ fn services(instance: &Arc<Instance>) -> Services {
         prompt: Arc::clone(&PROMPT),
         input: InputConfig {
             fetch_wait: FETCH_WAIT,
+            on_data_loss: if instance.world.state().faults_on {
+                scenario.on_data_loss
+            } else {
+                OnDataLoss::Resume
+            },
             ..InputConfig::default()
         },
         destinations: Destinations {

@@ -449,6 +449,72 @@ impl PartitionSink for Narrow {
     }
 }
 
+/// Forwards to a narrow sink, and loses the answer to the first dead letters.
+struct Forgetful {
+    narrow: Narrow,
+    unresolved: Option<Batch>,
+    has_lost: bool,
+}
+
+#[async_trait]
+impl PartitionSink for Forgetful {
+    fn is_transactional(&self) -> bool {
+        false
+    }
+    async fn begin(&mut self) -> Result<(), StepError> {
+        Ok(())
+    }
+    async fn append(&mut self, batches: &[Batch]) -> Vec<Result<(), StepError>> {
+        let mut outcomes = self.narrow.append(batches).await;
+        for (batch, outcome) in batches.iter().zip(&mut outcomes) {
+            if &*batch.to.topic != "dead-letters" {
+                continue;
+            }
+            if let Some(before) = self.unresolved.take() {
+                assert_eq!(before.records, batch.records, "the same batch comes again");
+            }
+            if !std::mem::replace(&mut self.has_lost, true) {
+                self.unresolved = Some(batch.clone());
+                *outcome = Err(StepError::OutcomeUnknown(KafkaError::Disconnected {
+                    operation: "append",
+                    detail: "a test".to_owned(),
+                }));
+            }
+        }
+        outcomes
+    }
+    async fn end(&mut self, _end: End) -> Result<(), StepError> {
+        Ok(())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_substitute_does_not_change_a_batch_whose_outcome_is_unknown() {
+    let memory = Memory::new(false, &[]);
+    let mut committer = committer(&memory);
+    committer.sink = Box::new(Forgetful {
+        narrow: Narrow {
+            memory: memory.clone(),
+            records_max: 100,
+            bytes_max: 10,
+        },
+        unresolved: None,
+        has_lost: false,
+    });
+    committer.shrink = Box::new(|mut output| {
+        output.to = TopicPartition::new("dead-letters", 0);
+        output.record.value = Some(Bytes::from_static(b"too large"));
+        Some(output)
+    });
+    let mut flush = flush_of(0..3);
+    flush.outputs[0].record.value = Some(Bytes::from(vec![b'x'; 11]));
+    flush.outputs[1].to = TopicPartition::new("dead-letters", 0);
+    flush.outputs.remove(2);
+    committer.flush(flush).await.unwrap();
+    // The batch whose answer was lost twice, as this sink knows no sequences, and the substitute once.
+    assert_eq!(memory.log().visible("dead-letters").len(), 3);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_batch_that_is_too_large_is_split_and_a_record_is_replaced() {
     let memory = Memory::new(false, &[]);
