@@ -7,7 +7,8 @@
 //! 0.2 ms for each transaction of some dozen documents: 1.1 at most.
 //!
 //! `REAL_KAFKA_TOOLS` and `KLP_TEST_BINARY` are as for `tests/real_kafka.rs`. `COST_ROUNDS` runs are made of each (default 5), in turns.
-//! `COST_GUARANTEE=at_least_once` compares at least once with itself: that is the noise.
+//! `COST_GUARANTEE=at_least_once` compares at least once with itself: that is the noise. `COST_LATENCY` leaves only the cases with that
+//! latency in milliseconds. `COST_PORT` is the first of six ports for the broker (default 25100), where something else has those.
 
 #![cfg(feature = "sandbox")]
 #![allow(
@@ -34,9 +35,10 @@ use tokio::time::{Instant, sleep};
 
 use support::kafka::{Broker, tools};
 use support::load;
+use support::metrics;
 use support::processor::Processor;
 
-/// The listeners take this and the next five; the controller is among them.
+/// The listeners take this and the next five; the controller is among them. `COST_PORT` is another.
 const PORT: u16 = 25_100;
 const CONCURRENCY: usize = 64;
 const BATCH_DOCUMENTS: usize = 100;
@@ -82,6 +84,10 @@ struct Measured {
     documents_per_second: f64,
     /// Processor time of a document in microseconds, user and system, from the first call on.
     cpu_us: f64,
+    /// Under exactly once each is a transaction.
+    flushes_per_second: f64,
+    /// Bytes of commit records for each document, uncompressed.
+    commit_bytes: f64,
 }
 
 fn main() {
@@ -93,19 +99,21 @@ async fn measure() {
     let Some(tools) = tools() else {
         return;
     };
-    let number = |text: String| text.parse().expect("COST_ROUNDS is a number");
-    let rounds: usize = std::env::var("COST_ROUNDS").map_or(5, number);
+    let rounds = usize::from(number("COST_ROUNDS").unwrap_or(5));
+    let port = number("COST_PORT").unwrap_or(PORT);
+    let latency = number("COST_LATENCY").map(|ms| Duration::from_millis(u64::from(ms)));
     let other = std::env::var("COST_GUARANTEE").unwrap_or_else(|_| "exactly_once".to_owned());
-    let broker = Broker::start(&tools, PORT).await;
+    let broker = Broker::start(&tools, port).await;
     let cluster = Cluster::new(&KafkaConfig {
         brokers: broker.address(),
         ..KafkaConfig::default()
     });
     println!(
-        "| partitions | latency | documents/s, `{BASE}` | documents/s, `{other}` | ratio | CPU of a document, `{BASE}` | CPU of a document, `{other}` | ratio |"
+        "| partitions | latency | documents/s, `{BASE}` | documents/s, `{other}` | ratio | CPU of a document, `{BASE}` | CPU of a document, `{other}` | ratio | flushes/s | commit bytes of a document |"
     );
-    println!("| --- | --- | --- | --- | --- | --- | --- | --- |");
-    for case in &CASES {
+    println!("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |");
+    let is_asked = |case: &&Case| latency.is_none_or(|latency| case.latency == latency);
+    for case in CASES.iter().filter(is_asked) {
         write_input(&broker, &cluster, case).await;
         let mut runs = [Vec::new(), Vec::new()];
         for round in 0..rounds {
@@ -120,6 +128,15 @@ async fn measure() {
         }
         println!("{}", row(case, &runs));
     }
+}
+
+/// The number that an environment variable holds.
+fn number(name: &str) -> Option<u16> {
+    let text = std::env::var(name).ok()?;
+    Some(
+        text.parse()
+            .unwrap_or_else(|error| panic!("{name}: {error}")),
+    )
 }
 
 async fn write_input(broker: &Broker, cluster: &Cluster, case: &Case) {
@@ -176,11 +193,18 @@ async fn run(
     assert!(reached.await, "{} calls", vllm.calls());
     wait_for_results(cluster, &results, case).await;
     let (wall, cpu) = (began.elapsed(), processor.cpu_time() - cpu);
+    let line = processor.line(&["admin server listens"], RUN_WITHIN).await;
+    let names = ["klp_flushes_total", "klp_commit_records_bytes_total"];
+    let counters = metrics::counters(&metrics::admin_address(&line), names);
+    let count = |count: u64| f64::from(u32::try_from(count).expect("a count"));
+    let [flushes, commit_bytes] = counters.map(count);
     processor.drain(RUN_WITHIN).await;
     let documents = f64::from(u32::try_from(case.documents).expect("a count"));
     Measured {
         documents_per_second: documents / wall.as_secs_f64(),
         cpu_us: cpu.as_secs_f64() * 1e6 / documents,
+        flushes_per_second: flushes / wall.as_secs_f64(),
+        commit_bytes: commit_bytes / documents,
     }
 }
 
@@ -210,14 +234,16 @@ async fn wait_for_results(cluster: &Cluster, topic: &str, case: &Case) {
 }
 
 fn row(case: &Case, runs: &[Vec<Measured>; 2]) -> String {
-    let speeds = runs
-        .each_ref()
-        .map(|runs| Spread::of(runs.iter().map(|run| run.documents_per_second)));
-    let cpus = runs
-        .each_ref()
-        .map(|runs| Spread::of(runs.iter().map(|run| run.cpu_us)));
+    let spreads = |figure: fn(&Measured) -> f64| {
+        runs.each_ref()
+            .map(|runs| Spread::of(runs.iter().map(figure)))
+    };
+    let speeds = spreads(|run| run.documents_per_second);
+    let cpus = spreads(|run| run.cpu_us);
+    let flushes = spreads(|run| run.flushes_per_second);
+    let commits = spreads(|run| run.commit_bytes);
     format!(
-        "| {} | {} ms | {} | {} | {:.2} | {} µs | {} µs | {:.2} |",
+        "| {} | {} ms | {} | {} | {:.2} | {} µs | {} µs | {:.2} | {:.0} / {:.0} | {:.1} / {:.1} |",
         case.partitions,
         case.latency.as_millis(),
         speeds[0].text(),
@@ -226,6 +252,10 @@ fn row(case: &Case, runs: &[Vec<Measured>; 2]) -> String {
         cpus[0].text(),
         cpus[1].text(),
         cpus[1].median / cpus[0].median,
+        flushes[0].median,
+        flushes[1].median,
+        commits[0].median,
+        commits[1].median,
     )
 }
 

@@ -1,6 +1,6 @@
 //! The commit protocol: in which order results and the commit that claims them are written, and what an unknown outcome means.
 //!
-//! It stands above the drivers. One that has transactions writes everything in one: begin, results, commit record, end. One that has none
+//! It stands above the drivers. One that has transactions writes everything in one: begin, results and commit record in any order, end. One that has none
 //! appends the results, waits for every acknowledgement, and only then appends the commit record; whatever of that has an unknown outcome is
 //! written again, which can repeat a result and cannot lose one.
 
@@ -241,29 +241,37 @@ impl Committer {
     /// time; the partitions side by side. Ends at the first failure: what was not acknowledged stays in the lanes.
     async fn append_all(&mut self, lanes: &mut Lanes) -> Result<(), StepError> {
         while !lanes.is_empty() {
-            let batches = lanes.next_batches();
-            let mut outcomes = self.sink.append(&batches).await.into_iter();
-            let mut failure = None;
-            for batch in &batches {
-                let sent = batch.records.len();
-                match outcomes.next().unwrap_or_else(|| Err(no_outcome())) {
-                    Ok(()) => lanes.acknowledged(&batch.to, sent),
-                    Err(StepError::Refused(KafkaError::TooLarge { .. }))
-                        if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
-                    Err(error @ (StepError::Fenced | StepError::Expired(_))) => return Err(error),
-                    Err(error) => {
-                        if matches!(error, StepError::OutcomeUnknown(_)) {
-                            lanes.unresolved(&batch.to, sent);
-                        }
-                        failure = Some(error);
-                    }
-                }
-            }
-            if let Some(error) = failure {
-                return Err(error);
-            }
+            self.append_heads(lanes, None).await?;
         }
         Ok(())
+    }
+
+    /// Appends one batch of each lane, and side by side with them the commit record, if it is given.
+    async fn append_heads(
+        &mut self,
+        lanes: &mut Lanes,
+        commit: Option<&Batch>,
+    ) -> Result<(), StepError> {
+        let mut batches = lanes.next_batches();
+        batches.extend(commit.cloned());
+        let mut outcomes = self.sink.append(&batches).await.into_iter();
+        let mut failure = None;
+        for batch in &batches {
+            let sent = batch.records.len();
+            match outcomes.next().unwrap_or_else(|| Err(no_outcome())) {
+                Ok(()) => lanes.acknowledged(&batch.to, sent),
+                Err(StepError::Refused(KafkaError::TooLarge { .. }))
+                    if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
+                Err(error @ (StepError::Fenced | StepError::Expired(_))) => return Err(error),
+                Err(error) => {
+                    if matches!(error, StepError::OutcomeUnknown(_)) {
+                        lanes.unresolved(&batch.to, sent);
+                    }
+                    failure = Some(error);
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     async fn flush_in_transaction(
@@ -272,7 +280,7 @@ impl Committer {
         attempt: &mut Attempt,
     ) -> Result<(), FlushError> {
         let commit = self.commit_record(&flush.position)?;
-        let commit_batch = [self.commit_batch(&commit)?];
+        let commit_batch = self.commit_batch(&commit)?;
         loop {
             match self.write_in_transaction(flush, &commit_batch).await {
                 Ok(()) => {
@@ -288,17 +296,17 @@ impl Committer {
         }
     }
 
-    /// Everything of a transaction but its end.
+    /// Everything of a transaction but its end. As all of it becomes visible at once or not at all, the commit record need not wait for the
+    /// results: it goes out with the first of them, which saves adding its partition and appending it by themselves.
     async fn write_in_transaction(
         &mut self,
         flush: &Flush,
-        commit: &[Batch; 1],
+        commit: &Batch,
     ) -> Result<(), StepError> {
         self.sink.begin().await?;
-        self.append_all(&mut Lanes::new(flush.outputs.clone()))
-            .await?;
-        let outcome = self.sink.append(commit).await.into_iter().next();
-        outcome.unwrap_or_else(|| Err(no_outcome()))
+        let mut lanes = Lanes::new(flush.outputs.clone());
+        self.append_heads(&mut lanes, Some(commit)).await?;
+        self.append_all(&mut lanes).await
     }
 
     /// Ends the transaction; true when it was committed, false when it was not and the flush begins again. An unknown outcome is repeated
@@ -492,7 +500,8 @@ impl Lanes {
         }
     }
 
-    /// A batch was refused for its size: halve it, or replace its only record. False when nothing smaller can be made.
+    /// A batch was refused for its size: halve it, or replace its only record. False when nothing smaller can be made, as of a commit
+    /// record, which has no lane.
     fn make_smaller(
         &mut self,
         to: &TopicPartition,
@@ -501,7 +510,7 @@ impl Lanes {
         observer: &dyn FlushObserver,
     ) -> bool {
         let Some(lane) = self.0.get_mut(to) else {
-            return true;
+            return false;
         };
         // What is too large now was not written before.
         lane.unresolved = 0;

@@ -40,15 +40,28 @@ impl PartitionSink for Swapped {
     }
 
     async fn append(&mut self, batches: &[Batch]) -> Vec<Result<(), StepError>> {
-        if batches.iter().any(|batch| &*batch.to.topic == COMMITS) {
-            let outcomes = self.inner.append(batches).await;
+        let is_commit = |batch: &&Batch| &*batch.to.topic == COMMITS;
+        let results = batches.iter().filter(|batch| !is_commit(batch)).cloned();
+        self.held.extend(results);
+        let commits: Vec<_> = batches.iter().filter(is_commit).cloned().collect();
+        let mut outcomes = Vec::new();
+        if !commits.is_empty() {
+            outcomes = self.inner.append(&commits).await;
             if self.mutant == Mutant::AcksBeforeWriting {
                 self.write_held().await;
             }
-            return outcomes;
         }
-        self.held.extend_from_slice(batches);
-        batches.iter().map(|_| Ok(())).collect()
+        let mut outcomes = outcomes.into_iter();
+        batches
+            .iter()
+            .filter_map(|batch| {
+                if is_commit(&batch) {
+                    outcomes.next()
+                } else {
+                    Some(Ok(()))
+                }
+            })
+            .collect()
     }
 
     async fn end(&mut self, end: End) -> Result<(), StepError> {

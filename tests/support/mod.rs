@@ -7,6 +7,7 @@
 
 pub(crate) mod kafka;
 pub(crate) mod load;
+pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod processor;
 

@@ -4,12 +4,13 @@
 //! 1. A connection comes back only after a whole answer; whatever else drops it closes it.
 //! 2. Long polls and writes have permits of their own: however many wait, other requests find a connection.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::connection::{Connection, Deadline};
 use crate::kafka::{KafkaConfig, KafkaError};
@@ -17,8 +18,9 @@ use crate::kafka::{KafkaConfig, KafkaError};
 /// Connections to one broker that carry a request at the same time; as many again may carry long polls, and as many writes.
 const CONNECTIONS_MAX: usize = 32;
 
-/// Connections to one broker that lie idle for the next request; more are closed.
-const IDLE_MAX: usize = 4;
+/// How long a connection may lie idle. As long as it is one of the burst that a round of flushes or fetches makes, it is kept: as many as
+/// the lanes have permits, since a new one is opened only when none lies idle.
+const IDLE_FOR: Duration = Duration::from_secs(60);
 
 /// Whether the broker answers at once or waits for something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +41,8 @@ pub(super) struct Pools {
 
 #[derive(Debug)]
 struct Pool {
-    idle: Mutex<Vec<Connection>>,
+    /// With the time at which each came back, which rises to the end.
+    idle: Mutex<VecDeque<(Instant, Connection)>>,
     requests: Arc<Semaphore>,
     long_polls: Arc<Semaphore>,
     writes: Arc<Semaphore>,
@@ -102,7 +105,7 @@ impl Pool {
     /// The connection that came back last and is still good; those that are not are closed on the way.
     fn take_idle(&self) -> Option<Connection> {
         let mut idle = lock(&self.idle);
-        while let Some(connection) = idle.pop() {
+        while let Some((_, connection)) = idle.pop_back() {
             if connection.is_reusable() {
                 return Some(connection);
             }
@@ -110,10 +113,18 @@ impl Pool {
         None
     }
 
+    /// Keeps a connection for the next request, and closes those that nobody has needed for long.
     fn put_back(&self, connection: Connection) {
+        let now = Instant::now();
         let mut idle = lock(&self.idle);
-        if connection.is_reusable() && idle.len() < IDLE_MAX {
-            idle.push(connection);
+        while idle
+            .front()
+            .is_some_and(|(since, _)| now.duration_since(*since) > IDLE_FOR)
+        {
+            idle.pop_front();
+        }
+        if connection.is_reusable() {
+            idle.push_back((now, connection));
         }
     }
 }

@@ -1,21 +1,29 @@
-//! `Produce`: one batch to the leader of one partition, and how surely it was or was not written.
+//! `Produce`: one batch to each of several partitions, and how surely each was or was not written.
 
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use kafka_protocol::messages::produce_request::{PartitionProduceData, TopicProduceData};
 use kafka_protocol::messages::{ProduceRequest, ProduceResponse, TransactionalId};
 use kafka_protocol::protocol::StrBytes;
+use tokio::time::Instant;
 
-use super::api::{check_code, only};
-use super::cluster::{Cluster, Target, topic_name};
+use super::api::check_code;
+use super::cluster::{Cluster, Failure, Target, topic_name};
 use super::connection::Deadline;
+use super::pool::Lane;
 use crate::kafka::KafkaError;
 use crate::types::TopicPartition;
 
 /// All in-sync replicas.
 const ACKS_ALL: i16 = -1;
+
+/// Compressed bytes of one request that carries several batches: Java producers' `max.request.size`, a hundredth of what brokers accept.
+const REQUEST_BYTES_MAX: usize = 1024 * 1024;
 
 /// How an append ended that was not acknowledged.
 #[derive(Debug, Clone)]
@@ -56,73 +64,230 @@ impl Doubt {
     }
 }
 
+/// An encoded batch on its way to one partition. Sent again, by the retry loop or by the caller, its leader knows it by its sequence numbers.
+#[derive(Debug)]
+pub(super) struct Parcel<'a> {
+    to: &'a TopicPartition,
+    batch: Bytes,
+    /// Whether a call before ended without a clear answer.
+    was_sent: bool,
+    doubt: Doubt,
+}
+
+impl<'a> Parcel<'a> {
+    pub(super) fn new(to: &'a TopicPartition, batch: Bytes, was_sent: bool) -> Self {
+        Self {
+            to,
+            batch,
+            was_sent,
+            doubt: Doubt::default(),
+        }
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.was_sent || self.doubt.is_left()
+    }
+}
+
 impl Cluster {
-    /// Appends an encoded batch. Sent again, by the one retry loop or by the caller, it is known again by its sequence numbers;
-    /// `was_sent` tells that a call before ended without a clear answer.
+    /// Appends each parcel, no two of which may go to the same partition: those of one leader in one request, the leaders side by side.
+    /// One outcome for each, in their order; a partition that fails is tried again alone.
     pub(super) async fn produce(
         &self,
         transactional_id: Option<&str>,
-        to: &TopicPartition,
-        batch: &Bytes,
-        was_sent: bool,
+        parcels: &[Parcel<'_>],
         deadline: Deadline,
-    ) -> Result<(), AppendError> {
-        let doubt = Doubt::default();
+    ) -> Vec<Result<(), AppendError>> {
+        let first = self.produce_together(transactional_id, parcels, deadline);
+        let first = first.await;
+        let outcomes = parcels.iter().zip(first).map(|(parcel, first)| async move {
+            let answer = match first {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(Failure::Final(error))) => Err(error),
+                Some(Err(Failure::Passing(error))) if Instant::now() >= deadline.at => Err(error),
+                Some(Err(Failure::Passing(error))) => {
+                    tracing::debug!(%error, partition = %parcel.to, "appending again, alone");
+                    self.forget(Target::Leader(parcel.to));
+                    self.produce_alone(transactional_id, parcel, deadline).await
+                }
+                None => self.produce_alone(transactional_id, parcel, deadline).await,
+            };
+            answer.or_else(|error| judge(parcel.to, error, parcel.is_in_doubt()))
+        });
+        join_all(outcomes).await
+    }
+
+    /// The first try: `None` for parcels whose leader is not known.
+    async fn produce_together(
+        &self,
+        transactional_id: Option<&str>,
+        parcels: &[Parcel<'_>],
+        deadline: Deadline,
+    ) -> Vec<Option<Result<(), Failure>>> {
+        let leader = |parcel: &Parcel<'_>| {
+            let route = self.known_route(Target::Leader(parcel.to));
+            route.map(|route| route.address)
+        };
+        let tries = share_out(parcels, leader).into_iter().map(|share| async {
+            let outcomes = self
+                .produce_share(transactional_id, &share, deadline)
+                .await
+                .unwrap_or_else(|error| {
+                    let failed = |_| Err(error.clone());
+                    share.parcels.iter().map(failed).collect()
+                });
+            (share, outcomes)
+        });
+        let mut found = HashMap::new();
+        for (share, outcomes) in join_all(tries).await {
+            for (parcel, outcome) in share.parcels.iter().zip(outcomes) {
+                found.insert(parcel.to, outcome.map_err(Failure::asking));
+            }
+        }
+        parcels
+            .iter()
+            .map(|parcel| found.remove(parcel.to))
+            .collect()
+    }
+
+    async fn produce_share(
+        &self,
+        transactional_id: Option<&str>,
+        share: &Share<'_>,
+        deadline: Deadline,
+    ) -> Result<Vec<Result<(), KafkaError>>, KafkaError> {
         let timeout = self.config().request_timeout;
-        let asked = self.ask_until(
+        let asked = self.ask_at(&share.leader, Lane::Request, deadline, |_| {
+            for parcel in &share.parcels {
+                parcel.doubt.sent();
+            }
+            request(transactional_id, &share.parcels, timeout)
+        });
+        check(&share.parcels, asked.await?)
+    }
+
+    async fn produce_alone(
+        &self,
+        transactional_id: Option<&str>,
+        parcel: &Parcel<'_>,
+        deadline: Deadline,
+    ) -> Result<(), KafkaError> {
+        let timeout = self.config().request_timeout;
+        self.ask_until(
             deadline,
-            Target::Leader(to),
+            Target::Leader(parcel.to),
             Duration::ZERO,
             |_| {
-                doubt.sent();
-                request(transactional_id, to, batch, timeout)
+                parcel.doubt.sent();
+                request(transactional_id, &[parcel], timeout)
             },
-            |response| check(to, response, &doubt),
-        );
-        let answer = asked.await;
-        answer.or_else(|error| judge(to, error, was_sent || doubt.is_left()))
+            |response| check(&[parcel], response)?.into_iter().collect(),
+        )
+        .await
     }
+}
+
+/// What goes to one leader in one request.
+#[derive(Debug)]
+struct Share<'a> {
+    leader: Arc<str>,
+    parcels: Vec<&'a Parcel<'a>>,
+    bytes: usize,
+}
+
+/// By leader, and no request larger than [`REQUEST_BYTES_MAX`] that carries more than one batch.
+fn share_out<'a>(
+    parcels: &'a [Parcel<'_>],
+    leader: impl Fn(&Parcel<'_>) -> Option<Arc<str>>,
+) -> Vec<Share<'a>> {
+    let mut shares: Vec<Share<'a>> = Vec::new();
+    for parcel in parcels {
+        let Some(leader) = leader(parcel) else {
+            continue;
+        };
+        let bytes = parcel.batch.len();
+        let open = shares.iter_mut().find(|share| {
+            share.leader == leader && share.bytes.saturating_add(bytes) <= REQUEST_BYTES_MAX
+        });
+        if let Some(share) = open {
+            share.parcels.push(parcel);
+            share.bytes += bytes;
+        } else {
+            shares.push(Share {
+                leader,
+                parcels: vec![parcel],
+                bytes,
+            });
+        }
+    }
+    shares
 }
 
 fn request(
     transactional_id: Option<&str>,
-    to: &TopicPartition,
-    batch: &Bytes,
+    parcels: &[&Parcel<'_>],
     timeout: Duration,
 ) -> ProduceRequest {
-    let data = PartitionProduceData::default()
-        .with_index(to.partition)
-        .with_records(Some(batch.clone()));
-    let topic = TopicProduceData::default()
-        .with_name(topic_name(&to.topic))
-        .with_partition_data(vec![data]);
+    let mut topics: BTreeMap<&str, Vec<PartitionProduceData>> = BTreeMap::new();
+    for parcel in parcels {
+        let data = PartitionProduceData::default()
+            .with_index(parcel.to.partition)
+            .with_records(Some(parcel.batch.clone()));
+        topics.entry(&parcel.to.topic).or_default().push(data);
+    }
+    let topics = topics.into_iter().map(|(name, data)| {
+        TopicProduceData::default()
+            .with_name(topic_name(name))
+            .with_partition_data(data)
+    });
     let transactional_id =
         transactional_id.map(|id| TransactionalId(StrBytes::from_string(id.to_owned())));
     ProduceRequest::default()
         .with_transactional_id(transactional_id)
         .with_acks(ACKS_ALL)
         .with_timeout_ms(i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX))
-        .with_topic_data(vec![topic])
+        .with_topic_data(topics.collect())
 }
 
-fn check(to: &TopicPartition, response: ProduceResponse, doubt: &Doubt) -> Result<(), KafkaError> {
-    let topic = only("Produce", &to.topic, response.responses, |topic| {
-        topic.name.as_str() == &*to.topic
-    })?;
-    let found = only(
-        "Produce",
-        &to.to_string(),
-        topic.partition_responses,
-        |found| found.index == to.partition,
-    )?;
-    if is_unwritten(found.error_code) {
-        doubt.settled();
+/// One outcome for each parcel. Brokers answer in any order; an answer that does not name each partition once is no answer to any.
+fn check(
+    parcels: &[&Parcel<'_>],
+    response: ProduceResponse,
+) -> Result<Vec<Result<(), KafkaError>>, KafkaError> {
+    let mut answers = HashMap::new();
+    let mut count = 0_usize;
+    for topic in response.responses {
+        for answer in topic.partition_responses {
+            let to = TopicPartition::new(topic.name.as_str(), answer.index);
+            answers.insert(to, answer);
+            count += 1;
+        }
     }
-    check_code(
-        format!("Produce to {to}"),
-        found.error_code,
-        found.error_message.as_ref(),
-    )
+    let found: Vec<_> = parcels
+        .iter()
+        .filter_map(|parcel| answers.remove(parcel.to).map(|answer| (parcel, answer)))
+        .collect();
+    if found.len() != parcels.len() || count != parcels.len() {
+        let asked: Vec<_> = parcels.iter().map(|parcel| parcel.to.to_string()).collect();
+        return Err(KafkaError::Protocol {
+            operation: "Produce",
+            detail: format!(
+                "asked for {}, it holds {count} entries or another one",
+                asked.join(", ")
+            ),
+        });
+    }
+    let outcomes = found.into_iter().map(|(parcel, answer)| {
+        if is_unwritten(answer.error_code) {
+            parcel.doubt.settled();
+        }
+        check_code(
+            format!("Produce to {}", parcel.to),
+            answer.error_code,
+            answer.error_message.as_ref(),
+        )
+    });
+    Ok(outcomes.collect())
 }
 
 /// The codes that a leader answers with before it writes. NotLeaderOrFollower (6) and KafkaStorageError (56) are not among them: a leader

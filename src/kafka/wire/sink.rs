@@ -18,7 +18,6 @@ mod regain;
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use futures::future::join_all;
 
 use super::cluster::Cluster;
 use super::connection::Deadline;
@@ -26,7 +25,7 @@ use super::produce::{AppendError, Doubt};
 use super::transaction::{NO_TRANSACTION, Producer, Writer};
 use crate::kafka::{Batch, End, KafkaError, PartitionSink, Sink, StepError};
 use crate::types::TopicPartition;
-use lanes::{Lane, Lanes};
+use lanes::Lanes;
 use regain::Regaining;
 
 /// Writes results, dead letters and commits on our own connections.
@@ -113,15 +112,26 @@ impl PartitionSink for IdempotentSink {
                 Err(error) => return all(batches, &StepError::Refused(error)),
             },
         };
-        let cluster = &self.cluster;
-        let lanes = self.lanes.of(producer, batches);
-        let appends = lanes
-            .into_iter()
-            .zip(batches)
-            .map(|(lane, batch)| async move {
-                append_idempotent(cluster, lane?, batch, deadline).await
+        let appended = self
+            .lanes
+            .append(&self.cluster, producer, None, batches, deadline);
+        let mut outcomes = Vec::with_capacity(batches.len());
+        for (batch, outcome) in batches.iter().zip(appended.await) {
+            outcomes.push(match outcome {
+                Ok(()) => Ok(()),
+                Err(AppendError::Refused(error)) => Err(StepError::Refused(error)),
+                Err(AppendError::Unknown(error)) => Err(StepError::OutcomeUnknown(error)),
+                Err(AppendError::Forgotten { error, in_doubt }) => {
+                    self.append_anew(batch, &error, in_doubt, deadline).await
+                }
+                // Nobody else has this id: it is the leader that has mixed something up.
+                Err(AppendError::Fenced) => {
+                    self.append_anew(batch, &fenced(&batch.to), true, deadline)
+                        .await
+                }
             });
-        join_all(appends).await
+        }
+        outcomes
     }
 
     async fn end(&mut self, _end: End) -> Result<(), StepError> {
@@ -129,47 +139,50 @@ impl PartitionSink for IdempotentSink {
     }
 }
 
-/// Appends; once more under a new producer id when the leader has forgotten the old one.
-async fn append_idempotent(
-    cluster: &Cluster,
-    lane: &mut Lane,
-    batch: &Batch,
-    deadline: Deadline,
-) -> Result<(), StepError> {
-    let (forgotten, in_doubt) = match lane.append(cluster, None, batch, deadline).await {
-        Ok(()) => return Ok(()),
-        Err(AppendError::Refused(error)) => return Err(StepError::Refused(error)),
-        Err(AppendError::Unknown(error)) => return Err(StepError::OutcomeUnknown(error)),
-        Err(AppendError::Forgotten { error, in_doubt }) => (error, in_doubt),
-        // Nobody else has this id: it is the leader that has mixed something up.
-        Err(AppendError::Fenced) => (fenced(&batch.to), true),
-    };
-    let unsettled = |error| {
+impl IdempotentSink {
+    /// Appends once more, under a new producer id, as the leader has forgotten the old one.
+    async fn append_anew(
+        &mut self,
+        batch: &Batch,
+        forgotten: &KafkaError,
+        in_doubt: bool,
+        deadline: Deadline,
+    ) -> Result<(), StepError> {
+        let unsettled = |error| {
+            if in_doubt {
+                StepError::OutcomeUnknown(error)
+            } else {
+                StepError::Refused(error)
+            }
+        };
+        let producer = self.cluster.new_producer(deadline).await;
+        let producer = producer.map_err(unsettled)?;
         if in_doubt {
-            StepError::OutcomeUnknown(error)
+            tracing::warn!(
+                partition = %batch.to,
+                records = batch.records.len(),
+                error = %forgotten,
+                "the broker has forgotten this producer; a batch that it may have written is written again"
+            );
         } else {
-            StepError::Refused(error)
+            tracing::info!(partition = %batch.to, error = %forgotten, "the broker has forgotten this producer; going on under a new id");
         }
-    };
-    let producer = cluster.new_producer(deadline).await.map_err(unsettled)?;
-    if in_doubt {
-        tracing::warn!(
-            partition = %batch.to,
-            records = batch.records.len(),
-            error = %forgotten,
-            "the broker has forgotten this producer; a batch that it may have written is written again"
-        );
-    } else {
-        tracing::info!(partition = %batch.to, error = %forgotten, "the broker has forgotten this producer; going on under a new id");
-    }
-    lane.restart(producer);
-    match lane.append(cluster, None, batch, deadline).await {
-        Ok(()) => Ok(()),
-        Err(AppendError::Refused(error)) => Err(unsettled(error)),
-        Err(AppendError::Unknown(error) | AppendError::Forgotten { error, .. }) => {
-            Err(StepError::OutcomeUnknown(error))
-        }
-        Err(AppendError::Fenced) => Err(StepError::OutcomeUnknown(fenced(&batch.to))),
+        self.lanes.restart(&batch.to, producer);
+        let batch = std::slice::from_ref(batch);
+        let appended = self
+            .lanes
+            .append(&self.cluster, producer, None, batch, deadline);
+        let outcomes = appended.await.into_iter().zip(batch);
+        outcomes
+            .map(|(outcome, batch)| match outcome {
+                Ok(()) => Ok(()),
+                Err(AppendError::Refused(error)) => Err(unsettled(error)),
+                Err(AppendError::Unknown(error) | AppendError::Forgotten { error, .. }) => {
+                    Err(StepError::OutcomeUnknown(error))
+                }
+                Err(AppendError::Fenced) => Err(StepError::OutcomeUnknown(fenced(&batch.to))),
+            })
+            .collect()
     }
 }
 
@@ -226,18 +239,18 @@ impl PartitionSink for TransactionalSink {
         if let Err(error) = self.add(batches, deadline).await {
             return all(batches, &error);
         }
-        let (cluster, transactional_id) = (&self.cluster, self.transactional_id.as_str());
-        let lanes = self.lanes.of(self.producer, batches);
-        let appends = lanes
+        let appended = self.lanes.append(
+            &self.cluster,
+            self.producer,
+            Some(&self.transactional_id),
+            batches,
+            deadline,
+        );
+        let outcomes: Vec<_> = appended
+            .await
             .into_iter()
-            .zip(batches)
-            .map(|(lane, batch)| async move {
-                lane?
-                    .append(cluster, Some(transactional_id), batch, deadline)
-                    .await
-                    .map_err(in_transaction)
-            });
-        let outcomes = join_all(appends).await;
+            .map(|outcome| outcome.map_err(in_transaction))
+            .collect();
         self.is_late_possible |= outcomes
             .iter()
             .any(|outcome| matches!(outcome, Err(StepError::OutcomeUnknown(_))));

@@ -45,6 +45,8 @@ struct Log {
     faults: Vec<Fault>,
     in_transaction: bool,
     fenced: bool,
+    /// The topics of each call's batches.
+    calls: Vec<Vec<String>>,
 }
 
 impl Log {
@@ -134,6 +136,8 @@ impl PartitionSink for Memory {
             Visibility::Committed
         };
         let transactional = self.transactional;
+        let topics = batches.iter().map(|batch| batch.to.topic.to_string());
+        self.log().calls.push(topics.collect());
         let write = |batch: &Batch| {
             self.step(|log| {
                 assert!(
@@ -383,6 +387,32 @@ async fn an_end_whose_answer_is_lost_is_decided_by_the_commit_record() {
     committer(&memory).flush(flush_of(0..2)).await.unwrap();
     assert_eq!(memory.log().visible("results").len(), 2);
     assert_eq!(memory.log().visible("commits").len(), 1);
+}
+
+/// In a transaction both become visible at once; without one a claim that is written first would be a promise.
+#[tokio::test(start_paused = true)]
+async fn only_in_a_transaction_the_commit_record_goes_with_the_results() {
+    let calls = |memory: &Memory| memory.log().calls.clone();
+    let memory = Memory::new(true, &[]);
+    committer(&memory).flush(flush_of(0..2)).await.unwrap();
+    assert_eq!(calls(&memory), [["results", "results", "commits"]]);
+    let memory = Memory::new(false, &[]);
+    committer(&memory).flush(flush_of(0..2)).await.unwrap();
+    assert_eq!(
+        calls(&memory),
+        [vec!["results", "results"], vec!["commits"]]
+    );
+}
+
+#[test]
+fn a_commit_record_cannot_be_made_smaller() {
+    let to = TopicPartition::new("commits", 0);
+    let shrink = |_output| -> Option<Output> { panic!("it is no output") };
+    for records in [1, 2] {
+        let mut lanes = Lanes::new(vec![output(0)]);
+        assert!(!lanes.make_smaller(&to, records, &shrink, &Silent));
+        assert_eq!(lanes.next_batches().len(), 1);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,15 +1,15 @@
 //! The partitions that a writer appends to, each with the sequence numbers that it has reached there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 
 use super::super::cluster::Cluster;
 use super::super::connection::Deadline;
 use super::super::encode::{Stamp, encode_batch, sequence_after};
-use super::super::produce::AppendError;
+use super::super::produce::{AppendError, Parcel};
 use super::super::transaction::Producer;
-use crate::kafka::{Batch, KafkaError, StepError};
+use crate::kafka::{Batch, KafkaError};
 use crate::types::TopicPartition;
 
 /// One lane for each partition that was ever appended to.
@@ -17,7 +17,7 @@ use crate::types::TopicPartition;
 pub(super) struct Lanes(HashMap<TopicPartition, Lane>);
 
 #[derive(Debug)]
-pub(super) struct Lane {
+struct Lane {
     producer: Producer,
     /// Of the next batch, or of the one that is unsettled.
     sequence: i32,
@@ -26,49 +26,79 @@ pub(super) struct Lane {
 }
 
 impl Lanes {
-    /// The lane of each batch, in their order; new lanes are `producer`'s. Of two batches to one partition the second has none.
-    pub(super) fn of(
+    /// Appends each batch under the next sequence numbers of its lane, or again under those that it has; new lanes are `producer`'s. One
+    /// outcome for each, in their order. Of two batches to one partition the second is refused.
+    ///
+    /// # Cancel safety
+    /// The batches stay unsettled.
+    pub(super) async fn append(
         &mut self,
+        cluster: &Cluster,
         producer: Producer,
+        transactional_id: Option<&str>,
         batches: &[Batch],
-    ) -> Vec<Result<&mut Lane, StepError>> {
-        for batch in batches {
-            self.0.entry(batch.to.clone()).or_insert(Lane {
-                producer,
-                sequence: 0,
-                unsettled: None,
-            });
+        deadline: Deadline,
+    ) -> Vec<Result<(), AppendError>> {
+        let mut outcomes = Vec::with_capacity(batches.len());
+        let mut sent = Vec::new();
+        let mut parcels = Vec::new();
+        let mut partitions = HashSet::new();
+        for (index, batch) in batches.iter().enumerate() {
+            let lane = self.lane(&batch.to, producer);
+            let prepared = if partitions.insert(&batch.to) {
+                lane.prepare(transactional_id.is_some(), batch)
+            } else {
+                let detail = format!("two batches of one call go to {}", batch.to);
+                Err(AppendError::Refused(invalid(detail)))
+            };
+            outcomes.push(prepared.map(|parcel| {
+                sent.push((index, batch));
+                parcels.push(parcel);
+            }));
         }
-        let mut lanes: HashMap<_, _> = self.0.iter_mut().collect();
-        batches
-            .iter()
-            .map(|batch| {
-                lanes.remove(&batch.to).ok_or_else(|| {
-                    let detail = format!("two batches of one call go to {}", batch.to);
-                    StepError::Refused(invalid(detail))
-                })
-            })
-            .collect()
+        let answers = cluster.produce(transactional_id, &parcels, deadline).await;
+        for ((index, batch), answer) in sent.into_iter().zip(answers) {
+            self.lane(&batch.to, producer)
+                .settle(batch.records.len(), &answer);
+            if let Some(outcome) = outcomes.get_mut(index) {
+                *outcome = answer;
+            }
+        }
+        outcomes
+    }
+
+    fn lane(&mut self, to: &TopicPartition, producer: Producer) -> &mut Lane {
+        self.0
+            .entry(to.clone())
+            .or_insert_with(|| Lane::new(producer))
+    }
+
+    /// The partition's lane begins anew as another producer's.
+    pub(super) fn restart(&mut self, to: &TopicPartition, producer: Producer) {
+        self.0.insert(to.clone(), Lane::new(producer));
     }
 }
 
 impl Lane {
-    /// Appends a batch under the next sequence numbers, or again under those that it has.
-    ///
-    /// # Cancel safety
-    /// The batch stays unsettled.
-    pub(super) async fn append(
+    const fn new(producer: Producer) -> Self {
+        Self {
+            producer,
+            sequence: 0,
+            unsettled: None,
+        }
+    }
+
+    /// The batch's bytes, which are unsettled from now on.
+    fn prepare<'a>(
         &mut self,
-        cluster: &Cluster,
-        transactional_id: Option<&str>,
-        batch: &Batch,
-        deadline: Deadline,
-    ) -> Result<(), AppendError> {
+        is_transactional: bool,
+        batch: &'a Batch,
+    ) -> Result<Parcel<'a>, AppendError> {
         let stamp = Stamp {
             producer_id: self.producer.id,
             producer_epoch: self.producer.epoch,
             base_sequence: self.sequence,
-            is_transactional: transactional_id.is_some(),
+            is_transactional,
         };
         if batch.records.is_empty() {
             return Err(AppendError::Refused(invalid("it is empty".to_owned())));
@@ -87,12 +117,14 @@ impl Lane {
             }
         };
         self.unsettled = Some(bytes.clone());
-        let outcome = cluster
-            .produce(transactional_id, &batch.to, &bytes, was_sent, deadline)
-            .await;
-        match &outcome {
+        Ok(Parcel::new(&batch.to, bytes, was_sent))
+    }
+
+    /// What became of the prepared batch.
+    fn settle(&mut self, records: usize, outcome: &Result<(), AppendError>) {
+        match outcome {
             Ok(()) => {
-                self.sequence = sequence_after(self.sequence, batch.records.len());
+                self.sequence = sequence_after(self.sequence, records);
                 self.unsettled = None;
             }
             Err(
@@ -105,16 +137,6 @@ impl Lane {
             }
             Err(_) => {}
         }
-        outcome
-    }
-
-    /// Begins anew as another producer.
-    pub(super) fn restart(&mut self, producer: Producer) {
-        *self = Self {
-            producer,
-            sequence: 0,
-            unsettled: None,
-        };
     }
 }
 

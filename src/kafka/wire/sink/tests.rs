@@ -54,21 +54,31 @@ fn metadata(port: u16) -> MetadataResponse {
         .with_node_id(BrokerId(1))
         .with_host(host())
         .with_port(i32::from(port));
-    let partition = MetadataResponsePartition::default().with_leader_id(BrokerId(1));
+    let partitions = (0..3).map(|index| {
+        MetadataResponsePartition::default()
+            .with_partition_index(index)
+            .with_leader_id(BrokerId(1))
+    });
     let topic = MetadataResponseTopic::default()
         .with_name(Some(topic_name("orders")))
-        .with_partitions(vec![partition]);
+        .with_partitions(partitions.collect());
     MetadataResponse::default()
         .with_brokers(vec![broker])
         .with_topics(vec![topic])
 }
 
-/// An answer that says something about each of these partitions.
+/// An answer that says the same about each of these partitions.
 fn produced_to(version: i16, code: i16, indexes: &[i32]) -> Reply {
-    let partitions = indexes.iter().map(|index| {
+    let entries: Vec<_> = indexes.iter().map(|index| (*index, code)).collect();
+    produced(version, &entries)
+}
+
+/// An answer with these partitions and their codes.
+fn produced(version: i16, entries: &[(i32, i16)]) -> Reply {
+    let partitions = entries.iter().map(|(index, code)| {
         PartitionProduceResponse::default()
             .with_index(*index)
-            .with_error_code(code)
+            .with_error_code(*code)
     });
     let topic = TopicProduceResponse::default()
         .with_name(topic_name("orders"))
@@ -366,6 +376,138 @@ async fn nothing_sent_is_a_refusal() {
     let mut sink = sink.take_over(&to()).await.unwrap();
     let outcome = append(&mut sink, &["one"]).await;
     assert!(is_refused(&outcome), "{outcome:?}");
+}
+
+fn three_batches() -> [Batch; 3] {
+    [0, 1, 2].map(|partition| Batch {
+        to: TopicPartition::new("orders", partition),
+        ..batch(&["one"])
+    })
+}
+
+/// The partitions of each append, in the order of the appends.
+fn appended_to(broker: &FakeBroker) -> Vec<Vec<i32>> {
+    let partitions = |request: &ProduceRequest| {
+        let data = request.topic_data.iter().flat_map(|t| &t.partition_data);
+        data.map(|data| data.index).collect()
+    };
+    let requests = broker.requests::<ProduceRequest>();
+    requests.iter().map(partitions).collect()
+}
+
+/// A sink that knows the leaders of all three partitions.
+async fn acquainted(broker: &FakeBroker, timeout: Duration) -> Box<dyn PartitionSink> {
+    let cluster = cluster(broker, timeout);
+    let deadline = cluster.deadline();
+    let known = cluster.metadata(Some(&["orders"]), deadline).await;
+    known.unwrap();
+    let sink = WireSink::idempotent(cluster);
+    sink.take_over(&TopicPartition::new("input", 3))
+        .await
+        .unwrap()
+}
+
+#[tokio::test]
+async fn batches_for_one_leader_share_a_request_and_are_judged_one_by_one() {
+    let broker = broker(|asked| {
+        let is_first = asked.key == ProduceRequest::KEY && asked.turn == 0;
+        // In another order than asked, too large the one in the middle.
+        is_first.then(|| produced(asked.version, &[(2, 0), (1, 10), (0, 0)]))
+    })
+    .await;
+    let mut sink = acquainted(&broker, LONG).await;
+    let outcomes = sink.append(&three_batches()).await;
+    assert!(outcomes[0].is_ok() && outcomes[2].is_ok(), "{outcomes:?}");
+    assert!(
+        matches!(&outcomes[1], Err(StepError::Refused(KafkaError::TooLarge { partition })) if partition.partition == 1),
+        "{outcomes:?}"
+    );
+    assert_eq!(appended_to(&broker), [[0, 1, 2]]);
+}
+
+#[tokio::test]
+async fn a_partition_that_fails_is_appended_again_alone() {
+    let broker = broker(|asked| {
+        if asked.key != ProduceRequest::KEY {
+            return None;
+        }
+        Some(match asked.turn {
+            0 => produced(asked.version, &[(0, 0), (1, 6), (2, 0)]),
+            _ => produced(asked.version, &[(1, 46)]),
+        })
+    })
+    .await;
+    let outcomes = acquainted(&broker, LONG)
+        .await
+        .append(&three_batches())
+        .await;
+    // 46 after 6, which does not tell whether the batch was written: it was.
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(appended_to(&broker), [vec![0, 1, 2], vec![1]]);
+}
+
+/// Without the one answer none of the batches has a clear outcome, and each is sent again under the numbers that it had.
+#[tokio::test]
+async fn a_lost_answer_leaves_every_batch_of_the_request_in_doubt() {
+    let broker = broker(|asked| {
+        if asked.key != ProduceRequest::KEY {
+            return None;
+        }
+        let request: ProduceRequest = asked.request();
+        let index = request.topic_data[0].partition_data[0].index;
+        Some(match asked.turn {
+            // The second time on a new connection: the first may have been about one that lay idle.
+            0 | 1 => Reply::HangUp,
+            // 29 alone is a clear no; after the lost answer it is none.
+            _ => produced(asked.version, &[(index, if index == 2 { 29 } else { 46 })]),
+        })
+    })
+    .await;
+    let outcomes = acquainted(&broker, LONG)
+        .await
+        .append(&three_batches())
+        .await;
+    assert!(outcomes[0].is_ok() && outcomes[1].is_ok(), "{outcomes:?}");
+    assert!(is_unknown(&outcomes[2]), "{outcomes:?}");
+    let mut appends = appended_to(&broker);
+    let mut alone = appends.split_off(2);
+    alone.sort();
+    assert_eq!(appends, [[0, 1, 2], [0, 1, 2]]);
+    assert_eq!(alone, [[0], [1], [2]]);
+}
+
+#[tokio::test]
+async fn a_request_has_an_end() {
+    let broker = broker(|asked| {
+        if asked.key != ProduceRequest::KEY {
+            return None;
+        }
+        let request: ProduceRequest = asked.request();
+        let data = request.topic_data.iter().flat_map(|t| &t.partition_data);
+        let entries: Vec<_> = data.map(|data| (data.index, 0)).collect();
+        Some(produced(asked.version, &entries))
+    })
+    .await;
+    let mut sink = acquainted(&broker, LONG).await;
+    // What gzip cannot make smaller: two of these batches are more than a request takes.
+    let mut state = 1_u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1);
+        state.to_be_bytes()[0]
+    })
+    .take(600_000)
+    .collect();
+    let mut batches = three_batches();
+    for batch in &mut batches[..2] {
+        batch.records[0].value = Some(noise.clone().into());
+    }
+    let outcomes = sink.append(&batches).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let mut appends = appended_to(&broker);
+    appends.sort();
+    assert_eq!(appends, [vec![0, 2], vec![1]]);
 }
 
 #[tokio::test]
