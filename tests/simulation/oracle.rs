@@ -313,7 +313,9 @@ impl Oracle {
                     .is_some_and(|first| first.to == *partition);
                 // The dead letter for a result that turned out to be too large may come behind those that were sent side by side with it.
                 let is_a_substitute = self.is_small && &*partition.topic == DEAD_LETTERS;
-                if !seen.insert(place) || !is_first || is_a_substitute {
+                // Of input that was deleted while somebody worked on it the answer may come late: whoever took over has gone on behind it.
+                let was_deleted = self.lost.contains(&place);
+                if !seen.insert(place) || !is_first || is_a_substitute || was_deleted {
                     continue;
                 }
                 let key = self.documents.get(&place).cloned().flatten();
