@@ -172,17 +172,15 @@ impl IdempotentSink {
         let appended = self
             .lanes
             .append(&self.cluster, producer, None, batch, deadline);
-        let outcomes = appended.await.into_iter().zip(batch);
-        outcomes
-            .map(|(outcome, batch)| match outcome {
-                Ok(()) => Ok(()),
-                Err(AppendError::Refused(error)) => Err(unsettled(error)),
-                Err(AppendError::Unknown(error) | AppendError::Forgotten { error, .. }) => {
-                    Err(StepError::OutcomeUnknown(error))
-                }
-                Err(AppendError::Fenced) => Err(StepError::OutcomeUnknown(fenced(&batch.to))),
-            })
-            .collect()
+        let mut outcomes = appended.await.into_iter().zip(batch);
+        outcomes.try_for_each(|(outcome, batch)| match outcome {
+            Ok(()) => Ok(()),
+            Err(AppendError::Refused(error)) => Err(unsettled(error)),
+            Err(AppendError::Unknown(error) | AppendError::Forgotten { error, .. }) => {
+                Err(StepError::OutcomeUnknown(error))
+            }
+            Err(AppendError::Fenced) => Err(StepError::OutcomeUnknown(fenced(&batch.to))),
+        })
     }
 }
 
