@@ -262,7 +262,8 @@ impl World {
         })
     }
 
-    fn records(
+    /// What a reader of a topic sees that keeps to what is committed.
+    pub fn records(
         &self,
         topic: &str,
     ) -> Vec<(kafka_llm_processor::types::TopicPartition, Offset, Record)> {
