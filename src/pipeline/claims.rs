@@ -74,10 +74,7 @@ impl ClaimWatch {
         Box::pin(async move {
             let mut seen = Vec::with_capacity(claims.len());
             for claim in claims {
-                let verified = services
-                    .store
-                    .verify(&claim.partition, &claim.owner, claim.claimed_at, claim.from)
-                    .await;
+                let verified = claim.verify(&services).await;
                 seen.push((claim, verified));
             }
             let topic_ids = topic_ids(&services, topics).await;
@@ -102,10 +99,7 @@ impl ClaimWatch {
                 continue;
             };
             match verified {
-                Ok(Verified { claimed_at, next }) => {
-                    current.claimed_at = claimed_at;
-                    current.from = next;
-                }
+                Ok(verified) => current.seen(verified),
                 // A record that we cannot read was written by a newer program, which has taken over.
                 Err(error @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => {
                     overrulings.push(Overruling {

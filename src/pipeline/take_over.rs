@@ -16,7 +16,7 @@ use crate::clock;
 use crate::kafka::{KafkaError, PartitionSink, RecordStream, StepError};
 use crate::offsets::{
     ClaimError, CommitPosition, CommitRecord, Committer, Flush, FlushError, FlushObserver,
-    LIVE_FOR, Loaded, Owner, Resume, Shrink, group_claim, recover,
+    LIVE_FOR, Loaded, Owner, Resume, Shrink, Verified, group_claim, recover,
 };
 use crate::retry::Backoff;
 use crate::types::{Offset, TopicPartition, error_chain};
@@ -52,6 +52,25 @@ pub(super) struct Claim {
     pub(super) recreated: CancellationToken,
     /// Whether the broker refuses whatever a former owner still writes: then nobody has to look for claims.
     pub(super) is_fenced_by_broker: bool,
+}
+
+impl Claim {
+    /// Looks whether somebody else has claimed it since the last look.
+    ///
+    /// # Cancel safety
+    /// Safe: it only reads.
+    pub(super) async fn verify(&self, services: &Services) -> Result<Verified, ClaimError> {
+        services
+            .store
+            .verify(&self.partition, &self.owner, self.claimed_at, self.from)
+            .await
+    }
+
+    /// Notes where the next look begins.
+    pub(super) fn seen(&mut self, verified: Verified) {
+        self.claimed_at = verified.claimed_at;
+        self.from = verified.next;
+    }
 }
 
 /// Why a partition cannot be had.
@@ -121,19 +140,14 @@ impl Claimant {
 
     /// Whether the group is still ours.
     async fn verify_group(&self) -> Result<(), Failure> {
-        let Some(Claim {
-            partition,
-            owner,
-            claimed_at,
-            from,
-            ..
-        }) = &self.group
-        else {
-            return Ok(());
-        };
-        let store = &self.services.store;
-        let verified = store.verify(partition, owner, *claimed_at, *from).await;
-        verified.map(drop).map_err(failure)
+        match &self.group {
+            Some(group) => group
+                .verify(&self.services)
+                .await
+                .map(drop)
+                .map_err(failure),
+            None => Ok(()),
+        }
     }
 }
 
@@ -146,11 +160,7 @@ pub(super) async fn judge(services: &Services, claim: &Claim) -> Option<ClaimErr
     let what = writing(&claim.partition);
     let until = Instant::now() + JUDGE_FOR;
     loop {
-        let verified = services
-            .store
-            .verify(&claim.partition, &claim.owner, claim.claimed_at, claim.from)
-            .await;
-        match verified {
+        match claim.verify(services).await {
             Err(lost @ (ClaimError::Lost { .. } | ClaimError::Record { .. })) => return Some(lost),
             Ok(_) if Instant::now() >= until => {
                 services.holds.forget(&what);
@@ -335,12 +345,7 @@ async fn claim(
         }
         Err(error @ FlushError::Record { .. }) => return Err(Failure::End(error.into())),
     }
-    let verified = services
-        .store
-        .verify(partition, &claim.owner, None, claim.from)
-        .await;
-    let verified = verified.map_err(failure)?;
-    (claim.claimed_at, claim.from) = (verified.claimed_at, verified.next);
+    claim.seen(claim.verify(services).await.map_err(failure)?);
     Ok((committer, claim))
 }
 
