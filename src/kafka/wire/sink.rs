@@ -220,10 +220,7 @@ impl PartitionSink for TransactionalSink {
             // would be nobody's, not ours.
             let deadline = self.cluster.deadline();
             self.end_at_the_coordinator(End::Abort, deadline).await?;
-            self.producer = self.cluster.raise_epoch(self.writer(), deadline).await?;
-            // Sequence numbers begin anew with each epoch.
-            self.lanes = Lanes::default();
-            self.is_late_possible = false;
+            self.raise_epoch(deadline).await?;
         }
         self.is_open = true;
         Ok(())
@@ -272,6 +269,15 @@ impl TransactionalSink {
             transactional_id: &self.transactional_id,
             producer: self.producer,
         }
+    }
+
+    /// Goes on under the next epoch: nothing that was sent under the old one can arrive any more.
+    async fn raise_epoch(&mut self, deadline: Deadline) -> Result<(), StepError> {
+        self.producer = self.cluster.raise_epoch(self.writer(), deadline).await?;
+        // Sequence numbers begin anew with each epoch.
+        self.lanes = Lanes::default();
+        self.is_late_possible = false;
+        Ok(())
     }
 
     async fn end_at_the_coordinator(

@@ -8,7 +8,7 @@
 
 use async_trait::async_trait;
 
-use super::{Lanes, TransactionalSink};
+use super::TransactionalSink;
 use crate::kafka::{Batch, End, KafkaError, PartitionSink, StepError};
 
 /// Asks for the next epoch whenever a step was fenced.
@@ -63,12 +63,8 @@ impl Regaining {
     async fn regain(&mut self) -> StepError {
         let sink = &mut self.0;
         let deadline = sink.cluster.deadline();
-        match sink.cluster.raise_epoch(sink.writer(), deadline).await {
-            Ok(producer) => {
-                sink.producer = producer;
-                // Sequence numbers begin anew with each epoch, and nothing of the old one can arrive any more.
-                sink.lanes = Lanes::default();
-                sink.is_late_possible = false;
+        match sink.raise_epoch(deadline).await {
+            Ok(()) => {
                 sink.added.clear();
                 sink.is_open = false;
                 StepError::Refused(KafkaError::TransactionTimedOut {
