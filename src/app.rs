@@ -249,12 +249,14 @@ impl App {
             Ok(partitions) => partitions,
             Err(error) => return RunEnd::Failed(error),
         };
-        let member = (self.settings.input.assignment == Assignment::Group)
-            .then(|| Arc::new(self.group_member(&topics)));
-        let ownership = match (self.settings.input.assignment, &member) {
-            (_, Some(member)) => Ownership::Group(Arc::clone(member) as Arc<dyn Membership>),
-            (Assignment::Static, None) => Ownership::Static,
-            (Assignment::All | Assignment::Group, None) => Ownership::All,
+        let (ownership, member) = match self.settings.input.assignment {
+            Assignment::All => (Ownership::All, None),
+            Assignment::Static => (Ownership::Static, None),
+            Assignment::Group => {
+                let member = Arc::new(self.group_member(&topics));
+                let membership = Arc::clone(&member) as Arc<dyn Membership>;
+                (Ownership::Group(membership), Some(member))
+            }
         };
         let commit_offsets = CommitOffsets::default();
         let services = Arc::new(self.services(&topics, partitions.len(), commit_offsets.clone()));
