@@ -17,7 +17,7 @@ use super::super::state::State;
 use super::{Api, Reply};
 
 /// Kafka's `offset.metadata.max.bytes`.
-pub(super) const METADATA_BYTES_MAX: usize = 4096;
+const METADATA_BYTES_MAX: usize = 4096;
 
 impl Api for OffsetCommitRequest {
     const SERVED: (i16, i16) = (2, 8);
@@ -96,19 +96,32 @@ fn commit(
     topic: &str,
     partition: &OffsetCommitRequestPartition,
 ) -> Result<(), ResponseError> {
-    let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-    if metadata.len() > METADATA_BYTES_MAX {
-        return Err(ResponseError::OffsetMetadataTooLarge);
-    }
-    let committed = Committed {
-        offset: partition.committed_offset,
-        leader_epoch: partition.committed_leader_epoch,
-        metadata: metadata.to_owned(),
-    };
+    let committed = checked(
+        partition.committed_offset,
+        partition.committed_leader_epoch,
+        partition.committed_metadata.as_deref(),
+    )?;
     let groups = &mut state.groups;
     if groups.commit(group, topic, partition.partition_index, committed) {
         Ok(())
     } else {
         Err(ResponseError::CoordinatorNotAvailable)
     }
+}
+
+/// What a group keeps of a committed offset, in a transaction too.
+pub(super) fn checked(
+    offset: i64,
+    leader_epoch: i32,
+    metadata: Option<&str>,
+) -> Result<Committed, ResponseError> {
+    let metadata = metadata.unwrap_or_default();
+    if metadata.len() > METADATA_BYTES_MAX {
+        return Err(ResponseError::OffsetMetadataTooLarge);
+    }
+    Ok(Committed {
+        offset,
+        leader_epoch,
+        metadata: metadata.to_owned(),
+    })
 }

@@ -9,14 +9,13 @@ use kafka_protocol::messages::txn_offset_commit_response::{
     TxnOffsetCommitResponsePartition, TxnOffsetCommitResponseTopic,
 };
 use kafka_protocol::messages::{TxnOffsetCommitRequest, TxnOffsetCommitResponse};
-
 use tokio::time::Instant;
 
 use super::super::connection::Context;
-use super::super::groups::{Caller, Committed};
+use super::super::groups::Caller;
 use super::super::state::State;
 use super::super::transactions::ProducerEpoch;
-use super::offset_commit::METADATA_BYTES_MAX;
+use super::offset_commit::checked;
 use super::{Api, Reply};
 
 impl Api for TxnOffsetCommitRequest {
@@ -101,15 +100,11 @@ fn commit(
     topic: &str,
     partition: &TxnOffsetCommitRequestPartition,
 ) -> Result<(), ResponseError> {
-    let metadata = partition.committed_metadata.as_deref().unwrap_or_default();
-    if metadata.len() > METADATA_BYTES_MAX {
-        return Err(ResponseError::OffsetMetadataTooLarge);
-    }
-    let committed = Committed {
-        offset: partition.committed_offset,
-        leader_epoch: partition.committed_leader_epoch,
-        metadata: metadata.to_owned(),
-    };
+    let committed = checked(
+        partition.committed_offset,
+        partition.committed_leader_epoch,
+        partition.committed_metadata.as_deref(),
+    )?;
     let place = (topic.to_owned(), partition.partition_index);
     let transactions = &mut state.transactions;
     transactions.commit_with(
