@@ -21,6 +21,15 @@ async fn slow_world(partitions: i32) -> World {
     World::with_vllm(partitions, vllm).await
 }
 
+/// A service in the middle of 200 documents on two partitions.
+async fn at_work() -> (World, Running) {
+    let world = slow_world(2).await;
+    world.produce(0..200, plain);
+    let running = world.start(&["llm.concurrency=4"]);
+    eventually("it works", || world.commits(0).len() > 3).await;
+    (world, running)
+}
+
 /// The end of its transaction is on its way when the process is stopped; it comes in, and the process goes on, after another has taken over.
 #[tokio::test]
 async fn a_process_that_was_stopped_inside_a_transaction_is_fenced() {
@@ -58,10 +67,7 @@ async fn a_writer_whose_transaction_timed_out_goes_on() {
     if no_transactions() {
         return;
     }
-    let world = slow_world(2).await;
-    world.produce(0..200, plain);
-    let running = world.start(&["llm.concurrency=4"]);
-    eventually("it works", || world.commits(0).len() > 3).await;
+    let (world, running) = at_work().await;
     let end = world.broker.faults().on(ApiKey::EndTxn);
     let end = end.transactional_id("test/docs/0").keep().hold();
     end.wait_for_hits(1).await;
@@ -87,10 +93,7 @@ async fn a_writer_that_the_broker_has_forgotten_takes_over_again() {
     if no_transactions() {
         return;
     }
-    let world = slow_world(2).await;
-    world.produce(0..200, plain);
-    let running = world.start(&["llm.concurrency=4"]);
-    eventually("it works", || world.commits(0).len() > 3).await;
+    let (world, running) = at_work().await;
     assert!(world.broker.expire_transactional_id("test/docs/0"));
     eventually("everything is committed", || world.is_all_committed()).await;
     assert_eq!(running.partitions(), [(0, 2), (1, 1)].into());
