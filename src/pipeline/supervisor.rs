@@ -103,6 +103,8 @@ struct Supervisor {
     looking: Option<BoxFuture<'static, Look>>,
     /// Released once all that is ours at first is taken over.
     owned: Option<Latch>,
+    /// What was said last: that this member stands by, or that documents flow.
+    said_to_stand_by: Option<bool>,
     drain: CancellationToken,
     drain_timeout: Duration,
     drain_deadline: Option<Instant>,
@@ -148,6 +150,7 @@ impl Supervisor {
             claim_sender,
             looking: None,
             owned: Some(owned),
+            said_to_stand_by: None,
             drain,
             drain_timeout,
             drain_deadline: None,
@@ -330,14 +333,18 @@ impl Supervisor {
         if let Some(owned) = self.owned.take() {
             owned.release();
             self.services().board.set_state(RunState::Running);
+        }
+        let stands_by = self.ours.is_empty();
+        if self.said_to_stand_by.replace(stands_by) == Some(stands_by) {
+            return;
+        }
+        if stands_by {
+            tracing::info!(
+                "the group has no partition for this member now: it stands by, and takes over when another member goes"
+            );
+        } else {
             let partitions = self.ours.len();
-            if partitions == 0 {
-                tracing::info!(
-                    "the group has no partition for this member now: it stands by, and takes over when another member goes"
-                );
-            } else {
-                tracing::info!(partitions, "all partitions are taken over: documents flow");
-            }
+            tracing::info!(partitions, "all partitions are taken over: documents flow");
         }
     }
 
