@@ -426,8 +426,9 @@ async fn a_request_that_is_refused_for_all_holds() {
     stub.rule(|_| Some(REFUSED));
     let client = Client::new(&config(&stub.url()));
     let documents: Vec<_> = (0..5).map(|offset| client.start(offset, "x")).collect();
-    client.held_because("status 400").await;
-    eventually("two probes", || stub.probes() >= 2).await;
+    client.held_because("document after document").await;
+    let tried = stub.chats().len();
+    eventually("they are tried again", || stub.chats().len() >= tried + 2).await;
     assert!(documents.iter().all(|document| !document.is_finished()));
     stub.no_rule();
     for document in documents {

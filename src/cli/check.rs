@@ -130,12 +130,8 @@ pub async fn run(
 /// Safe: nothing is changed.
 pub async fn report(settings: CheckSettings<'_>) -> CheckReport {
     let cluster = contact::impatient(settings.kafka);
-    let (server, model, kafka) = tokio::join!(
-        check_server(settings.llm),
-        check_model(settings.llm),
-        check_kafka(&cluster, settings),
-    );
-    let mut items = vec![server, model];
+    let (mut items, kafka) =
+        tokio::join!(check_llm(settings.llm), check_kafka(&cluster, settings),);
     items.extend(kafka);
     CheckReport {
         passed: items.iter().all(|item| item.passed),
@@ -143,35 +139,68 @@ pub async fn report(settings: CheckSettings<'_>) -> CheckReport {
     }
 }
 
-async fn check_server(llm: &LlmConfig) -> CheckItem {
-    const NAME: &str = "model server";
+/// Each server of LLM_URL, side by side.
+async fn check_llm(llm: &LlmConfig) -> Vec<CheckItem> {
+    let urls = match llm.base_urls() {
+        Ok(urls) => urls,
+        Err(problem) => {
+            return vec![CheckItem::fail(
+                "model server",
+                problem,
+                "correct the setting",
+            )];
+        }
+    };
+    let several = urls.len() > 1;
+    let checks = urls.into_iter().map(async |url| {
+        let name = |what: &str| {
+            if several {
+                format!("{what}, {url}")
+            } else {
+                what.to_owned()
+            }
+        };
+        let one = LlmConfig {
+            url: url.clone(),
+            ..llm.clone()
+        };
+        let (server, model) = tokio::join!(
+            check_server(name("model server"), &one),
+            check_model(name("model and key"), &one),
+        );
+        [server, model]
+    });
+    futures::future::join_all(checks).await.concat()
+}
+
+async fn check_server(name: String, llm: &LlmConfig) -> CheckItem {
     let remedy = "start vLLM, or set LLM_URL (llm.url) to its address";
     let transport = match HttpTransport::new(llm) {
         Ok(transport) => transport,
-        Err(error) => return CheckItem::fail(NAME, error_chain(&error), "correct the setting"),
+        Err(error) => return CheckItem::fail(name, error_chain(&error), "correct the setting"),
     };
     let call = Call {
+        base: llm.url.as_str().into(),
         path: "/health",
         headers: Default::default(),
         body: None,
     };
     match timeout(PROBE_WITHIN, transport.exchange(call)).await {
         Err(_elapsed) => CheckItem::fail(
-            NAME,
+            name,
             format!("{} does not answer within {PROBE_WITHIN:?}", llm.url),
             remedy,
         ),
-        Ok(Err(error)) => CheckItem::fail(NAME, format!("{}: {error}", llm.url), remedy),
-        Ok(Ok(reply)) => judge::health(NAME, &llm.url, reply.status),
+        Ok(Err(error)) => CheckItem::fail(name, format!("{}: {error}", llm.url), remedy),
+        Ok(Ok(reply)) => judge::health(&name, &llm.url, reply.status),
     }
 }
 
 /// A completion of one token: reachable, right key, right model, and the engine works.
-async fn check_model(llm: &LlmConfig) -> CheckItem {
-    const NAME: &str = "model and key";
+async fn check_model(name: String, llm: &LlmConfig) -> CheckItem {
     let transport = match HttpTransport::new(llm) {
         Ok(transport) => Arc::new(transport),
-        Err(error) => return CheckItem::fail(NAME, error_chain(&error), "correct the setting"),
+        Err(error) => return CheckItem::fail(name, error_chain(&error), "correct the setting"),
     };
     match timeout(PROBE_WITHIN, VllmClient::preflight(llm, transport)).await {
         Ok(Ok(served)) => {
@@ -179,17 +208,17 @@ async fn check_model(llm: &LlmConfig) -> CheckItem {
                 .and_then(|served| served.max_model_len)
                 .map(|tokens| format!(", context of {tokens} tokens"));
             let detail = format!("`{}` answers{}", llm.model, context.unwrap_or_default());
-            CheckItem::pass(NAME, detail)
+            CheckItem::pass(name, detail)
         }
         // The sentence names what to change.
         Ok(Err(error)) => CheckItem {
-            name: NAME.to_owned(),
+            name,
             passed: false,
             detail: error_chain(&error),
             remedy: None,
         },
         Err(_elapsed) => CheckItem::fail(
-            NAME,
+            name,
             format!("a completion of one token takes longer than {PROBE_WITHIN:?}"),
             "the server is busy or stuck: look at its /metrics (vllm:num_requests_waiting) and its log",
         ),

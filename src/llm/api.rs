@@ -11,6 +11,9 @@ pub(super) const CHAT_PATH: &str = "/v1/chat/completions";
 /// Where the served models are listed; unlike `/health` it needs the key.
 pub(super) const MODELS_PATH: &str = "/v1/models";
 
+/// Whether the engine lives; without a body, and without the key.
+pub(super) const HEALTH_PATH: &str = "/health";
+
 /// Body of a chat completion. What is not named here is left to the server; `temperature` and `max_tokens` never are, as a model's
 /// own `generation_config.json` would fill them in.
 #[derive(Debug, Serialize)]

@@ -1,32 +1,28 @@
-//! The way of one document through its attempts: slot, call, judgement, wait, and again.
+//! The client: its endpoints, what they share, and the way of a document into them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
-use tracing::Instrument as _;
 
-use super::api::Answer;
-use super::classify::{Failure, Fault};
-use super::endpoint::{Endpoint, short_random};
+use super::attempts::{Attempts, Question};
+use super::classify::Fault;
+use super::endpoint::{Common, Endpoint};
 use super::gate::Hold;
-use super::limiter::Limiter;
 use super::metrics::LlmMetrics;
-use super::policy::{Decision, History, Policy};
+use super::policy::{Policy, View};
+use super::pool::{Permit, Pool, Wish};
+use super::refusals::Refusals;
 use super::transport::Transport;
 use super::{
-    Complete, CompleteError, Completion, CompletionRequest, GiveUp, LlmConfig, LlmError,
-    OnTruncated, ServedModel, Slot, Usage,
+    Complete, CompleteError, Completion, CompletionRequest, LlmConfig, LlmError, OnTruncated,
+    ServedModel, Slot,
 };
-use crate::types::DeadLetterReason;
-
-/// How often a truncated answer is asked for again, with twice the tokens each time.
-const LONGER_TRIES_MAX: u32 = 2;
 
 /// A snapshot of the model's side, for the status page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,7 +42,7 @@ pub struct LlmState {
 }
 
 #[derive(Debug, Default)]
-struct Levels {
+pub(super) struct Levels {
     running: AtomicUsize,
     waiting: AtomicUsize,
     retrying: AtomicUsize,
@@ -55,7 +51,7 @@ struct Levels {
 
 /// Counts one up while it lives.
 #[derive(Debug)]
-struct Counted<'a>(&'a AtomicUsize);
+pub(super) struct Counted<'a>(&'a AtomicUsize);
 
 impl<'a> Counted<'a> {
     fn new(level: &'a AtomicUsize) -> Self {
@@ -72,7 +68,7 @@ impl Drop for Counted<'_> {
 
 /// Counts a running call while it lives, also when it is dropped.
 #[derive(Debug)]
-struct Running<'a> {
+pub(super) struct Running<'a> {
     _level: Counted<'a>,
     metrics: &'a LlmMetrics,
 }
@@ -93,23 +89,27 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Asks one vLLM server.
+/// Asks one vLLM server, or several that serve the same model.
 #[derive(Debug)]
 pub struct VllmClient {
-    endpoint: Arc<Endpoint>,
-    limiter: Limiter,
-    policy: Policy,
-    on_truncated: OnTruncated,
-    max_tokens: u32,
+    pub(super) common: Arc<Common>,
+    pub(super) endpoints: Vec<Arc<Endpoint>>,
+    pub(super) policy: Policy,
+    pub(super) on_truncated: OnTruncated,
+    pub(super) max_tokens: u32,
+    pub(super) refusals: Refusals,
+    /// Documents that were found to kill the engine.
+    pub(super) culprits: AtomicU64,
+    /// Told of each success, for those who wait for a verdict.
+    pub(super) succeeded: Notify,
     draining: CancellationToken,
     levels: Levels,
-    metrics: LlmMetrics,
-    _keeper: AbortOnDropHandle<()>,
+    _keepers: Vec<AbortOnDropHandle<()>>,
 }
 
 impl VllmClient {
-    /// Sets the client up and starts its one task, which lists the models once and from then on probes while the work is held. The
-    /// task ends with `shutdown` or with the client.
+    /// Sets the client up and starts a task for each endpoint, which lists the models once, asks for its health now and then, and probes
+    /// while the endpoint is held. The tasks end with `shutdown` or with the client.
     ///
     /// # Errors
     /// When a setting or a file it names is of no use. What the server says or fails to say is no error here.
@@ -122,29 +122,33 @@ impl VllmClient {
         metrics: LlmMetrics,
         shutdown: &CancellationToken,
     ) -> Result<Self, LlmError> {
-        let endpoint = Arc::new(Endpoint::new(config, transport, metrics.clone())?);
-        let limiter = Limiter::new(config.concurrency);
-        metrics.limited(limiter.limit());
-        let keeper = {
-            let endpoint = Arc::clone(&endpoint);
+        let endpoints = endpoints(config, transport, metrics)?;
+        let common = endpoints.common;
+        let endpoints = endpoints.all;
+        let limits = common.pool.lanes().into_iter().map(|lane| lane.limit);
+        common.metrics.limited(limits.sum());
+        let keep = |endpoint: &Arc<Endpoint>| {
+            let endpoint = Arc::clone(endpoint);
             let shutdown = shutdown.clone();
-            tokio::spawn(async move { endpoint.keep(shutdown).await })
+            AbortOnDropHandle::new(tokio::spawn(async move { endpoint.keep(shutdown).await }))
         };
         Ok(Self {
-            endpoint,
-            limiter,
+            _keepers: endpoints.iter().map(keep).collect(),
+            common,
+            endpoints,
             policy: Policy::new(config),
             on_truncated: config.on_truncated,
             max_tokens: config.max_tokens,
+            refusals: Refusals::new(config.refusals_to_hold),
+            culprits: AtomicU64::new(0),
+            succeeded: Notify::new(),
             draining: shutdown.child_token(),
             levels: Levels::default(),
-            metrics,
-            _keeper: AbortOnDropHandle::new(keeper),
         })
     }
 
-    /// Asks a server once whether it would answer a document: reachable, right key, right model, a completion of one token. For
-    /// commands that do not wait. Returns what the server says of the model, when it says so.
+    /// Asks each server once whether it would answer a document: reachable, right key, right model, a completion of one token. For
+    /// commands that do not wait. Returns what the last server says of the model, when it says so.
     ///
     /// # Errors
     /// [`LlmError::Unusable`] with what to change; others when a setting is of no use.
@@ -156,18 +160,21 @@ impl VllmClient {
         transport: Arc<dyn Transport>,
     ) -> Result<Option<ServedModel>, LlmError> {
         let metrics = LlmMetrics::new(&mut prometheus_client::registry::Registry::default());
-        Endpoint::new(config, transport, metrics)?
-            .probe()
-            .await
-            .map_err(|failure| LlmError::Unusable(failure.detail))
+        let mut served = None;
+        for endpoint in endpoints(config, transport, metrics)?.all {
+            let probed = endpoint.probe().await;
+            served = probed.map_err(|failure| LlmError::Unusable(failure.detail))?;
+        }
+        Ok(served)
     }
 
     /// How things stand now.
     #[must_use]
     pub fn state(&self) -> LlmState {
+        let limits = self.pool().lanes().into_iter().map(|lane| lane.limit);
         LlmState {
-            held: self.endpoint.gate().current(),
-            limit: self.limiter.limit(),
+            held: self.common.joint.gate().current(),
+            limit: limits.sum(),
             running: self.levels.running.load(Ordering::Relaxed),
             waiting: self.levels.waiting.load(Ordering::Relaxed),
             retrying: self.levels.retrying.load(Ordering::Relaxed),
@@ -175,34 +182,80 @@ impl VllmClient {
         }
     }
 
-    /// Tells when a hold begins, changes its reason, or ends.
+    /// Tells when the work as a whole begins to stand still, for another reason, or flows again.
     #[must_use]
     pub fn holds(&self) -> watch::Receiver<Option<Hold>> {
-        self.endpoint.gate().subscribe()
+        self.common.joint.gate().subscribe()
     }
 
-    /// Waits for a slot at a moment when nothing holds the work, without keeping one through a hold.
-    async fn slot_again(&self) -> Result<Slot, CompleteError> {
-        let _waiting = Counted::new(&self.levels.waiting);
-        loop {
-            self.unless_draining(self.endpoint.gate().flowing()).await?;
-            let slot = self.limiter.acquire().await;
-            if !self.endpoint.gate().is_held() {
-                return Ok(slot);
-            }
+    pub(super) fn pool(&self) -> &Arc<Pool> {
+        &self.common.pool
+    }
+
+    pub(super) fn metrics(&self) -> &LlmMetrics {
+        &self.common.metrics
+    }
+
+    /// The endpoint of a lane.
+    ///
+    /// # Panics
+    /// Never: the pool has as many lanes as there are endpoints.
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "the pool has as many lanes as there are endpoints"
+    )]
+    pub(super) fn endpoint(&self, lane: usize) -> &Endpoint {
+        &self.endpoints[lane]
+    }
+
+    /// The memory that policy asks for.
+    pub(super) fn view(&self) -> View {
+        let shown = self.endpoints.iter().map(|endpoint| endpoint.shown());
+        let (mut last_success, mut outages) = (None, 0);
+        for shown in shown {
+            last_success = last_success.max(shown.last_success);
+            outages += shown.outages;
+        }
+        View {
+            held: !self.pool().is_usable(),
+            last_success,
+            outages,
         }
     }
 
-    /// Waits for a hold to end; a drain ends the waiting at once.
-    async fn unless_draining(&self, wait: impl Future<Output = ()>) -> Result<(), CompleteError> {
+    /// Waits for a slot. Once a drain has begun, nobody waits for work that stands still.
+    pub(super) async fn slot(&self, wish: Wish) -> Result<Permit, CompleteError> {
+        let _waiting = Counted::new(&self.levels.waiting);
+        self.unless_abandoned(self.pool().acquire(wish)).await
+    }
+
+    /// Waits, unless a drain has begun and the work stands still.
+    pub(super) async fn unless_abandoned<T>(
+        &self,
+        wait: impl Future<Output = T>,
+    ) -> Result<T, CompleteError> {
+        let abandoned = async {
+            self.draining.cancelled().await;
+            self.pool().standing_still().await;
+        };
         tokio::select! {
             biased;
-            () = wait => Ok(()),
-            () = self.draining.cancelled() => Err(CompleteError::Abandoned),
+            done = wait => Ok(done),
+            () = abandoned => Err(CompleteError::Abandoned),
         }
     }
 
-    async fn wait_for_retry(&self, delay: Duration, fault: Fault) {
+    /// A document waits for what holds it.
+    pub(super) fn waits(&self) -> Counted<'_> {
+        Counted::new(&self.levels.waiting)
+    }
+
+    /// A call runs.
+    pub(super) fn runs(&self) -> Running<'_> {
+        Running::new(&self.levels.running, self.metrics())
+    }
+
+    pub(super) async fn wait_for_retry(&self, delay: Duration, fault: Fault) {
         if !delay.is_zero() {
             let _retrying = Counted::new(&self.levels.retrying);
             let _throttled = matches!(fault, Fault::Capacity { .. })
@@ -212,14 +265,28 @@ impl VllmClient {
     }
 }
 
+struct Endpoints {
+    common: Arc<Common>,
+    all: Vec<Arc<Endpoint>>,
+}
+
+fn endpoints(
+    config: &LlmConfig,
+    transport: Arc<dyn Transport>,
+    metrics: LlmMetrics,
+) -> Result<Endpoints, LlmError> {
+    let urls = config.base_urls().map_err(LlmError::Setting)?;
+    let common = Arc::new(Common::new(config, urls.len(), transport, metrics)?);
+    let endpoint = |(index, url)| Arc::new(Endpoint::new(Arc::clone(&common), index, url));
+    let all = urls.into_iter().enumerate().map(endpoint).collect();
+    Ok(Endpoints { common, all })
+}
+
 #[async_trait]
 impl Complete for VllmClient {
     async fn admit(&self) -> Slot {
         let _waiting = Counted::new(&self.levels.waiting);
-        // The slot first, and kept while held: the order of the waiters stands, and nobody else could use it.
-        let slot = self.limiter.acquire().await;
-        self.endpoint.gate().flowing().await;
-        slot
+        Slot::of_lane(self.pool().acquire(Wish::default()).await)
     }
 
     async fn complete(
@@ -227,236 +294,19 @@ impl Complete for VllmClient {
         request: CompletionRequest,
         slot: Slot,
     ) -> Result<Completion, CompleteError> {
-        self.endpoint.note_messages(&request.messages);
-        Attempts::new(self, &request).run(slot).await
+        self.common.note_messages(&request.messages);
+        let question = Question {
+            document_id: &request.document_id,
+            position: &request.position,
+            traceparent: request.traceparent.as_deref(),
+            messages: &request.messages,
+            max_tokens: self.max_tokens,
+        };
+        Attempts::new(self, question).run(slot.into_permit()).await
     }
 
     fn begin_drain(&self) {
         self.draining.cancel();
-    }
-}
-
-/// The attempts of one document.
-#[derive(Debug)]
-struct Attempts<'a> {
-    client: &'a VllmClient,
-    request: &'a CompletionRequest,
-    history: History,
-    max_tokens: u32,
-    longer_tries: u32,
-    usage: Usage,
-    request_id: Option<String>,
-}
-
-/// What follows a call.
-enum Next {
-    Done(Box<Completion>),
-    /// Ask again at once with more tokens.
-    Longer,
-    GiveUp(DeadLetterReason, Failure),
-    Failed(Failure, Decision),
-}
-
-impl<'a> Attempts<'a> {
-    fn new(client: &'a VllmClient, request: &'a CompletionRequest) -> Self {
-        Self {
-            client,
-            request,
-            history: History::new(client.policy),
-            max_tokens: client.max_tokens,
-            longer_tries: 0,
-            usage: Usage::default(),
-            request_id: None,
-        }
-    }
-
-    async fn run(mut self, slot: Slot) -> Result<Completion, CompleteError> {
-        let endpoint = &self.client.endpoint;
-        let mut slot = Some(slot);
-        loop {
-            let slot = match slot.take() {
-                Some(slot) if !endpoint.gate().is_held() => slot,
-                surplus => {
-                    drop(surplus);
-                    self.client.slot_again().await?
-                }
-            };
-            let next = self.attempt().await;
-            drop(slot);
-            let (failure, mut decision) = match next {
-                Next::Done(completion) => return Ok(*completion),
-                Next::Longer => {
-                    self.client.metrics.retried("truncated");
-                    continue;
-                }
-                Next::GiveUp(reason, failure) => return Err(self.give_up(reason, failure)),
-                Next::Failed(failure, decision) => (failure, decision),
-            };
-            loop {
-                match decision {
-                    Decision::Retry { delay, .. } => {
-                        self.client.wait_for_retry(delay, failure.fault).await;
-                        break;
-                    }
-                    Decision::DeadLetter(reason) => return Err(self.give_up(reason, failure)),
-                    Decision::Hold => {
-                        endpoint.hold(&failure.detail);
-                        let _waiting = Counted::new(&self.client.levels.waiting);
-                        self.client
-                            .unless_draining(endpoint.gate().flowing())
-                            .await?;
-                        decision = self.history.resume(endpoint.view());
-                    }
-                }
-            }
-            self.client.metrics.retried(failure.fault.as_str());
-        }
-    }
-
-    /// One call and its judgement.
-    async fn attempt(&mut self) -> Next {
-        let endpoint = &self.client.endpoint;
-        self.history.begin(Instant::now(), endpoint.view());
-        let attempt = self.history.calls();
-        let position = &self.request.position;
-        let request_id = format!(
-            "klp-{}-{}-{}-{attempt}-{}",
-            position.topic_partition.topic,
-            position.topic_partition.partition,
-            position.offset,
-            short_random()
-        );
-        let span = tracing::info_span!(
-            "attempt",
-            document_id = %self.request.document_id,
-            topic = %position.topic_partition.topic,
-            partition = position.topic_partition.partition,
-            offset = position.offset.value(),
-            attempt,
-            request_id = %request_id,
-        );
-        let body = endpoint
-            .parameters()
-            .body(&self.request.messages, self.max_tokens);
-        let began = Instant::now();
-        let outcome = {
-            let _running = Running::new(&self.client.levels.running, &self.client.metrics);
-            endpoint
-                .chat(
-                    body,
-                    &request_id,
-                    self.request.traceparent.as_deref(),
-                    self.history.timeout(),
-                )
-                .instrument(span.clone())
-                .await
-        };
-        let time = began.elapsed();
-        self.request_id = Some(request_id);
-        span.in_scope(|| match outcome {
-            Ok(answer) => self.answered(answer, time),
-            Err(failure) => self.failed(failure, time),
-        })
-    }
-
-    fn answered(&mut self, answer: Answer, time: Duration) -> Next {
-        let client = self.client;
-        let truncated = answer.finish_reason == "length";
-        client.endpoint.note_success();
-        client.metrics.answered(
-            truncated,
-            time,
-            answer.prompt_tokens,
-            answer.completion_tokens,
-        );
-        self.usage.prompt_tokens += answer.prompt_tokens;
-        self.usage.completion_tokens += answer.completion_tokens;
-        self.usage.total_tokens += answer.prompt_tokens + answer.completion_tokens;
-        self.usage.calls += 1;
-        tracing::debug!(
-            finish_reason = %answer.finish_reason,
-            prompt_tokens = answer.prompt_tokens,
-            completion_tokens = answer.completion_tokens,
-            time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
-            "the model answered"
-        );
-        if truncated {
-            match client.on_truncated {
-                OnTruncated::Accept => {}
-                OnTruncated::RetryLonger if self.may_ask_longer(&answer, time) => {
-                    return Next::Longer;
-                }
-                OnTruncated::RetryLonger => {}
-                OnTruncated::DeadLetter => {
-                    return Next::GiveUp(
-                        DeadLetterReason::InvalidResponse,
-                        Failure {
-                            fault: Fault::Document(DeadLetterReason::InvalidResponse),
-                            detail: format!(
-                                "the answer was cut at llm.max_tokens = {} or at the end of the context, and llm.on_truncated is dead_letter",
-                                self.max_tokens
-                            ),
-                            status: Some(200),
-                        },
-                    );
-                }
-            }
-        }
-        Next::Done(Box::new(Completion {
-            text: answer.content.unwrap_or_default(),
-            finish_reason: answer.finish_reason,
-            model: answer
-                .model
-                .unwrap_or_else(|| client.endpoint.parameters().model.clone()),
-            system_fingerprint: answer.system_fingerprint,
-            usage: self.usage,
-            attempts: self.history.calls(),
-            request_id: self.request_id.clone().unwrap_or_default(),
-            llm_time: time,
-        }))
-    }
-
-    /// Whether more tokens could help and may be asked for. An answer shorter than asked for ended at the end of the context: vLLM
-    /// cuts `max_tokens` to what is left there without a word.
-    fn may_ask_longer(&mut self, answer: &Answer, time: Duration) -> bool {
-        let context_is_full =
-            answer.completion_tokens > 0 && answer.completion_tokens < u64::from(self.max_tokens);
-        if context_is_full || self.longer_tries >= LONGER_TRIES_MAX {
-            return false;
-        }
-        if !self.history.spend_on_longer(time) {
-            return false;
-        }
-        self.longer_tries += 1;
-        self.max_tokens = self.max_tokens.saturating_mul(2);
-        true
-    }
-
-    fn failed(&mut self, failure: Failure, time: Duration) -> Next {
-        let endpoint = &self.client.endpoint;
-        self.client.metrics.failed(failure.fault);
-        if !self.history.is_stale_connection(failure.fault) {
-            endpoint.note_failure(&failure);
-        }
-        let decision = self.history.decide(&failure, time, endpoint.view());
-        tracing::debug!(
-            error = %failure.detail,
-            fault = failure.fault.as_str(),
-            status = failure.status,
-            decision = ?decision,
-            "the attempt failed"
-        );
-        Next::Failed(failure, decision)
-    }
-
-    fn give_up(self, reason: DeadLetterReason, failure: Failure) -> CompleteError {
-        CompleteError::DeadLetter(GiveUp {
-            reason,
-            detail: failure.detail,
-            attempts: self.history.calls(),
-            http_status: failure.status,
-            request_id: self.request_id,
-        })
     }
 }
 

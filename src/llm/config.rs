@@ -10,6 +10,8 @@ use crate::types::Secret;
 
 /// The most calls that may be allowed to run at once: beyond it the connections alone would be the bottleneck.
 const CONCURRENCY_MAX: usize = 10_000;
+/// The most servers that may be named: each has connections, a probe and metrics of its own.
+const ENDPOINTS_MAX: usize = 64;
 /// The most attempts that a document may be given.
 const ATTEMPTS_MAX: u32 = 1_000;
 /// The longest that a timeout, wait or deadline may be set to.
@@ -32,7 +34,8 @@ pub enum OnTruncated {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LlmConfig {
-    /// Base URL of the server, with or without `/v1`. Also `LLM_URL`. Default `http://localhost:8000`.
+    /// Base URL of the server, with or without `/v1`, or of several, separated by commas, which serve the same model. Also `LLM_URL`.
+    /// Default `http://localhost:8000`.
     pub url: String,
     /// Served model name. Also `MODEL_NAME`. Default `mistralai/Mistral-7B-Instruct-v0.2`.
     pub model: String,
@@ -46,10 +49,13 @@ pub struct LlmConfig {
     pub api_key_file: Option<PathBuf>,
     /// PEM certificates that are trusted beside the system's. Default none.
     pub ca_file: Option<PathBuf>,
-    /// Calls that may run at once. Default 64.
+    /// Calls that may run at once, at each server. Default 64.
     pub concurrency: usize,
     /// Attempts that one document may spend. Default 5.
     pub attempts: u32,
+    /// Different documents in a row whose request is refused (status 400 and the like) before the work is held and one at a time is tried: then
+    /// it is our request that is wrong. 0 never holds for that. Default 5.
+    pub refusals_to_hold: usize,
     /// Time that one document may spend on calls and on waits between them; it stands still while the work is held or throttled.
     /// Default 10 min.
     #[serde(with = "crate::types::duration")]
@@ -89,6 +95,7 @@ impl Default for LlmConfig {
             ca_file: None,
             concurrency: 64,
             attempts: 5,
+            refusals_to_hold: 5,
             deadline: Duration::from_mins(10),
             max_tokens: 1024,
             temperature: 0.0,
@@ -108,7 +115,7 @@ impl LlmConfig {
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
-        if let Err(problem) = self.base_url() {
+        if let Err(problem) = self.base_urls() {
             problems.push(problem);
         } else if self.ca_file.is_some() && !self.is_https() {
             problems.push(format!(
@@ -206,43 +213,60 @@ impl LlmConfig {
         }
     }
 
-    /// Whether the server is spoken to over TLS.
+    /// Whether a server is spoken to over TLS.
     pub(super) fn is_https(&self) -> bool {
-        self.url
-            .trim()
-            .get(..8)
-            .is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+        let mut urls = self.url.split(',');
+        urls.any(|url| {
+            let scheme = url.trim().get(..8);
+            scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
+        })
     }
 
-    /// The base URL without a trailing slash and without `/v1`, which every path brings itself.
+    /// The servers' base URLs without a trailing slash and without `/v1`, which every path brings itself; at least one.
     ///
     /// # Errors
     /// A sentence that names key and value.
-    pub(super) fn base_url(&self) -> Result<String, String> {
-        let text = self.url.trim();
-        let at = format!("llm.url (LLM_URL) = `{}`", redacted(text));
-        if text.contains(',') {
-            return Err(format!("{at}: name one server"));
+    pub fn base_urls(&self) -> Result<Vec<String>, String> {
+        let mut urls = Vec::new();
+        for text in self.url.split(',') {
+            let url = base_url(text.trim())?;
+            if urls.contains(&url) {
+                return Err(format!(
+                    "llm.url (LLM_URL) names `{url}` twice: name each server once"
+                ));
+            }
+            urls.push(url);
         }
-        let url = Url::parse(text)
-            .map_err(|error| format!("{at}: {error}; write it like http://localhost:8000"))?;
-        if !matches!(url.scheme(), "http" | "https") {
-            return Err(format!("{at}: must begin with http:// or https://"));
-        }
-        if url.host_str().is_none_or(str::is_empty) {
-            return Err(format!("{at}: has no host"));
-        }
-        if !url.username().is_empty() || url.password().is_some() {
+        if urls.len() > ENDPOINTS_MAX {
             return Err(format!(
-                "{at}: must hold no user or password; use llm.api_key"
+                "llm.url (LLM_URL) names {} servers: at most {ENDPOINTS_MAX}",
+                urls.len()
             ));
         }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("{at}: must have no `?` or `#` part"));
-        }
-        let base = url.as_str().trim_end_matches('/');
-        Ok(base.strip_suffix("/v1").unwrap_or(base).to_owned())
+        Ok(urls)
     }
+}
+
+fn base_url(text: &str) -> Result<String, String> {
+    let at = format!("llm.url (LLM_URL) = `{}`", redacted(text));
+    let url = Url::parse(text)
+        .map_err(|error| format!("{at}: {error}; write it like http://localhost:8000"))?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("{at}: must begin with http:// or https://"));
+    }
+    if url.host_str().is_none_or(str::is_empty) {
+        return Err(format!("{at}: has no host"));
+    }
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err(format!(
+            "{at}: must hold no user or password; use llm.api_key"
+        ));
+    }
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(format!("{at}: must have no `?` or `#` part"));
+    }
+    let base = url.as_str().trim_end_matches('/');
+    Ok(base.strip_suffix("/v1").unwrap_or(base).to_owned())
 }
 
 /// A URL for a message: what stands before an `@` may be a password.
@@ -344,9 +368,10 @@ mod tests {
                 Box::new(|c| c.url = "localhost:8000".into()),
                 "`localhost:8000`",
             ),
+            (Box::new(|c| c.url = "http://a:1,b:2".into()), "`b:2`"),
             (
-                Box::new(|c| c.url = "http://a:1,http://b:2".into()),
-                "`http://a:1,http://b:2`",
+                Box::new(|c| c.url = "http://a:1,http://a:1/v1".into()),
+                "`http://a:1` twice",
             ),
             (
                 Box::new(|c| c.ca_file = Some("ca.pem".into())),
@@ -384,12 +409,15 @@ mod tests {
                 url: url.to_owned(),
                 ..LlmConfig::default()
             };
-            assert_eq!(config.base_url().as_deref(), Ok("http://h:1"));
+            assert_eq!(config.base_urls(), Ok(vec!["http://h:1".to_owned()]));
         }
         let config = LlmConfig {
             url: "https://h/models/a/v1".to_owned(),
             ..LlmConfig::default()
         };
-        assert_eq!(config.base_url().as_deref(), Ok("https://h/models/a"));
+        assert_eq!(
+            config.base_urls(),
+            Ok(vec!["https://h/models/a".to_owned()])
+        );
     }
 }

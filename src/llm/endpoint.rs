@@ -1,10 +1,12 @@
-//! One model server: how it is called, what it has shown of itself, and whether work for it is held.
+//! One model server: how it is called, what it has shown of itself, and whether it is held.
 //!
 //! # Invariants
-//! 1. While the work is held nothing but the probe is sent.
+//! 1. While it is held nothing but the probe is sent to it, and its lane in the pool is closed.
 //! 2. A hold ends by a probe that went well: a chat completion of one token with the parameters that documents use. It is tried at
 //!    once and then at least every second or so.
 //! 3. A fault of the endpoint holds at once; [`FAILURES_TO_HOLD`] transient failures without a success in between hold as well.
+//! 4. `/health` is asked every [`HEALTH_EVERY`] while it is not held: an engine that died while nobody called is known before the next
+//!    document. What it says is not believed while the probe says otherwise.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,13 +17,14 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, Answer, CHAT_PATH, ChatRequest, MODELS_PATH};
+use super::api::{self, Answer, CHAT_PATH, ChatRequest, HEALTH_PATH, MODELS_PATH};
 use super::auth::Authorization;
 use super::classify::{self, Failure, Fault, Target};
-use super::gate::{Gate, Hold};
+use super::gate::{Gate, Hold, JointGate, Turn};
 use super::metrics::LlmMetrics;
-use super::policy::View;
-use super::transport::{Call, Transport, TransportError};
+use super::pool::Pool;
+use super::suspicion::Shown;
+use super::transport::{Call, Reply, Transport, TransportError};
 use super::{LlmConfig, LlmError, Message, ServedModel};
 use crate::clock;
 use crate::retry::Backoff;
@@ -39,6 +42,10 @@ const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
 const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
 /// How often a hold is reported.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
+/// How often `/health` is asked while the endpoint is not held.
+const HEALTH_EVERY: Duration = Duration::from_secs(5);
+/// The longest that an answer of `/health` may take; it decides nothing when it takes longer.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Header of a request's name, from client to server and back in the answer's `id`.
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -80,75 +87,43 @@ impl Parameters {
     }
 }
 
-/// What calls have shown, over all documents.
-#[derive(Debug, Default)]
-struct Record {
-    failures_in_row: u32,
-    last_success: Option<Instant>,
-}
-
-/// One server.
+/// What all endpoints of a client share.
 #[derive(Debug)]
-pub(super) struct Endpoint {
-    transport: Arc<dyn Transport>,
-    url: String,
-    authorization: Authorization,
-    parameters: Parameters,
+pub(super) struct Common {
+    pub(super) transport: Arc<dyn Transport>,
+    pub(super) authorization: Authorization,
+    pub(super) parameters: Parameters,
+    pub(super) pool: Arc<Pool>,
+    pub(super) joint: JointGate,
+    pub(super) metrics: LlmMetrics,
+    /// How many endpoints there are, for what is told of one of them.
+    endpoints: usize,
+    /// The longest that a probe may take.
     timeout: Duration,
-    gate: Gate,
-    record: Mutex<Record>,
-    outages: AtomicU64,
     /// Whether documents are asked about with a system message: the probe must then have one too, as a chat template may refuse it.
     with_system: AtomicBool,
-    metrics: LlmMetrics,
 }
 
-impl Endpoint {
+impl Common {
+    /// # Errors
+    /// When a setting or a file that it names is of no use.
     pub(super) fn new(
         config: &LlmConfig,
+        endpoints: usize,
         transport: Arc<dyn Transport>,
         metrics: LlmMetrics,
     ) -> Result<Self, LlmError> {
         Ok(Self {
             transport,
-            url: config.base_url().map_err(LlmError::Setting)?,
             authorization: Authorization::new(config)?,
             parameters: Parameters::new(config),
-            timeout: config.timeout,
-            gate: Gate::new(),
-            record: Mutex::default(),
-            outages: AtomicU64::new(0),
-            with_system: AtomicBool::new(false),
+            pool: Arc::new(Pool::new(&vec![config.concurrency; endpoints])),
+            joint: JointGate::new(endpoints),
             metrics,
+            endpoints,
+            timeout: config.timeout,
+            with_system: AtomicBool::new(false),
         })
-    }
-
-    pub(super) const fn gate(&self) -> &Gate {
-        &self.gate
-    }
-
-    pub(super) const fn parameters(&self) -> &Parameters {
-        &self.parameters
-    }
-
-    fn target(&self) -> Target<'_> {
-        Target {
-            url: &self.url,
-            model: &self.parameters.model,
-        }
-    }
-
-    /// The memory that policy asks for.
-    pub(super) fn view(&self) -> View {
-        View {
-            held: self.gate.is_held(),
-            last_success: self.record().last_success,
-            outages: self.outages.load(Ordering::Acquire),
-        }
-    }
-
-    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Learns how the probe must ask.
@@ -158,14 +133,95 @@ impl Endpoint {
         }
     }
 
-    /// A document was answered.
-    pub(super) fn note_success(&self) {
-        let mut record = self.record();
-        record.failures_in_row = 0;
-        record.last_success = Some(Instant::now());
+    /// Shows whether the work as a whole stands still.
+    pub(super) fn turned(&self, turn: &Turn) {
+        match turn {
+            Turn::Began => self.metrics.hold_began(),
+            Turn::Ended(hold) => self.metrics.hold_ended(hold.began.elapsed()),
+            Turn::None => {}
+        }
+    }
+}
+
+/// What calls to one endpoint have shown, over all documents.
+#[derive(Debug, Default)]
+struct Record {
+    failures_in_row: u32,
+    /// When the call began that began last among those that succeeded. Not when it ended: a server that shuts down answers what it has and
+    /// refuses what is new.
+    last_success: Option<Instant>,
+}
+
+/// One server.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    common: Arc<Common>,
+    /// Its number, which is that of its lane in the pool.
+    index: usize,
+    url: Arc<str>,
+    gate: Gate,
+    record: Mutex<Record>,
+    outages: AtomicU64,
+    /// What the server says of the model's context, in tokens; 0 while it is not known.
+    context: AtomicU64,
+    /// Whether what `/health` says agreed with the probe the last time.
+    health_is_believed: AtomicBool,
+}
+
+impl Endpoint {
+    pub(super) fn new(common: Arc<Common>, index: usize, url: String) -> Self {
+        Self {
+            common,
+            index,
+            url: url.into(),
+            gate: Gate::new(),
+            record: Mutex::default(),
+            outages: AtomicU64::new(0),
+            context: AtomicU64::new(0),
+            health_is_believed: AtomicBool::new(true),
+        }
     }
 
-    /// A call failed; holds the work when that is the endpoint's fault or one of too many.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) const fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    /// What the server says of the model's context, in tokens.
+    pub(super) fn context(&self) -> Option<u64> {
+        Some(self.context.load(Ordering::Relaxed)).filter(|tokens| *tokens > 0)
+    }
+
+    fn target(&self) -> Target<'_> {
+        Target {
+            url: &self.url,
+            model: &self.common.parameters.model,
+        }
+    }
+
+    /// What it has shown since the start.
+    pub(super) fn shown(&self) -> Shown {
+        Shown {
+            outages: self.outages.load(Ordering::Acquire),
+            last_success: self.record().last_success,
+        }
+    }
+
+    fn record(&self) -> std::sync::MutexGuard<'_, Record> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A call that began at `began` was answered.
+    pub(super) fn note_success(&self, began: Instant) {
+        let mut record = self.record();
+        record.failures_in_row = 0;
+        record.last_success = record.last_success.max(Some(began));
+    }
+
+    /// A call failed; holds the endpoint when that is its fault or one of too many.
     pub(super) fn note_failure(&self, failure: &Failure) {
         match failure.fault {
             Fault::Endpoint => self.hold(&failure.detail),
@@ -191,23 +247,57 @@ impl Endpoint {
         }
     }
 
-    /// Holds the work, if it is not held already. What is told of it is the keeper's business.
+    /// Holds the endpoint, if it is not held already. What is told of it is the keeper's business.
     pub(super) fn hold(&self, reason: &str) {
         if self.gate.hold(reason) {
-            self.metrics.hold_began();
+            self.common.pool.set_closed(self.index, true);
+            self.show(Some(reason));
         }
     }
 
-    fn release(&self) -> Option<Hold> {
-        {
-            let mut record = self.record();
-            record.failures_in_row = 0;
-            record.last_success = Some(Instant::now());
+    /// Replaces the reason of a hold; true when it differs.
+    fn explain(&self, reason: &str) -> bool {
+        let changed = self.gate.explain(reason);
+        if changed {
+            self.show(Some(reason));
         }
-        // After the record: a document that wakes must see that the probe succeeded.
+        changed
+    }
+
+    /// Ends the hold after a probe that began at `began` and succeeded.
+    fn release(&self, began: Instant) -> Option<Hold> {
+        // Before the end: a document that wakes must see that the probe succeeded.
+        self.note_success(began);
         let hold = self.gate.release()?;
-        self.metrics.hold_ended(hold.began.elapsed());
+        self.show(None);
+        self.common.pool.set_closed(self.index, false);
         Some(hold)
+    }
+
+    fn show(&self, reason: Option<&str>) {
+        let common = &self.common;
+        common.metrics.endpoint_held(&self.url, reason.is_some());
+        common.turned(&common.joint.set_endpoint(self.index, reason));
+    }
+
+    async fn exchange(&self, call: Call, within: Duration) -> Result<Reply, Failure> {
+        timeout(within, self.common.transport.exchange(call))
+            .await
+            .unwrap_or(Err(TransportError::TimedOut))
+            .map_err(|error| classify::transport(self.target(), &error))
+    }
+
+    fn get(&self, path: &'static str) -> Call {
+        let mut headers = HeaderMap::new();
+        if let Some(key) = self.common.authorization.header() {
+            headers.insert(AUTHORIZATION, key);
+        }
+        Call {
+            base: Arc::clone(&self.url),
+            path,
+            headers,
+            body: None,
+        }
     }
 
     /// One chat completion.
@@ -219,7 +309,7 @@ impl Endpoint {
         within: Duration,
     ) -> Result<Answer, Failure> {
         let mut headers = HeaderMap::with_capacity(4);
-        if let Some(key) = self.authorization.header() {
+        if let Some(key) = self.common.authorization.header() {
             headers.insert(AUTHORIZATION, key);
         }
         if let Ok(value) = HeaderValue::from_str(request_id) {
@@ -229,14 +319,12 @@ impl Endpoint {
             headers.insert(TRACEPARENT.clone(), value);
         }
         let call = Call {
+            base: Arc::clone(&self.url),
             path: CHAT_PATH,
             headers,
             body: Some(body),
         };
-        let reply = timeout(within, self.transport.exchange(call))
-            .await
-            .unwrap_or(Err(TransportError::TimedOut))
-            .map_err(|error| classify::transport(self.target(), &error))?;
+        let reply = self.exchange(call, within).await?;
         classify::reply(
             self.target(),
             reply.status,
@@ -249,19 +337,7 @@ impl Endpoint {
     /// Lists the served models: reachable, right key, right model, room for the answer. A server that has no such list is not
     /// judged by it (`None`).
     pub(super) async fn models(&self) -> Result<Option<Vec<ServedModel>>, Failure> {
-        let mut headers = HeaderMap::new();
-        if let Some(key) = self.authorization.header() {
-            headers.insert(AUTHORIZATION, key);
-        }
-        let call = Call {
-            path: MODELS_PATH,
-            headers,
-            body: None,
-        };
-        let reply = timeout(MODELS_TIMEOUT, self.transport.exchange(call))
-            .await
-            .unwrap_or(Err(TransportError::TimedOut))
-            .map_err(|error| classify::transport(self.target(), &error))?;
+        let reply = self.exchange(self.get(MODELS_PATH), MODELS_TIMEOUT).await?;
         match reply.status {
             200 => Ok(api::read_models(&reply.body)),
             401 | 403 | 407 => classify::reply(
@@ -280,11 +356,12 @@ impl Endpoint {
     pub(super) fn objection(&self, models: &[ServedModel]) -> Option<String> {
         let Parameters {
             model, max_tokens, ..
-        } = &self.parameters;
+        } = &self.common.parameters;
         let Some(served) = models.iter().find(|served| served.id == *model) else {
             return Some(classify::unknown_model(self.target(), Some(models)));
         };
         let context = served.max_model_len?;
+        self.context.store(context, Ordering::Relaxed);
         (u64::from(*max_tokens) > context).then(|| {
             format!(
                 "llm.max_tokens = {max_tokens} is more than the {context} tokens of context of `{model}` at {}: lower llm.max_tokens",
@@ -308,7 +385,7 @@ impl Endpoint {
         let found = models.unwrap_or_default();
         let served = found
             .into_iter()
-            .find(|served| served.id == self.parameters.model);
+            .find(|served| served.id == self.common.parameters.model);
         if let (Some(_known), Some(objection)) = (&served, &objection) {
             return Err(setup_failure(objection));
         }
@@ -332,13 +409,16 @@ impl Endpoint {
             content: content.to_owned(),
         };
         let mut messages = Vec::with_capacity(2);
-        if self.with_system.load(Ordering::Relaxed) {
+        if self.common.with_system.load(Ordering::Relaxed) {
             messages.push(message("system", "Answer briefly."));
         }
         messages.push(message("user", "Are you there?"));
         let request_id = format!("klp-probe-{}", short_random());
-        let body = self.parameters.body(&messages, 1);
-        match self.chat(body, &request_id, None, self.timeout).await {
+        let body = self.common.parameters.body(&messages, 1);
+        match self
+            .chat(body, &request_id, None, self.common.timeout)
+            .await
+        {
             Ok(_answer) => Ok(()),
             // The one token of a reasoning model is no text, and still an answer.
             Err(failure) if failure.fault == Fault::Empty => Ok(()),
@@ -351,7 +431,7 @@ impl Endpoint {
         let work = async {
             self.look_at_start().await;
             loop {
-                self.gate.held().await;
+                self.watch_health().await;
                 self.keep_one_hold().await;
             }
         };
@@ -368,7 +448,7 @@ impl Endpoint {
             Ok(Some(models)) => match self.objection(&models) {
                 Some(objection) => self.hold(&objection),
                 None => tracing::info!(
-                    url = %self.url, model = %self.parameters.model, "the model server is ready"
+                    url = %self.url, model = %self.common.parameters.model, "the model server is ready"
                 ),
             },
             Ok(None) => {}
@@ -377,11 +457,47 @@ impl Endpoint {
         }
     }
 
+    /// Asks for `/health` now and then, until the endpoint is held.
+    async fn watch_health(&self) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.gate.held() => return,
+                () = sleep(HEALTH_EVERY) => {}
+            }
+            // Its calls say enough, and a busy front end has better things to do.
+            let called = self.record().last_success;
+            if called.is_some_and(|at| at.elapsed() < HEALTH_EVERY) {
+                continue;
+            }
+            let asked = self.exchange(self.get(HEALTH_PATH), HEALTH_TIMEOUT).await;
+            let is_believed = self.health_is_believed.load(Ordering::Relaxed);
+            match asked {
+                Ok(reply) if reply.status == 200 => {
+                    self.health_is_believed.store(true, Ordering::Relaxed);
+                }
+                Ok(reply) if reply.status >= 500 && is_believed => {
+                    // Until a 200 comes: where the probe succeeds all the same, this would only hold and release in turn.
+                    self.health_is_believed.store(false, Ordering::Relaxed);
+                    let (url, status) = (&self.url, reply.status);
+                    self.hold(&format!(
+                        "{url}{HEALTH_PATH} answers with status {status}: vLLM's engine has died or is starting"
+                    ));
+                }
+                // Not every OpenAI-compatible server has it.
+                Ok(_) => {}
+                Err(failure) if failure.fault == Fault::Endpoint => self.hold(&failure.detail),
+                Err(_undecided) => {}
+            }
+        }
+    }
+
     async fn keep_one_hold(&self) {
         let mut backoff = Backoff::new(PROBE_WAIT_INITIAL, PROBE_WAIT_MAX);
         let mut next_report = Instant::now() + FIRST_REPORT_AFTER;
         let mut confirmed = false;
-        loop {
+        let began = loop {
+            let began = Instant::now();
             let probe = self.probe();
             tokio::pin!(probe);
             let outcome = loop {
@@ -392,8 +508,8 @@ impl Endpoint {
                     () = sleep_until(next_report) => self.report(&mut next_report),
                 }
             };
-            let Err(failure) = outcome else { break };
-            let changed = self.gate.explain(&failure.detail);
+            let Err(failure) = outcome else { break began };
+            let changed = self.explain(&failure.detail);
             if changed || !confirmed || Instant::now() >= next_report {
                 self.report(&mut next_report);
             }
@@ -402,9 +518,11 @@ impl Endpoint {
                 self.outages.fetch_add(1, Ordering::AcqRel);
             }
             sleep(backoff.next_delay()).await;
-            self.authorization.reload();
-        }
-        let Some(hold) = self.release() else { return };
+            self.common.authorization.reload();
+        };
+        let Some(hold) = self.release(began) else {
+            return;
+        };
         let length = hold.began.elapsed();
         let held_for = humantime::format_duration(length.saturating_sub(Duration::from_nanos(
             u64::from(length.subsec_nanos() % 1_000_000),
@@ -423,10 +541,19 @@ impl Endpoint {
     fn report(&self, next_report: &mut Instant) {
         *next_report = Instant::now() + REPORT_EVERY;
         if let Some(hold) = self.gate.current() {
-            tracing::warn!(
-                url = %self.url, reason = %hold.reason, since = %hold.since,
-                "the model server cannot be used: the work is held, nothing is lost"
-            );
+            let (url, reason, since) = (&self.url, &hold.reason, hold.since);
+            if self.common.joint.gate().is_held() {
+                tracing::warn!(
+                    %url, %reason, %since,
+                    "the model server cannot be used: the work is held, nothing is lost"
+                );
+            } else {
+                let endpoints = self.common.endpoints;
+                tracing::warn!(
+                    %url, %reason, %since, endpoints,
+                    "a model server cannot be used: the others of LLM_URL do its work"
+                );
+            }
         }
     }
 }

@@ -22,6 +22,11 @@ struct Cause {
     fault: &'static str,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct At {
+    endpoint: String,
+}
+
 /// The families of the model's side; clones share them.
 #[derive(Debug, Clone)]
 pub struct LlmMetrics {
@@ -35,6 +40,7 @@ pub struct LlmMetrics {
     held: Gauge,
     holds: Counter,
     hold_seconds: Counter<f64, AtomicU64>,
+    endpoint_held: Family<At, Gauge>,
 }
 
 impl LlmMetrics {
@@ -52,6 +58,7 @@ impl LlmMetrics {
             held: Gauge::default(),
             holds: Counter::default(),
             hold_seconds: Counter::default(),
+            endpoint_held: Family::default(),
         };
         registry.register(
             "llm_calls",
@@ -104,6 +111,11 @@ impl LlmMetrics {
             "Time that the work was held, counted when a hold ends",
             metrics.hold_seconds.clone(),
         );
+        registry.register(
+            "llm_endpoint_held",
+            "1 while a model server is held, by its base URL",
+            metrics.endpoint_held.clone(),
+        );
         metrics
     }
 
@@ -134,6 +146,13 @@ impl LlmMetrics {
 
     pub(super) fn limited(&self, limit: usize) {
         self.limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn endpoint_held(&self, url: &str, is_held: bool) {
+        let endpoint = url.to_owned();
+        self.endpoint_held
+            .get_or_create(&At { endpoint })
+            .set(i64::from(is_held));
     }
 
     pub(super) fn hold_began(&self) {

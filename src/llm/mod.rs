@@ -4,6 +4,7 @@
 //! and the bound on calls in flight are this side's business alone.
 
 mod api;
+mod attempts;
 mod auth;
 mod classify;
 mod client;
@@ -11,10 +12,12 @@ mod config;
 mod endpoint;
 mod error;
 mod gate;
-mod limiter;
 mod metrics;
 mod policy;
+mod pool;
 mod prompt;
+mod refusals;
+mod suspicion;
 mod tls;
 mod transport;
 
@@ -121,21 +124,37 @@ pub enum CompleteError {
 
 /// The right to make one call; dropping it gives it back.
 #[derive(Debug)]
-pub struct Slot(
-    #[allow(dead_code, reason = "held for its drop")] Option<tokio::sync::OwnedSemaphorePermit>,
-);
+pub struct Slot(Held);
+
+#[derive(Debug)]
+enum Held {
+    Nothing,
+    Semaphore(#[allow(dead_code, reason = "held for its drop")] tokio::sync::OwnedSemaphorePermit),
+    Lane(pool::Permit),
+}
 
 impl Slot {
     /// A slot that gives `permit` back when it is dropped.
     #[must_use]
     pub const fn new(permit: tokio::sync::OwnedSemaphorePermit) -> Self {
-        Self(Some(permit))
+        Self(Held::Semaphore(permit))
     }
 
     /// A slot that bounds nothing, for implementors without a limit.
     #[must_use]
     pub const fn unbounded() -> Self {
-        Self(None)
+        Self(Held::Nothing)
+    }
+
+    const fn of_lane(permit: pool::Permit) -> Self {
+        Self(Held::Lane(permit))
+    }
+
+    fn into_permit(self) -> Option<pool::Permit> {
+        match self.0 {
+            Held::Lane(permit) => Some(permit),
+            Held::Semaphore(_) | Held::Nothing => None,
+        }
     }
 }
 

@@ -1,8 +1,8 @@
 //! What becomes of a document after a failed attempt. Pure: time comes in as an argument, the endpoint's memory as a [`View`].
 //!
 //! # Invariants
-//! 1. A document is given up for spent attempts, a passed deadline or a refused request only while the endpoint has succeeded for
-//!    another document, or for the probe, since this document's first attempt; otherwise it is held.
+//! 1. A document is given up for spent attempts, a passed deadline or a refused request only while an endpoint has succeeded for
+//!    another document, or for the probe, with a call that began since this document's first attempt; otherwise it is held.
 //! 2. Capacity, and whatever is wrong with the endpoint, costs no attempt; capacity costs no time of the deadline either.
 //! 3. What a document had spent before an outage that the probe confirmed is given back to it.
 //! 4. The number of attempts between two outages is bounded by the configuration, but for those at no cost: capacity (paced by
@@ -46,12 +46,12 @@ impl Policy {
     }
 }
 
-/// What the endpoint remembers, at the moment of a decision.
+/// What the endpoints remember, at the moment of a decision.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct View {
     /// Whether the work is held.
     pub held: bool,
-    /// When it last succeeded, for a document or for the probe.
+    /// When the last of the calls that succeeded, for a document or for the probe, began.
     pub last_success: Option<Instant>,
     /// Holds in which a probe failed, since the start.
     pub outages: u64,
@@ -118,6 +118,7 @@ impl History {
     /// A call begins.
     pub(super) fn begin(&mut self, now: Instant, view: View) {
         self.calls = self.calls.saturating_add(1);
+        self.pending = None;
         if self.first_attempt.is_some() && view.outages != self.outages {
             self.forgive();
         }

@@ -6,6 +6,7 @@
 
 use std::error::Error as StdError;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -27,6 +28,8 @@ const TIMEOUT_FACTOR: u32 = 5;
 /// One request.
 #[derive(Debug, Clone)]
 pub struct Call {
+    /// Base URL of the server, without a slash at its end.
+    pub base: Arc<str>,
     /// Path below the base URL, with its slash.
     pub path: &'static str,
     /// Headers beside those that HTTP itself needs.
@@ -95,7 +98,7 @@ impl fmt::Display for TransportError {
 
 impl StdError for TransportError {}
 
-/// Carries one call to one server. Timeouts are the caller's.
+/// Carries calls to servers. Timeouts are the caller's.
 #[async_trait]
 pub trait Transport: Send + Sync + fmt::Debug {
     /// Sends `call` and reads the whole answer.
@@ -112,7 +115,6 @@ pub trait Transport: Send + Sync + fmt::Debug {
 #[derive(Debug)]
 pub struct HttpTransport {
     client: Client,
-    base: String,
     response_bytes_max: usize,
 }
 
@@ -122,7 +124,6 @@ impl HttpTransport {
     /// # Errors
     /// When a setting or the machine rules it out.
     pub fn new(config: &LlmConfig) -> Result<Self, LlmError> {
-        let base = config.base_url().map_err(LlmError::Setting)?;
         let client = Client::builder()
             .tls_backend_preconfigured(tls::client_config(config)?)
             .http1_only()
@@ -140,7 +141,6 @@ impl HttpTransport {
             .map_err(LlmError::HttpClient)?;
         Ok(Self {
             client,
-            base,
             response_bytes_max: config.response_bytes_max,
         })
     }
@@ -149,7 +149,7 @@ impl HttpTransport {
 #[async_trait]
 impl Transport for HttpTransport {
     async fn exchange(&self, call: Call) -> Result<Reply, TransportError> {
-        let url = format!("{}{}", self.base, call.path);
+        let url = format!("{}{}", call.base, call.path);
         let request = match call.body {
             Some(body) => self
                 .client

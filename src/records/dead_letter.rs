@@ -171,7 +171,8 @@ const fn stage(reason: DeadLetterReason) -> &'static str {
         | DeadLetterReason::RequestRejected
         | DeadLetterReason::AttemptsExhausted
         | DeadLetterReason::DeadlineExceeded
-        | DeadLetterReason::InvalidResponse => "TASK_PUT",
+        | DeadLetterReason::InvalidResponse
+        | DeadLetterReason::EngineKilled => "TASK_PUT",
         DeadLetterReason::ResultTooLarge => "KAFKA_PRODUCE",
     }
 }

@@ -27,11 +27,13 @@ pub enum DeadLetterReason {
     InvalidResponse,
     /// The result is larger than the output topic accepts.
     ResultTooLarge,
+    /// The engine died each time that it was asked about this document alone.
+    EngineKilled,
 }
 
 impl DeadLetterReason {
     /// All of them, for metrics and documents.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::EmptyDocument,
         Self::InvalidJson,
         Self::InvalidUtf8,
@@ -43,6 +45,7 @@ impl DeadLetterReason {
         Self::DeadlineExceeded,
         Self::InvalidResponse,
         Self::ResultTooLarge,
+        Self::EngineKilled,
     ];
 
     /// The stable name, in snake case.
@@ -60,6 +63,7 @@ impl DeadLetterReason {
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::InvalidResponse => "invalid_response",
             Self::ResultTooLarge => "result_too_large",
+            Self::EngineKilled => "engine_killed",
         }
     }
 }

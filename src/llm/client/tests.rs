@@ -7,9 +7,11 @@ use bytes::Bytes;
 use prometheus_client::registry::Registry;
 use reqwest::header::HeaderMap;
 
+use tokio::time::Instant;
+
 use super::*;
-use crate::llm::{Call, ConnectFault, Message, Reply, TransportError};
-use crate::types::{Offset, SourcePosition, TopicPartition};
+use crate::llm::{Call, ConnectFault, GiveUp, Message, Reply, TransportError};
+use crate::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
 
 /// What the fake server does with one call.
 #[derive(Debug, Clone, Copy)]
@@ -18,11 +20,15 @@ enum Does {
     Status(u16),
     Refuse,
     Hang,
+    /// Answers after a while.
+    Wait(Duration),
+    /// Ends the connection in the middle of the answer.
+    Disconnect,
 }
 
-type Rule = Box<dyn FnMut(&str, &serde_json::Value) -> Does + Send>;
+type Rule = Box<dyn FnMut(&Call, &serde_json::Value) -> Does + Send>;
 
-/// A server that does what a rule says; the rule sees the path and the JSON body.
+/// Servers that do what a rule says; the rule sees the call and its JSON body.
 struct Fake {
     rule: Mutex<Rule>,
 }
@@ -34,8 +40,15 @@ impl std::fmt::Debug for Fake {
 }
 
 impl Fake {
+    /// One server; the rule sees the path.
     fn serving(
-        rule: impl FnMut(&str, &serde_json::Value) -> Does + Send + 'static,
+        mut rule: impl FnMut(&str, &serde_json::Value) -> Does + Send + 'static,
+    ) -> Arc<dyn Transport> {
+        Self::serving_all(move |call, body| rule(call.path, body))
+    }
+
+    fn serving_all(
+        rule: impl FnMut(&Call, &serde_json::Value) -> Does + Send + 'static,
     ) -> Arc<dyn Transport> {
         Arc::new(Self {
             rule: Mutex::new(Box::new(rule)),
@@ -53,7 +66,7 @@ impl Transport for Fake {
             .unwrap_or_default();
         let does = {
             let mut rule = self.rule.lock().unwrap_or_else(PoisonError::into_inner);
-            (*rule)(call.path, &body)
+            (*rule)(&call, &body)
         };
         let reply = |status, body: &'static str| Reply {
             status,
@@ -72,6 +85,14 @@ impl Transport for Fake {
                 detail: String::new(),
             }),
             Does::Hang => std::future::pending().await,
+            Does::Wait(time) => {
+                tokio::time::sleep(time).await;
+                Ok(reply(
+                    200,
+                    r#"{"choices":[{"message":{"content":"text"},"finish_reason":"stop"}]}"#,
+                ))
+            }
+            Does::Disconnect => Err(TransportError::Broken),
         }
     }
 }
@@ -81,15 +102,19 @@ fn is_probe(body: &serde_json::Value) -> bool {
 }
 
 fn request() -> CompletionRequest {
+    document(1, "x")
+}
+
+fn document(offset: i64, text: &str) -> CompletionRequest {
     CompletionRequest {
         document_id: "d".to_owned(),
         position: SourcePosition {
             topic_partition: TopicPartition::new("t", 0),
-            offset: Offset::new(1),
+            offset: Offset::new(offset),
         },
         messages: vec![Message {
             role: "user".to_owned(),
-            content: "x".to_owned(),
+            content: text.to_owned(),
         }],
         traceparent: None,
     }
@@ -103,6 +128,243 @@ fn client(config: &LlmConfig, transport: Arc<dyn Transport>) -> VllmClient {
 async fn ask(client: &VllmClient) -> Result<Completion, CompleteError> {
     let slot = client.admit().await;
     client.complete(request(), slot).await
+}
+
+/// Asks about documents side by side; what came of each, by its place.
+async fn ask_all(
+    client: &Arc<VllmClient>,
+    texts: impl IntoIterator<Item = String>,
+) -> Vec<Result<Completion, CompleteError>> {
+    let asked = (0..).zip(texts).map(|(offset, text)| {
+        let client = Arc::clone(client);
+        async move {
+            let slot = client.admit().await;
+            client.complete(document(offset, &text), slot).await
+        }
+    });
+    futures::future::join_all(asked).await
+}
+
+fn reason(outcome: &Result<Completion, CompleteError>) -> Option<DeadLetterReason> {
+    match outcome {
+        Err(CompleteError::DeadLetter(given_up)) => Some(given_up.reason),
+        _ => None,
+    }
+}
+
+fn text_of(body: &serde_json::Value) -> &str {
+    body["messages"][0]["content"].as_str().unwrap_or_default()
+}
+
+/// An engine that dies whenever it is asked about `poison`: everything in flight fails, nothing listens for ten seconds, then it is back.
+#[derive(Debug, Default)]
+struct Engine {
+    deaths: u64,
+    dead_until: Option<Instant>,
+}
+
+/// A server in which each call takes a second and whose engine one document kills.
+#[derive(Debug, Clone, Default)]
+struct Mortal {
+    engine: Arc<Mutex<Engine>>,
+    /// Calls that are on their way, poison included, and the most company that poison was ever asked about in after the second death.
+    died: Arc<Notify>,
+}
+
+#[async_trait]
+impl Transport for Mortal {
+    async fn exchange(&self, call: Call) -> Result<Reply, TransportError> {
+        let body: serde_json::Value = call
+            .body
+            .as_deref()
+            .map(|body| serde_json::from_slice(body).unwrap())
+            .unwrap_or_default();
+        let died = self.died.notified();
+        tokio::pin!(died);
+        died.as_mut().enable();
+        {
+            let mut engine = self.engine.lock().unwrap();
+            if engine
+                .dead_until
+                .is_some_and(|until| Instant::now() < until)
+            {
+                return Err(TransportError::Connect {
+                    fault: ConnectFault::Refused,
+                    detail: String::new(),
+                });
+            }
+            engine.dead_until = None;
+        }
+        let is_poison = text_of(&body).contains("poison");
+        let time = if is_poison { 500 } else { 1_000 };
+        tokio::select! {
+            biased;
+            () = &mut died => return Err(TransportError::Broken),
+            () = tokio::time::sleep(Duration::from_millis(time)) => {}
+        }
+        if is_poison {
+            let mut engine = self.engine.lock().unwrap();
+            engine.deaths += 1;
+            engine.dead_until = Some(Instant::now() + Duration::from_secs(10));
+            drop(engine);
+            self.died.notify_waiters();
+            return Err(TransportError::Broken);
+        }
+        let (status, body) = if call.path == "/v1/models" {
+            (404, "{}")
+        } else {
+            let answer = r#"{"choices":[{"message":{"content":"text"},"finish_reason":"stop"}]}"#;
+            (200, answer)
+        };
+        Ok(Reply {
+            status,
+            headers: HeaderMap::new(),
+            body: Bytes::from_static(body.as_bytes()),
+        })
+    }
+}
+
+/// One document kills the engine each time: it is found by trying those who were there alone, and given up; everybody else is answered.
+#[tokio::test(start_paused = true)]
+async fn a_document_that_kills_the_engine_is_given_up_and_its_neighbours_are_answered() {
+    let server = Mortal::default();
+    let engine = Arc::clone(&server.engine);
+    let config = LlmConfig {
+        concurrency: 16,
+        attempts: 3,
+        ..LlmConfig::default()
+    };
+    let client = Arc::new(client(&config, Arc::new(server)));
+    let texts = (0..64).map(|number| match number {
+        20 => "poison".to_owned(),
+        _ => format!("plain {number}"),
+    });
+    let outcomes = ask_all(&client, texts).await;
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let expected = (number == 20).then_some(DeadLetterReason::EngineKilled);
+        assert_eq!(reason(outcome), expected, "{number}");
+        assert!(outcome.is_ok() || number == 20);
+    }
+    // Twice in company, twice alone.
+    assert_eq!(engine.lock().unwrap().deaths, 4);
+}
+
+/// A server that is restarted again and again answers what it has begun and fails what is new, as vLLM does while it drains.
+#[tokio::test(start_paused = true)]
+async fn planned_restarts_give_no_document_up() {
+    let back = Instant::now() + Duration::from_mins(5);
+    let transport = Fake::serving(move |path, body| {
+        let since = Instant::now();
+        // Every other ten seconds it is away.
+        let is_away = since < back && (back - since).as_secs() % 20 < 10;
+        if is_away {
+            return if path == "/v1/chat/completions" && !is_probe(body) {
+                Does::Disconnect
+            } else {
+                Does::Refuse
+            };
+        }
+        Does::Wait(Duration::from_secs(3))
+    });
+    let config = LlmConfig {
+        concurrency: 8,
+        attempts: 2,
+        ..LlmConfig::default()
+    };
+    let client = Arc::new(client(&config, transport));
+    let outcomes = ask_all(&client, (0..200).map(|number| format!("plain {number}"))).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+}
+
+/// Every document is refused and the probe is not: nothing is given up, one document at a time is tried, and work goes on by itself.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_refused_for_different_documents_holds() {
+    let mended = Instant::now() + Duration::from_mins(10);
+    let chats = Arc::new(AtomicUsize::new(0));
+    let seen = Arc::clone(&chats);
+    let transport = Fake::serving(move |path, body| {
+        if path == "/v1/chat/completions" && !is_probe(body) {
+            if Instant::now() < mended {
+                seen.fetch_add(1, Ordering::Relaxed);
+                return Does::Status(400);
+            }
+            // One of them is really at fault.
+            if text_of(body) == "plain 7" {
+                return Does::Status(400);
+            }
+        }
+        Does::Answer
+    });
+    let config = LlmConfig {
+        concurrency: 32,
+        ..LlmConfig::default()
+    };
+    let client = Arc::new(client(&config, transport));
+    let asked = ask_all(&client, (0..64).map(|number| format!("plain {number}")));
+    let look = async {
+        let mut holds = client.holds();
+        let tells = |hold: &Option<Hold>| {
+            hold.as_ref()
+                .is_some_and(|hold| hold.reason.contains("document after document"))
+        };
+        drop(holds.wait_for(tells).await.unwrap());
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert!(
+            client.holds().borrow().is_some(),
+            "the probe does not end it"
+        );
+    };
+    let (outcomes, ()) = tokio::join!(asked, look);
+    for (number, outcome) in outcomes.iter().enumerate() {
+        let expected = (number == 7).then_some(DeadLetterReason::RequestRejected);
+        assert_eq!(reason(outcome), expected, "{number}");
+    }
+    assert!(client.holds().borrow().is_none());
+    // The first calls side by side, then one every five seconds or so.
+    let chats = chats.load(Ordering::Relaxed);
+    assert!((32..32 + 250).contains(&chats), "{chats}");
+}
+
+/// One of two servers dies: its documents go to the other, nothing is held, and it is used again once it is back.
+#[tokio::test(start_paused = true)]
+async fn a_dead_server_costs_nothing_while_another_lives() {
+    let start = Instant::now();
+    let dead = start + Duration::from_secs(10)..start + Duration::from_secs(60);
+    let calls = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&calls);
+    let transport = Fake::serving_all(move |call, body| {
+        let at_first = &*call.base == "http://one:1";
+        if at_first && dead.contains(&Instant::now()) {
+            return Does::Refuse;
+        }
+        if call.path == "/v1/chat/completions" && !is_probe(body) {
+            seen.lock().unwrap().push((Instant::now(), at_first));
+        }
+        Does::Wait(Duration::from_secs(1))
+    });
+    let config = LlmConfig {
+        url: "http://one:1,http://two:2".to_owned(),
+        concurrency: 4,
+        attempts: 1,
+        ..LlmConfig::default()
+    };
+    let client = Arc::new(client(&config, transport));
+    let holds = client.holds();
+    let outcomes = ask_all(&client, (0..600).map(|number| format!("plain {number}"))).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert!(!holds.has_changed().unwrap(), "the work never stood still");
+    let calls = calls.lock().unwrap();
+    let count = |from: u64, to: u64, first: bool| {
+        let time = start + Duration::from_secs(from)..start + Duration::from_secs(to);
+        let calls = calls
+            .iter()
+            .filter(|(at, at_first)| time.contains(at) && *at_first == first);
+        calls.count()
+    };
+    assert_eq!(count(0, 9, true), count(0, 9, false), "evenly");
+    assert_eq!(count(11, 60, true), 0);
+    assert!(count(11, 60, false) >= 4 * 48);
+    assert!(count(63, 70, true) >= 4 * 6, "used again");
 }
 
 #[tokio::test(start_paused = true)]

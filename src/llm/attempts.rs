@@ -1,0 +1,394 @@
+//! The way of one question through its attempts: slot, call, judgement, wait, and again.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::Instrument as _;
+
+use super::api::Answer;
+use super::classify::{Failure, Fault};
+use super::client::VllmClient;
+use super::endpoint::short_random;
+use super::policy::{Decision, History};
+use super::pool::{Permit, Wish};
+use super::refusals::Refused;
+use super::suspicion::{Company, Suspicion};
+use super::{CompleteError, Completion, GiveUp, Message, OnTruncated, Usage};
+use crate::types::{DeadLetterReason, SourcePosition};
+
+/// How often a truncated answer is asked for again, with twice the tokens each time.
+const LONGER_TRIES_MAX: u32 = 2;
+/// How long a document that was refused waits for what becomes of others, before the probe decides.
+const LOOK_AROUND: Duration = Duration::from_secs(5);
+
+/// One question to the model.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Question<'a> {
+    /// The document's name, for logs.
+    pub(super) document_id: &'a str,
+    /// Where it came from.
+    pub(super) position: &'a SourcePosition,
+    /// W3C trace context of the input record.
+    pub(super) traceparent: Option<&'a str>,
+    pub(super) messages: &'a [Message],
+    /// The most tokens of the answer.
+    pub(super) max_tokens: u32,
+}
+
+/// The attempts of one question.
+#[derive(Debug)]
+pub(super) struct Attempts<'a> {
+    client: &'a VllmClient,
+    question: Question<'a>,
+    history: History,
+    suspicion: Suspicion,
+    max_tokens: u32,
+    longer_tries: u32,
+    usage: Usage,
+    request_id: Option<String>,
+    /// The endpoint that failed last.
+    avoid: Option<usize>,
+}
+
+/// What follows a call.
+enum Next {
+    Done(Box<Completion>),
+    /// Ask again at once with more tokens.
+    Longer,
+    GiveUp(DeadLetterReason, Failure),
+    /// Too many documents are refused: wait for another turn.
+    Refused(Failure),
+    Failed(Failure, Decision),
+}
+
+impl<'a> Attempts<'a> {
+    pub(super) fn new(client: &'a VllmClient, question: Question<'a>) -> Self {
+        Self {
+            client,
+            question,
+            history: History::new(client.policy),
+            suspicion: Suspicion::default(),
+            max_tokens: question.max_tokens,
+            longer_tries: 0,
+            usage: Usage::default(),
+            request_id: None,
+            avoid: None,
+        }
+    }
+
+    /// Asks until there is an answer or none will come. `permit` serves the first attempt, where it still can.
+    pub(super) async fn run(mut self, permit: Option<Permit>) -> Result<Completion, CompleteError> {
+        let client = self.client;
+        let mut permit = permit;
+        loop {
+            let permit = self.permit(permit.take()).await?;
+            let lane = permit.lane();
+            let next = self.attempt(&permit).await;
+            let failure = match next {
+                Next::Done(completion) => return Ok(*completion),
+                Next::Longer => {
+                    client.metrics().retried("truncated");
+                    continue;
+                }
+                Next::GiveUp(reason, failure) => return Err(self.give_up(reason, failure)),
+                Next::Refused(failure) => {
+                    self.wait_on_trial(permit, &failure).await?;
+                    failure
+                }
+                Next::Failed(failure, decision) => {
+                    drop(permit);
+                    match self.follow(lane, &failure, decision).await? {
+                        None => failure,
+                        Some(reason) => return Err(self.give_up(reason, failure)),
+                    }
+                }
+            };
+            self.avoid = Some(lane);
+            client.metrics().retried(failure.fault.as_str());
+        }
+    }
+
+    /// Waits as a decision says; answers why the document is given up, when it is.
+    async fn follow(
+        &mut self,
+        lane: usize,
+        failure: &Failure,
+        mut decision: Decision,
+    ) -> Result<Option<DeadLetterReason>, CompleteError> {
+        let client = self.client;
+        let endpoint = client.endpoint(lane);
+        let is_request = matches!(failure.fault, Fault::Request);
+        let mut has_looked_around = !is_request;
+        loop {
+            if is_request && client.refusals.is_on_trial() {
+                // It was refused before it was known that all are.
+                return Ok(None);
+            }
+            match decision {
+                Decision::Retry { delay, .. } => {
+                    client.wait_for_retry(delay, failure.fault).await;
+                    return Ok(None);
+                }
+                Decision::DeadLetter(reason) => return Ok(Some(reason)),
+                Decision::Hold => {}
+            }
+            let _waiting = client.waits();
+            // Before the look at what the endpoints show, so that no success between the two is missed.
+            let succeeded = client.succeeded.notified();
+            tokio::pin!(succeeded);
+            succeeded.as_mut().enable();
+            decision = self.history.resume(client.view());
+            if decision != Decision::Hold {
+                continue;
+            }
+            if has_looked_around {
+                endpoint.hold(&failure.detail);
+                let wait = async {
+                    tokio::select! {
+                        () = endpoint.gate().flowing() => {}
+                        () = succeeded => {}
+                    }
+                };
+                client.unless_abandoned(wait).await?;
+            } else {
+                // What becomes of others says more than the probe, which asks about no document.
+                has_looked_around = true;
+                let wait = async {
+                    tokio::select! {
+                        () = succeeded => {}
+                        () = client.pool().on_trial() => {}
+                        () = sleep(LOOK_AROUND) => {}
+                    }
+                };
+                client.unless_abandoned(wait).await?;
+            }
+            decision = self.history.resume(client.view());
+        }
+    }
+
+    /// The slot for the next attempt: the one that is there, where its call may be made now, or another.
+    async fn permit(&mut self, permit: Option<Permit>) -> Result<Permit, CompleteError> {
+        let client = self.client;
+        let mut permit = permit;
+        loop {
+            let culprits = client.culprits.load(Ordering::Acquire);
+            let shown = |endpoint| client.endpoint(endpoint).shown();
+            let alone = match self.suspicion.judge(shown, culprits) {
+                Company::Any => false,
+                Company::Alone => true,
+                Company::None => {
+                    client.culprits.fetch_add(1, Ordering::AcqRel);
+                    return Err(self.kills_engines());
+                }
+            };
+            let fits = |permit: &Permit| client.pool().may_go(permit) && permit.is_alone() == alone;
+            if let Some(permit) = permit.take().filter(fits) {
+                return Ok(permit);
+            }
+            let avoid = self.avoid;
+            permit = Some(client.slot(Wish { avoid, alone }).await?);
+        }
+    }
+
+    /// Refused while all are: keeps the others waiting for a while, then gives the turn to the next.
+    async fn wait_on_trial(&self, permit: Permit, failure: &Failure) -> Result<(), CompleteError> {
+        let client = self.client;
+        let (pace, is_time) = client.refusals.pace();
+        if is_time {
+            self.tell_trial(failure);
+        }
+        let _waiting = client.waits();
+        client.unless_abandoned(sleep(pace)).await?;
+        drop(permit);
+        Ok(())
+    }
+
+    fn tell_trial(&self, failure: &Failure) {
+        tracing::warn!(
+            reason = %failure.detail,
+            "the model server refuses document after document: the work is held and one document at a time is tried, nothing is lost; correct the settings under [llm] and [prompt], or the server's"
+        );
+    }
+
+    /// One call and its judgement.
+    async fn attempt(&mut self, permit: &Permit) -> Next {
+        let client = self.client;
+        let endpoint = client.endpoint(permit.lane());
+        let outages = endpoint.shown().outages;
+        self.history.begin(Instant::now(), client.view());
+        let attempt = self.history.calls();
+        let position = self.question.position;
+        let request_id = format!(
+            "klp-{}-{}-{}-{attempt}-{}",
+            position.topic_partition.topic,
+            position.topic_partition.partition,
+            position.offset,
+            short_random()
+        );
+        let span = tracing::info_span!(
+            "attempt",
+            document_id = %self.question.document_id,
+            topic = %position.topic_partition.topic,
+            partition = position.topic_partition.partition,
+            offset = position.offset.value(),
+            attempt,
+            request_id = %request_id,
+            url = endpoint.url(),
+        );
+        let parameters = &client.common.parameters;
+        let body = parameters.body(self.question.messages, self.max_tokens);
+        let began = Instant::now();
+        let outcome = {
+            let _running = client.runs();
+            let traceparent = self.question.traceparent;
+            endpoint
+                .chat(body, &request_id, traceparent, self.history.timeout())
+                .instrument(span.clone())
+                .await
+        };
+        let time = began.elapsed();
+        self.request_id = Some(request_id);
+        span.in_scope(|| match outcome {
+            Ok(answer) => self.answered(permit, answer, began),
+            Err(failure) => self.failed(permit, outages, failure, time),
+        })
+    }
+
+    fn answered(&mut self, permit: &Permit, answer: Answer, began: Instant) -> Next {
+        let client = self.client;
+        let time = began.elapsed();
+        let truncated = answer.finish_reason == "length";
+        client.endpoint(permit.lane()).note_success(began);
+        client.succeeded.notify_waiters();
+        if client.refusals.answered() {
+            client.pool().set_on_trial(false);
+            client.common.turned(&client.common.joint.set_beside(None));
+            tracing::info!("the model server takes documents again: the work goes on");
+        }
+        client.metrics().answered(
+            truncated,
+            time,
+            answer.prompt_tokens,
+            answer.completion_tokens,
+        );
+        self.usage.prompt_tokens += answer.prompt_tokens;
+        self.usage.completion_tokens += answer.completion_tokens;
+        self.usage.total_tokens += answer.prompt_tokens + answer.completion_tokens;
+        self.usage.calls += 1;
+        tracing::debug!(
+            finish_reason = %answer.finish_reason,
+            prompt_tokens = answer.prompt_tokens,
+            completion_tokens = answer.completion_tokens,
+            time_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
+            "the model answered"
+        );
+        if truncated {
+            match client.on_truncated {
+                OnTruncated::Accept => {}
+                OnTruncated::RetryLonger if self.may_ask_longer(&answer, time) => {
+                    return Next::Longer;
+                }
+                OnTruncated::RetryLonger => {}
+                OnTruncated::DeadLetter => {
+                    return Next::GiveUp(
+                        DeadLetterReason::InvalidResponse,
+                        Failure {
+                            fault: Fault::Document(DeadLetterReason::InvalidResponse),
+                            detail: format!(
+                                "the answer was cut at llm.max_tokens = {} or at the end of the context, and llm.on_truncated is dead_letter",
+                                self.max_tokens
+                            ),
+                            status: Some(200),
+                        },
+                    );
+                }
+            }
+        }
+        Next::Done(Box::new(Completion {
+            text: answer.content.unwrap_or_default(),
+            finish_reason: answer.finish_reason,
+            model: answer
+                .model
+                .unwrap_or_else(|| client.common.parameters.model.clone()),
+            system_fingerprint: answer.system_fingerprint,
+            usage: self.usage,
+            attempts: self.history.calls(),
+            request_id: self.request_id.clone().unwrap_or_default(),
+            llm_time: time,
+        }))
+    }
+
+    /// Whether more tokens could help and may be asked for. An answer shorter than asked for ended at the end of the context: vLLM
+    /// cuts `max_tokens` to what is left there without a word.
+    fn may_ask_longer(&mut self, answer: &Answer, time: Duration) -> bool {
+        let context_is_full =
+            answer.completion_tokens > 0 && answer.completion_tokens < u64::from(self.max_tokens);
+        if context_is_full || self.longer_tries >= LONGER_TRIES_MAX {
+            return false;
+        }
+        if !self.history.spend_on_longer(time) {
+            return false;
+        }
+        self.longer_tries += 1;
+        self.max_tokens = self.max_tokens.saturating_mul(2);
+        true
+    }
+
+    fn failed(&mut self, permit: &Permit, outages: u64, failure: Failure, time: Duration) -> Next {
+        let client = self.client;
+        let endpoint = client.endpoint(permit.lane());
+        client.metrics().failed(failure.fault);
+        if !self.history.is_stale_connection(failure.fault) {
+            endpoint.note_failure(&failure);
+            let (lane, alone) = (permit.lane(), permit.is_alone());
+            self.suspicion
+                .note_failure(failure.fault, lane, outages, alone, Instant::now());
+        }
+        let refused = matches!(failure.fault, Fault::Request)
+            .then(|| client.refusals.note(self.question.position));
+        if refused == Some(Refused::Begins) {
+            let reason = format!(
+                "document after document is refused, the last: {}",
+                failure.detail
+            );
+            client.pool().set_on_trial(true);
+            client
+                .common
+                .turned(&client.common.joint.set_beside(Some(&reason)));
+            self.tell_trial(&failure);
+        }
+        if matches!(refused, Some(Refused::Begins | Refused::OnTrial)) {
+            return Next::Refused(failure);
+        }
+        let decision = self.history.decide(&failure, time, client.view());
+        tracing::debug!(
+            error = %failure.detail,
+            fault = failure.fault.as_str(),
+            status = failure.status,
+            decision = ?decision,
+            "the attempt failed"
+        );
+        Next::Failed(failure, decision)
+    }
+
+    fn kills_engines(&mut self) -> CompleteError {
+        CompleteError::DeadLetter(GiveUp {
+            reason: DeadLetterReason::EngineKilled,
+            detail: "each time that it was asked about alone the engine died".to_owned(),
+            attempts: self.history.calls(),
+            http_status: None,
+            request_id: self.request_id.take(),
+        })
+    }
+
+    fn give_up(self, reason: DeadLetterReason, failure: Failure) -> CompleteError {
+        CompleteError::DeadLetter(GiveUp {
+            reason,
+            detail: failure.detail,
+            attempts: self.history.calls(),
+            http_status: failure.status,
+            request_id: self.request_id,
+        })
+    }
+}

@@ -1,0 +1,390 @@
+//! Who may call which endpoint now: slots of several endpoints, handed out in the order in which they are asked for.
+//!
+//! Each endpoint is a *lane* with a limit of its own, which may rise and fall while calls run. A waiter is given the lane with the fewest
+//! outstanding tokens among those that have room.
+//!
+//! # Invariants
+//! 1. Nobody is let into a lane that is closed or full; one whose limit fell below what runs in it lets nobody in until enough has ended.
+//! 2. Waiters are served in the order they came. A waiter that would rather not have one lane takes it all the same where it is the only
+//!    one with room, so that nobody waits behind a wish.
+//! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that.
+//! 4. On trial at most one call runs over all lanes.
+//! 5. A slot comes back when it is dropped, wherever that happens.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{oneshot, watch};
+
+/// Of the mean of what calls hold in tokens, the newest call is one part in this many.
+const MEAN_OVER: u64 = 16;
+
+/// What a waiter wishes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// A lane that has just failed for it.
+    pub(super) avoid: Option<usize>,
+    /// Nothing else may run in its lane.
+    pub(super) alone: bool,
+}
+
+/// The right to make one call to one endpoint. It comes back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Permit {
+    pool: Arc<Pool>,
+    lane: usize,
+    tokens: u64,
+    alone: bool,
+}
+
+impl Permit {
+    /// The endpoint's number.
+    pub(super) const fn lane(&self) -> usize {
+        self.lane
+    }
+
+    /// Whether nothing else runs in its lane.
+    pub(super) const fn is_alone(&self) -> bool {
+        self.alone
+    }
+
+    /// Says how many tokens its call holds, prompt and expected answer: the measure of an endpoint's load.
+    pub(super) fn charge(&mut self, tokens: u64) {
+        let mut state = self.pool.state();
+        state.mean_tokens = state
+            .mean_tokens
+            .saturating_mul(MEAN_OVER - 1)
+            .saturating_add(tokens)
+            / MEAN_OVER;
+        if let Some(lane) = state.lanes.get_mut(self.lane) {
+            lane.tokens = lane
+                .tokens
+                .saturating_sub(self.tokens)
+                .saturating_add(tokens);
+        }
+        self.tokens = tokens;
+    }
+
+    /// Moves to `lane` where that has room and is not the busier one. Not while it is alone.
+    pub(super) fn prefer(&mut self, lane: usize) {
+        if lane == self.lane || self.alone {
+            return;
+        }
+        let mut state = self.pool.state();
+        if state.on_trial {
+            return;
+        }
+        let load = |index: usize| state.lanes.get(index).map(|lane| lane.tokens);
+        // What we hold ourselves would move along.
+        let here = load(self.lane).map(|tokens| tokens.saturating_sub(self.tokens));
+        let is_busier = load(lane) > here;
+        let has_room = state.lanes.get(lane).is_some_and(Lane::has_room);
+        if is_busier || !has_room {
+            return;
+        }
+        if let Some(left) = state.lanes.get_mut(self.lane) {
+            left.leave(self.tokens);
+        }
+        if let Some(entered) = state.lanes.get_mut(lane) {
+            entered.enter(self.tokens);
+        }
+        self.lane = lane;
+        self.pool.serve(state);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        if let Some(lane) = state.lanes.get_mut(self.lane) {
+            lane.leave(self.tokens);
+        }
+        if self.alone && state.alone_in == Some(self.lane) {
+            state.alone_in = None;
+            state.alone_runs = false;
+        }
+        self.pool.serve(state);
+    }
+}
+
+/// One endpoint's traffic.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Lane {
+    pub(super) limit: usize,
+    pub(super) running: usize,
+    /// Prompt and expected answer tokens of what runs.
+    pub(super) tokens: u64,
+    pub(super) is_closed: bool,
+}
+
+impl Lane {
+    const fn has_room(&self) -> bool {
+        !self.is_closed && self.running < self.limit
+    }
+
+    const fn enter(&mut self, tokens: u64) {
+        self.running = self.running.saturating_add(1);
+        self.tokens = self.tokens.saturating_add(tokens);
+    }
+
+    const fn leave(&mut self, tokens: u64) {
+        self.running = self.running.saturating_sub(1);
+        self.tokens = self.tokens.saturating_sub(tokens);
+    }
+}
+
+#[derive(Debug)]
+struct Waiter {
+    avoid: Option<usize>,
+    grant: oneshot::Sender<Permit>,
+}
+
+#[derive(Debug)]
+struct State {
+    lanes: Vec<Lane>,
+    waiters: VecDeque<Waiter>,
+    /// Those that must be alone, in the order they came.
+    suspects: VecDeque<oneshot::Sender<Permit>>,
+    /// The lane that is kept free for the first of them, or that one has.
+    alone_in: Option<usize>,
+    /// Whether one has it.
+    alone_runs: bool,
+    on_trial: bool,
+    mean_tokens: u64,
+}
+
+/// The lanes and those who wait for one.
+#[derive(Debug)]
+pub(super) struct Pool {
+    state: Mutex<State>,
+    flow: watch::Sender<Flow>,
+}
+
+/// Whether calls can flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Flow {
+    /// Some lane is open.
+    usable: bool,
+    on_trial: bool,
+}
+
+impl Pool {
+    /// One open lane for each limit; a limit is at least 1.
+    pub(super) fn new(limits: &[usize]) -> Self {
+        let lane = |limit: &usize| Lane {
+            limit: (*limit).max(1),
+            ..Lane::default()
+        };
+        Self {
+            state: Mutex::new(State {
+                lanes: limits.iter().map(lane).collect(),
+                waiters: VecDeque::new(),
+                suspects: VecDeque::new(),
+                alone_in: None,
+                alone_runs: false,
+                on_trial: false,
+                mean_tokens: 0,
+            }),
+            flow: watch::Sender::new(Flow {
+                usable: true,
+                on_trial: false,
+            }),
+        }
+    }
+
+    /// Waits for a slot.
+    ///
+    /// # Cancel safety
+    /// Safe: a waiter that is dropped loses its place, and a slot that was on its way to it goes to the next.
+    pub(super) async fn acquire(self: &Arc<Self>, wish: Wish) -> Permit {
+        loop {
+            let (grant, granted) = oneshot::channel();
+            {
+                let mut state = self.state();
+                if wish.alone {
+                    state.suspects.push_back(grant);
+                } else {
+                    let avoid = wish.avoid;
+                    state.waiters.push_back(Waiter { avoid, grant });
+                }
+                self.serve(state);
+            }
+            // The queue lives as long as the pool and drops nobody who waits: an error cannot come, and would only cost the place.
+            if let Ok(permit) = granted.await {
+                return permit;
+            }
+        }
+    }
+
+    /// Sets how many calls may run in a lane at once; at least 1.
+    pub(super) fn set_limit(self: &Arc<Self>, lane: usize, limit: usize) {
+        self.change(lane, |lane| lane.limit = limit.max(1));
+    }
+
+    /// Closes a lane, or opens it.
+    pub(super) fn set_closed(self: &Arc<Self>, lane: usize, is_closed: bool) {
+        self.change(lane, |lane| lane.is_closed = is_closed);
+    }
+
+    /// From now on one call at a time, until it is over.
+    pub(super) fn set_on_trial(self: &Arc<Self>, on_trial: bool) {
+        let mut state = self.state();
+        state.on_trial = on_trial;
+        self.note_flow(&state);
+        self.serve(state);
+    }
+
+    /// Whether the call of `permit` may be made now: its lane is open, and on trial no other runs.
+    pub(super) fn may_go(&self, permit: &Permit) -> bool {
+        let state = self.state();
+        let is_open = state
+            .lanes
+            .get(permit.lane)
+            .is_some_and(|lane| !lane.is_closed);
+        let running: usize = state.lanes.iter().map(|lane| lane.running).sum();
+        is_open && (!state.on_trial || running == 1)
+    }
+
+    /// Whether some lane is open.
+    pub(super) fn is_usable(&self) -> bool {
+        self.flow.borrow().usable
+    }
+
+    /// Waits until calls are on trial.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn on_trial(&self) {
+        self.wait_for(|flow| flow.on_trial).await;
+    }
+
+    /// Waits until calls do not flow: no lane is open, or they are on trial.
+    ///
+    /// # Cancel safety
+    /// Safe.
+    pub(super) async fn standing_still(&self) {
+        self.wait_for(|flow| !flow.usable || flow.on_trial).await;
+    }
+
+    async fn wait_for(&self, wanted: impl FnMut(&Flow) -> bool) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        drop(self.flow.subscribe().wait_for(wanted).await);
+    }
+
+    /// Under the lock, so that two changes cannot overtake each other.
+    fn note_flow(&self, state: &State) {
+        let flow = Flow {
+            usable: state.lanes.iter().any(|lane| !lane.is_closed),
+            on_trial: state.on_trial,
+        };
+        self.flow
+            .send_if_modified(|was| std::mem::replace(was, flow) != flow);
+    }
+
+    /// A snapshot of the lanes.
+    pub(super) fn lanes(&self) -> Vec<Lane> {
+        self.state().lanes.clone()
+    }
+
+    fn change(self: &Arc<Self>, lane: usize, change: impl FnOnce(&mut Lane)) {
+        let mut state = self.state();
+        if let Some(lane) = state.lanes.get_mut(lane) {
+            change(lane);
+        }
+        self.note_flow(&state);
+        self.serve(state);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic of another task leaves the counts whole: every change is one step.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands out what can be handed out. Slots leave after the lock is given back: one whose waiter has gone comes back through its drop.
+    fn serve(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
+        let mut grants = Vec::new();
+        while let Some((grant, lane, alone)) = state.next() {
+            let permit = Permit {
+                pool: Arc::clone(self),
+                lane,
+                tokens: state.mean_tokens,
+                alone,
+            };
+            grants.push((grant, permit));
+        }
+        drop(state);
+        for (grant, permit) in grants {
+            drop(grant.send(permit));
+        }
+    }
+}
+
+impl State {
+    /// The next waiter that can be let in, already counted in its lane.
+    fn next(&mut self) -> Option<(oneshot::Sender<Permit>, usize, bool)> {
+        let tokens = self.mean_tokens;
+        if self.on_trial && self.lanes.iter().any(|lane| lane.running > 0) {
+            return None;
+        }
+        if let Some(lane) = self.lane_for_suspect()
+            && let Some(grant) = self.suspects.pop_front()
+        {
+            self.alone_runs = true;
+            self.lanes.get_mut(lane)?.enter(tokens);
+            return Some((grant, lane, true));
+        }
+        while self
+            .waiters
+            .front()
+            .is_some_and(|waiter| waiter.grant.is_closed())
+        {
+            self.waiters.pop_front();
+        }
+        let avoid = self.waiters.front()?.avoid;
+        let lane = self.least_loaded(avoid)?;
+        let waiter = self.waiters.pop_front()?;
+        self.lanes.get_mut(lane)?.enter(tokens);
+        Some((waiter.grant, lane, false))
+    }
+
+    /// The lane that has become free for the first suspect. Chooses one to become free where none was chosen.
+    fn lane_for_suspect(&mut self) -> Option<usize> {
+        while self
+            .suspects
+            .front()
+            .is_some_and(oneshot::Sender::is_closed)
+        {
+            self.suspects.pop_front();
+        }
+        if self.alone_runs {
+            return None;
+        }
+        let is_open = |lane: usize| self.lanes.get(lane).is_some_and(|lane| !lane.is_closed);
+        self.alone_in = self.alone_in.filter(|lane| is_open(*lane));
+        if self.suspects.is_empty() {
+            self.alone_in = None;
+        } else if self.alone_in.is_none() {
+            let open = self
+                .lanes
+                .iter()
+                .enumerate()
+                .filter(|(_, lane)| !lane.is_closed);
+            self.alone_in = open
+                .min_by_key(|(_, lane)| lane.running)
+                .map(|(index, _)| index);
+        }
+        self.alone_in
+            .filter(|lane| self.lanes.get(*lane).is_some_and(|lane| lane.running == 0))
+    }
+
+    /// The lane with room and the fewest outstanding tokens, another than `avoid` where there is one.
+    fn least_loaded(&self, avoid: Option<usize>) -> Option<usize> {
+        let open = self.lanes.iter().enumerate();
+        open.filter(|(index, lane)| lane.has_room() && self.alone_in != Some(*index))
+            .min_by_key(|(index, lane)| (Some(*index) == avoid, lane.tokens, lane.running))
+            .map(|(index, _)| index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,288 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::FutureExt as _;
+use proptest::prelude::*;
+
+use super::*;
+
+fn pool(limits: &[usize]) -> Arc<Pool> {
+    Arc::new(Pool::new(limits))
+}
+
+fn now(pool: &Arc<Pool>, wish: Wish) -> Option<Permit> {
+    pool.acquire(wish).now_or_never()
+}
+
+const ANY: Wish = Wish {
+    avoid: None,
+    alone: false,
+};
+const ALONE: Wish = Wish {
+    avoid: None,
+    alone: true,
+};
+
+const fn not(lane: usize) -> Wish {
+    Wish {
+        avoid: Some(lane),
+        alone: false,
+    }
+}
+
+#[test]
+fn waiters_are_served_in_the_order_they_came() {
+    let pool = pool(&[1]);
+    let slot = now(&pool, ANY).unwrap();
+    let mut first = Box::pin(pool.acquire(ANY));
+    let mut second = Box::pin(pool.acquire(ANY));
+    assert!((&mut first).now_or_never().is_none());
+    assert!((&mut second).now_or_never().is_none());
+    drop(slot);
+    assert!((&mut second).now_or_never().is_none());
+    let slot = (&mut first).now_or_never().unwrap();
+    drop(slot);
+    assert!((&mut second).now_or_never().is_some());
+}
+
+/// Invariant 5: a waiter that leaves, before or after its slot was on the way, keeps nobody from it.
+#[test]
+fn a_waiter_that_leaves_gives_its_slot_to_the_next() {
+    let pool = pool(&[1]);
+    let slot = now(&pool, ANY).unwrap();
+    let mut gone = Box::pin(pool.acquire(ANY));
+    let mut leaves_late = Box::pin(pool.acquire(ANY));
+    let mut stays = Box::pin(pool.acquire(ANY));
+    for waiter in [&mut gone, &mut leaves_late, &mut stays] {
+        assert!(waiter.now_or_never().is_none());
+    }
+    drop(gone);
+    drop(slot);
+    drop(leaves_late);
+    assert!(stays.now_or_never().is_some());
+}
+
+#[test]
+fn the_lane_with_the_fewest_outstanding_tokens_is_chosen() {
+    let pool = pool(&[4, 4]);
+    let mut big = now(&pool, ANY).unwrap();
+    big.charge(10_000);
+    let others: Vec<_> = (0..3)
+        .map(|_| {
+            let mut permit = now(&pool, ANY).unwrap();
+            permit.charge(100);
+            permit
+        })
+        .collect();
+    assert!(others.iter().all(|permit| permit.lane() != big.lane()));
+    drop(big);
+    assert_eq!(pool.lanes().iter().map(|lane| lane.tokens).max(), Some(300));
+}
+
+#[test]
+fn a_lane_that_failed_is_avoided_unless_it_is_the_only_one() {
+    let pool = pool(&[2, 1]);
+    let elsewhere = now(&pool, not(0)).unwrap();
+    assert_eq!(elsewhere.lane(), 1);
+    assert_eq!(now(&pool, not(1)).unwrap().lane(), 0);
+    assert_eq!(now(&pool, not(0)).unwrap().lane(), 0, "the other is full");
+}
+
+/// Invariant 1: a limit that falls debits what runs, one that rises lets in at once.
+#[test]
+fn limits_move_while_calls_run() {
+    let pool = pool(&[3]);
+    let mut running: Vec<_> = (0..3).map(|_| now(&pool, ANY).unwrap()).collect();
+    pool.set_limit(0, 1);
+    let mut waiter = Box::pin(pool.acquire(ANY));
+    assert!((&mut waiter).now_or_never().is_none());
+    drop(running.pop());
+    drop(running.pop());
+    assert!((&mut waiter).now_or_never().is_none(), "one still runs");
+    pool.set_limit(0, 2);
+    assert!((&mut waiter).now_or_never().is_some());
+}
+
+#[test]
+fn a_closed_lane_lets_nobody_in() {
+    let pool = pool(&[1, 1]);
+    pool.set_closed(0, true);
+    assert!(pool.is_usable());
+    let permit = now(&pool, ANY).unwrap();
+    assert_eq!(permit.lane(), 1);
+    pool.set_closed(1, true);
+    drop(permit);
+    assert!(!pool.is_usable());
+    let mut waiter = Box::pin(pool.acquire(ANY));
+    assert!((&mut waiter).now_or_never().is_none());
+    pool.set_closed(0, false);
+    assert_eq!((&mut waiter).now_or_never().unwrap().lane(), 0);
+}
+
+/// Invariant 3.
+#[test]
+fn a_suspect_is_alone_in_its_lane_while_the_other_lane_goes_on() {
+    let pool = pool(&[2, 2]);
+    let (one, two) = (now(&pool, ANY).unwrap(), now(&pool, ANY).unwrap());
+    assert_ne!(one.lane(), two.lane());
+    let three = now(&pool, not(one.lane())).unwrap();
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    assert!((&mut suspect).now_or_never().is_none());
+    // The lane with less in it is being emptied.
+    let four = now(&pool, ANY);
+    assert!(four.is_none(), "one lane is kept, the other is full");
+    let (kept, busy) = (one.lane(), two.lane());
+    drop(one);
+    let alone = (&mut suspect).now_or_never().unwrap();
+    assert!(alone.is_alone());
+    assert_eq!(alone.lane(), kept);
+    let mut second = Box::pin(pool.acquire(ALONE));
+    assert!((&mut second).now_or_never().is_none(), "one at a time");
+    drop(three);
+    assert_eq!(now(&pool, ANY).unwrap().lane(), busy);
+    drop(alone);
+    assert!((&mut second).now_or_never().unwrap().is_alone());
+}
+
+#[test]
+fn a_suspect_that_leaves_or_whose_lane_closes_keeps_nobody_out() {
+    let pool = pool(&[2, 1]);
+    let running = now(&pool, not(1)).unwrap();
+    pool.set_closed(1, true);
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    assert!((&mut suspect).now_or_never().is_none());
+    assert!(now(&pool, ANY).is_none(), "kept for the suspect");
+    drop(suspect);
+    let second = now(&pool, ANY).unwrap();
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    assert!((&mut suspect).now_or_never().is_none());
+    pool.set_closed(0, true);
+    pool.set_closed(1, false);
+    assert_eq!((&mut suspect).now_or_never().unwrap().lane(), 1);
+    drop((running, second));
+}
+
+/// Invariant 4.
+#[test]
+fn on_trial_one_call_runs_at_a_time() {
+    let pool = pool(&[4, 4]);
+    pool.set_on_trial(true);
+    let first = now(&pool, ANY).unwrap();
+    let mut second = Box::pin(pool.acquire(ANY));
+    let mut third = Box::pin(pool.acquire(ANY));
+    assert!((&mut second).now_or_never().is_none());
+    assert!((&mut third).now_or_never().is_none());
+    drop(first);
+    let second = (&mut second).now_or_never().unwrap();
+    assert!((&mut third).now_or_never().is_none());
+    pool.set_on_trial(false);
+    assert!((&mut third).now_or_never().is_some());
+    drop(second);
+}
+
+#[test]
+fn a_preferred_lane_is_taken_unless_it_is_the_busier_one() {
+    let pool = pool(&[2, 2]);
+    let mut first = now(&pool, ANY).unwrap();
+    first.charge(100);
+    let preferred = 1 - first.lane();
+    first.prefer(preferred);
+    assert_eq!(first.lane(), preferred);
+    let mut second = now(&pool, ANY).unwrap();
+    second.charge(10);
+    assert_ne!(second.lane(), preferred);
+    second.prefer(preferred);
+    assert_ne!(second.lane(), preferred, "it is the busier one");
+    let lanes = pool.lanes();
+    assert_eq!(lanes.iter().map(|lane| lane.running).sum::<usize>(), 2);
+    drop((first, second));
+    assert!(
+        pool.lanes()
+            .iter()
+            .all(|lane| lane.running == 0 && lane.tokens == 0)
+    );
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Ask(Option<usize>, bool),
+    Take,
+    Leave(usize),
+    End(usize),
+    Limit(usize, usize),
+    Close(usize, bool),
+    Trial(bool),
+    Charge(usize, u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (proptest::option::of(0..3_usize), any::<bool>()).prop_map(|(avoid, alone)| Step::Ask(avoid, alone && avoid.is_none())),
+        4 => Just(Step::Take),
+        2 => (0..8_usize).prop_map(Step::Leave),
+        4 => (0..8_usize).prop_map(Step::End),
+        1 => (0..3_usize, 0..4_usize).prop_map(|(lane, limit)| Step::Limit(lane, limit)),
+        1 => (0..3_usize, any::<bool>()).prop_map(|(lane, closed)| Step::Close(lane, closed)),
+        1 => any::<bool>().prop_map(Step::Trial),
+        2 => (0..8_usize, 0..1000_u64).prop_map(|(index, tokens)| Step::Charge(index, tokens)),
+    ]
+}
+
+proptest! {
+    /// Whatever happens: counts are those of the slots that are out, nobody is alone in company, and at the end everybody is served.
+    #[test]
+    fn no_slot_is_lost_and_no_bound_is_passed(steps in proptest::collection::vec(step(), 1..80)) {
+        let pool = pool(&[2, 1, 3]);
+        let mut waiting = Vec::new();
+        let mut out: Vec<Permit> = Vec::new();
+        for step in steps {
+            match step {
+                Step::Ask(avoid, alone) => {
+                    let pool = Arc::clone(&pool);
+                    let mut waiter = Box::pin(async move { pool.acquire(Wish { avoid, alone }).await });
+                    match (&mut waiter).now_or_never() {
+                        Some(permit) => out.push(permit),
+                        None => waiting.push(waiter),
+                    }
+                }
+                Step::Take => waiting.retain_mut(|waiter| match waiter.now_or_never() {
+                    Some(permit) => { out.push(permit); false }
+                    None => true,
+                }),
+                Step::Leave(index) => if index < waiting.len() { drop(waiting.remove(index)); },
+                Step::End(index) => if index < out.len() { drop(out.remove(index)); },
+                Step::Limit(lane, limit) => pool.set_limit(lane, limit),
+                Step::Close(lane, closed) => pool.set_closed(lane, closed),
+                Step::Trial(on) => pool.set_on_trial(on),
+                Step::Charge(index, tokens) => if let Some(permit) = out.get_mut(index) { permit.charge(tokens); },
+            }
+            // Slots on their way to a waiter are counted in their lane and not in `out`.
+            let on_their_way = waiting.len();
+            let lanes = pool.lanes();
+            let running: usize = lanes.iter().map(|lane| lane.running).sum();
+            prop_assert!(running >= out.len() && running <= out.len() + on_their_way);
+            for permit in &out {
+                if permit.is_alone() {
+                    let company = lanes[permit.lane()].running;
+                    prop_assert_eq!(company, 1, "alone with {} others", company - 1);
+                }
+            }
+        }
+        pool.set_on_trial(false);
+        for lane in 0..3 {
+            pool.set_closed(lane, false);
+            pool.set_limit(lane, 2);
+        }
+        // Whoever has a slot ends, until nobody waits.
+        let rounds = AtomicUsize::new(0);
+        loop {
+            out.clear();
+            waiting.retain_mut(|waiter| match waiter.now_or_never() {
+                Some(permit) => { out.push(permit); false }
+                None => true,
+            });
+            if waiting.is_empty() && out.is_empty() { break; }
+            prop_assert!(rounds.fetch_add(1, Ordering::Relaxed) < 200, "somebody waits for ever");
+        }
+        prop_assert!(pool.lanes().iter().all(|lane| lane.running == 0 && lane.tokens == 0));
+    }
+}
