@@ -456,6 +456,7 @@ impl<'a> Attempts<'a> {
             attempts: self.history.calls(),
             http_status: failure.status,
             request_id: self.request_id,
+            answer: None,
         })
     }
 }

@@ -106,6 +106,8 @@ pub struct GiveUp {
     pub http_status: Option<u16>,
     /// `X-Request-Id` of the last attempt, when one was made.
     pub request_id: Option<String>,
+    /// The last answer as it came, when the answers are what was wrong.
+    pub answer: Option<String>,
 }
 
 /// How a completion can fail for good.

@@ -25,13 +25,15 @@ pub enum DeadLetterReason {
     DeadlineExceeded,
     /// The server's answer cannot be read, each time.
     InvalidResponse,
+    /// The answer does not follow the schema, nor does the one that was asked for after it.
+    SchemaViolation,
     /// The result is larger than the output topic accepts.
     ResultTooLarge,
 }
 
 impl DeadLetterReason {
     /// All of them, for metrics and documents.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::EmptyDocument,
         Self::InvalidJson,
         Self::InvalidUtf8,
@@ -42,6 +44,7 @@ impl DeadLetterReason {
         Self::AttemptsExhausted,
         Self::DeadlineExceeded,
         Self::InvalidResponse,
+        Self::SchemaViolation,
         Self::ResultTooLarge,
     ];
 
@@ -59,6 +62,7 @@ impl DeadLetterReason {
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::InvalidResponse => "invalid_response",
+            Self::SchemaViolation => "schema_violation",
             Self::ResultTooLarge => "result_too_large",
         }
     }
