@@ -15,7 +15,7 @@ use crate::kafka::wire::{
     Cluster, GroupMember, Isolation, MembershipConfig, MembershipError, WireSink, WireSource,
 };
 use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
-use crate::llm::{Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
+use crate::llm::{AnswerSchema, Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
     self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
@@ -96,7 +96,9 @@ impl App {
         let board = StatusBoard::new(&mut registry);
         let pipeline_metrics = PipelineMetrics::new(&mut registry);
         let llm_metrics = LlmMetrics::new(&mut registry);
-        let prompt = Arc::new(Prompt::new(&settings.prompt)?);
+        let schema = AnswerSchema::load(&settings.llm)?;
+        let schema_text = schema.as_ref().map(AnswerSchema::text);
+        let prompt = Arc::new(Prompt::new(&settings.prompt, schema_text)?);
         let transport = Arc::new(HttpTransport::new(&settings.llm)?);
         let client = Arc::new(VllmClient::new(
             &settings.llm,

@@ -121,7 +121,7 @@ impl Settings {
         StaticShare::parse(partitions, ordinal, input.static_count, host.as_deref()).map(Some)
     }
 
-    /// Hash of what decides an answer: model, parameters, prompt and how the input is read. Stands in every result.
+    /// Hash of what decides an answer: model, parameters, schema, prompt and how the input is read. Stands in every result.
     #[must_use]
     pub fn generation(&self) -> String {
         #[derive(Serialize)]
@@ -131,6 +131,8 @@ impl Settings {
             temperature: f64,
             top_p: Option<f64>,
             seed: Option<i64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            schema_file: Option<&'a Path>,
             prompt: &'a PromptConfig,
             format: crate::records::document::InputFormat,
             content_field: &'a str,
@@ -141,6 +143,7 @@ impl Settings {
             temperature: self.llm.temperature,
             top_p: self.llm.top_p,
             seed: self.llm.seed,
+            schema_file: self.llm.schema_file.as_deref(),
             prompt: &self.prompt,
             format: self.input.format,
             content_field: &self.input.content_field,
