@@ -23,7 +23,7 @@ use crate::pipeline::{
 use crate::telemetry::{AdminConfig, LogConfig};
 
 pub use error::ConfigError;
-pub use layers::Override;
+pub use layers::{Origins, Override};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -49,6 +49,9 @@ pub struct Settings {
     pub admin: AdminConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Where the values came from, for messages about what a setting leads to, such as a file.
+    #[serde(skip)]
+    pub origins: Origins,
 }
 
 impl Settings {
@@ -80,7 +83,8 @@ impl Settings {
         if !problems.is_empty() {
             return Err(ConfigError::from(problems));
         }
-        let settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
+        let mut settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
+        settings.origins = Origins::new(&figment);
         let problems = validate::problems(&settings);
         if problems.is_empty() {
             return Ok(settings);
@@ -88,7 +92,7 @@ impl Settings {
         Err(ConfigError::from(
             problems
                 .into_iter()
-                .map(|problem| validate::with_layer(problem, &figment))
+                .map(|problem| settings.origins.named_in(problem))
                 .collect::<Vec<_>>(),
         ))
     }
