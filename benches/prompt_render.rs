@@ -30,7 +30,7 @@ const SIZES: [usize; 3] = [4 * 1024, 64 * 1024, 1024 * 1024];
 
 #[divan::bench(args = SIZES)]
 fn default_template(bencher: divan::Bencher, bytes: usize) {
-    let prompt = Prompt::new(&PromptConfig::default()).unwrap();
+    let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
     let context = context(bytes);
     bencher
         .counter(BytesCount::new(bytes))
@@ -39,14 +39,17 @@ fn default_template(bencher: divan::Bencher, bytes: usize) {
 
 #[divan::bench(args = SIZES)]
 fn system_and_user_with_fields(bencher: divan::Bencher, bytes: usize) {
-    let prompt = Prompt::new(&PromptConfig {
-        system: Some("You read reports of {{ company }}.".to_owned()),
-        user: Some(
-            "{% if kafka.key %}{{ kafka.key }}{% endif %}\n{{ document_id }}\n{{ content }}"
-                .to_owned(),
-        ),
-        user_file: None,
-    })
+    let prompt = Prompt::new(
+        &PromptConfig {
+            system: Some("You read reports of {{ company }}.".to_owned()),
+            user: Some(
+                "{% if kafka.key %}{{ kafka.key }}{% endif %}\n{{ document_id }}\n{{ content }}"
+                    .to_owned(),
+            ),
+            user_file: None,
+        },
+        None,
+    )
     .unwrap();
     let context = context(bytes);
     bencher

@@ -15,7 +15,7 @@ use crate::kafka::wire::{
     Cluster, GroupMember, Isolation, MembershipConfig, MembershipError, WireSink, WireSource,
 };
 use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
-use crate::llm::{Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
+use crate::llm::{AnswerSchema, Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
     self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
@@ -96,14 +96,18 @@ impl App {
         let board = StatusBoard::new(&mut registry);
         let pipeline_metrics = PipelineMetrics::new(&mut registry);
         let llm_metrics = LlmMetrics::new(&mut registry);
-        let prompt = Arc::new(Prompt::new(&settings.prompt)?);
-        let transport = Arc::new(HttpTransport::new(&settings.llm)?);
-        let client = Arc::new(VllmClient::new(
-            &settings.llm,
-            transport,
-            llm_metrics,
-            &shutdown,
-        )?);
+        let setting = |error: &dyn std::error::Error| {
+            anyhow::Error::msg(settings.origins.named_in(error_chain(error)))
+        };
+        let schema = AnswerSchema::load(&settings.llm).map_err(|error| setting(&error))?;
+        let schema_text = schema.as_ref().map(AnswerSchema::text);
+        let prompt = Prompt::new(&settings.prompt, schema_text).map_err(|error| setting(&error))?;
+        let prompt = Arc::new(prompt);
+        let transport = HttpTransport::new(&settings.llm).map_err(|error| setting(&error))?;
+        let transport = Arc::new(transport);
+        let client = VllmClient::new(&settings.llm, transport, llm_metrics, &shutdown)
+            .map_err(|error| setting(&error))?;
+        let client = Arc::new(client);
         let health = Health::new();
         let sources = AdminSources {
             metrics: Metrics::new(registry),

@@ -195,7 +195,7 @@ fn the_sample_configuration_loads() {
     let settings =
         Settings::load(Some(&root().join("examples/config.toml")), [], &[]).expect("it loads");
     assert_eq!(settings.kafka.group_id, "filings");
-    kafka_llm_processor::llm::Prompt::new(&settings.prompt).expect("its template parses");
+    kafka_llm_processor::llm::Prompt::new(&settings.prompt, None).expect("its template parses");
 }
 
 /// Every key that the README's tables name exists, and the defaults of the promised variables are the program's.

@@ -154,6 +154,7 @@ fn usage_and_configuration_end_with_64_and_one_clear_message() {
         (&["--set", "llm.concurrency=many"], "llm.concurrency"),
         (&["--set", "llm.timeout=soon"], "llm.timeout"),
         (&["--set", "prompt.user={{ broken"], "prompt.user"),
+        (&["--set", "prompt.user_file=no-such.j2"], "no-such.j2"),
         (&["--set", "log.level=loud"], "log.level"),
         (&["--order", "sideways"], "pipeline.order"),
         (&["--no-such-flag"], "--no-such-flag"),
@@ -164,6 +165,59 @@ fn usage_and_configuration_end_with_64_and_one_clear_message() {
         assert_eq!(output.status.code(), Some(64), "{arguments:?}: {message}");
         assert!(message.contains(expected), "{arguments:?}: {message}");
         assert_eq!(text(&output.stdout), "");
+    }
+}
+
+/// A schema that cannot be used ends the start before anything is asked of Kafka, with one message that names the setting, the file, what is
+/// wrong with it and the layer that set it.
+#[test]
+fn a_schema_that_cannot_be_used_ends_with_64_before_a_record_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let broken = folder.path().join("broken.json");
+    std::fs::write(&broken, "{\"type\": \"object\",\n\"properties\" {}}").unwrap();
+    let invalid = folder.path().join("invalid.json");
+    std::fs::write(&invalid, r#"{"type": "object", "required": "company"}"#).unwrap();
+    let remote = folder.path().join("remote.json");
+    std::fs::write(
+        &remote,
+        r#"{"type": "object", "properties": {"a": {"$ref": "http://127.0.0.1:1/a.json"}}}"#,
+    )
+    .unwrap();
+    let config = folder.path().join("klp.toml");
+    let brokers = refused();
+    for (schema, expected) in [
+        ("no-such.json", "cannot be read"),
+        (
+            broken.to_str().unwrap(),
+            "is not JSON: expected `:` at line 2",
+        ),
+        (invalid.to_str().unwrap(), "at `/required`"),
+        (remote.to_str().unwrap(), "nothing is fetched"),
+        ("builtin:none", "use builtin:financial"),
+    ] {
+        let set = format!("llm.schema_file={schema}");
+        std::fs::write(&config, format!("[llm]\nschema_file = '{schema}'\n")).unwrap();
+        let config = config.to_str().unwrap();
+        for (arguments, environment, layer) in [
+            (&["--set", &set][..], None, "(from the command line)"),
+            (&[], Some(schema), "(from the environment)"),
+            (&["--config", config], None, "(from file "),
+        ] {
+            let mut command = program(arguments);
+            command
+                .args(["--brokers", &brokers, "--set", "log.file=off"])
+                .envs(environment.map(|schema| ("KLP_LLM__SCHEMA_FILE", schema)));
+            let output = command.output().unwrap();
+            let message = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(64), "{schema}: {message}");
+            let named = format!("llm.schema_file = `{schema}`");
+            for expected in [&named, expected, layer] {
+                assert!(message.contains(expected), "no {expected} in: {message}");
+            }
+            assert_eq!(message.lines().count(), 1, "{message}");
+            assert!(!message.contains(&brokers), "{message}");
+            assert_eq!(text(&output.stdout), "");
+        }
     }
 }
 

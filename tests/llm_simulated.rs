@@ -45,7 +45,7 @@ fn client(config: &LlmConfig) -> Arc<VllmClient> {
 }
 
 fn request(offset: i64, content: &str) -> CompletionRequest {
-    let prompt = Prompt::new(&PromptConfig::default()).unwrap();
+    let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
     let context = Prompt::context(Map::new(), content, "d", KafkaContext::default());
     CompletionRequest {
         document_id: format!("doc-{offset}"),

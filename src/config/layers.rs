@@ -1,7 +1,9 @@
 //! The layers above the defaults, and what they have in common: keys are checked against the defaults' tree.
 
+use std::collections::BTreeMap;
+
 use figment::value::{Dict, Map, Value};
-use figment::{Metadata, Profile, Provider};
+use figment::{Figment, Metadata, Profile, Provider};
 
 use super::{ConfigError, Settings};
 
@@ -18,11 +20,12 @@ const PROMISED: [(&str, &str); 6] = [
 const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 7] = [
+pub(super) const OPTIONAL_TEXT: [&str; 8] = [
     "kafka.sasl_password",
     "llm.api_key",
     "llm.api_key_file",
     "llm.ca_file",
+    "llm.schema_file",
     "prompt.system",
     "prompt.user",
     "prompt.user_file",
@@ -37,6 +40,33 @@ pub struct Override {
     pub value: String,
     /// The flag that set it, for messages.
     pub flag: String,
+}
+
+/// The layer that set each key; keys that are at their defaults are left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Origins(BTreeMap<String, String>);
+
+impl Origins {
+    pub(super) fn new(figment: &Figment) -> Self {
+        let keys = leaves(&defaults(), "").into_iter();
+        let set = keys.filter_map(|key| {
+            let metadata = figment.find_metadata(&key)?;
+            // The defaults' own layer has the name of their type.
+            let is_set = !metadata.name.contains("Settings");
+            is_set.then(|| (key, metadata.name.to_string()))
+        });
+        Self(set.collect())
+    }
+
+    /// Adds to a problem the layer that set the key which it begins with; one that begins with no such key stays as it is.
+    #[must_use]
+    pub fn named_in(&self, problem: String) -> String {
+        let key = problem.split([' ', ':', ',']).next().unwrap_or_default();
+        match self.0.get(key) {
+            Some(layer) => format!("{problem} (from {layer})"),
+            None => problem,
+        }
+    }
 }
 
 /// A provider under another name, for messages.

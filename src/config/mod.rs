@@ -23,7 +23,7 @@ use crate::pipeline::{
 use crate::telemetry::{AdminConfig, LogConfig};
 
 pub use error::ConfigError;
-pub use layers::Override;
+pub use layers::{Origins, Override};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -49,6 +49,9 @@ pub struct Settings {
     pub admin: AdminConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Where the values came from, for messages about what a setting leads to, such as a file.
+    #[serde(skip)]
+    pub origins: Origins,
 }
 
 impl Settings {
@@ -80,7 +83,8 @@ impl Settings {
         if !problems.is_empty() {
             return Err(ConfigError::from(problems));
         }
-        let settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
+        let mut settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
+        settings.origins = Origins::new(&figment);
         let problems = validate::problems(&settings);
         if problems.is_empty() {
             return Ok(settings);
@@ -88,7 +92,7 @@ impl Settings {
         Err(ConfigError::from(
             problems
                 .into_iter()
-                .map(|problem| validate::with_layer(problem, &figment))
+                .map(|problem| settings.origins.named_in(problem))
                 .collect::<Vec<_>>(),
         ))
     }
@@ -121,7 +125,7 @@ impl Settings {
         StaticShare::parse(partitions, ordinal, input.static_count, host.as_deref()).map(Some)
     }
 
-    /// Hash of what decides an answer: model, parameters, prompt and how the input is read. Stands in every result.
+    /// Hash of what decides an answer: model, parameters, schema, prompt and how the input is read. Stands in every result.
     #[must_use]
     pub fn generation(&self) -> String {
         #[derive(Serialize)]
@@ -131,6 +135,8 @@ impl Settings {
             temperature: f64,
             top_p: Option<f64>,
             seed: Option<i64>,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            schema_file: Option<&'a Path>,
             prompt: &'a PromptConfig,
             format: crate::records::document::InputFormat,
             content_field: &'a str,
@@ -141,6 +147,7 @@ impl Settings {
             temperature: self.llm.temperature,
             top_p: self.llm.top_p,
             seed: self.llm.seed,
+            schema_file: self.llm.schema_file.as_deref(),
             prompt: &self.prompt,
             format: self.input.format,
             content_field: &self.input.content_field,

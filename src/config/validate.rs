@@ -1,7 +1,5 @@
 //! Checks of values, within a section and across sections. Each message begins with the key.
 
-use figment::Figment;
-
 use super::Settings;
 use crate::kafka::SecurityProtocol;
 use crate::offsets::COMMIT_BYTES_MAX;
@@ -26,17 +24,6 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     problems.extend(settings.llm.validate());
     problems.extend(settings.prompt.validate());
     problems
-}
-
-/// Adds the layer that set the key, which the problem begins with.
-pub(super) fn with_layer(problem: String, figment: &Figment) -> String {
-    let key = problem.split([' ', ':']).next().unwrap_or_default();
-    match figment.find_metadata(key) {
-        Some(metadata) if !metadata.name.contains("Settings") => {
-            format!("{problem} (from {})", metadata.name)
-        }
-        _ => problem,
-    }
 }
 
 fn kafka(settings: &Settings, problems: &mut Vec<String>) {

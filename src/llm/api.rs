@@ -3,6 +3,7 @@
 
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::Message;
 
@@ -26,6 +27,8 @@ pub(super) struct ChatRequest<'a> {
     pub(super) top_p: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) seed: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) response_format: Option<&'a RawValue>,
 }
 
 /// A chat completion as it was read.

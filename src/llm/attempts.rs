@@ -379,6 +379,7 @@ impl<'a> Attempts<'a> {
             attempts: self.history.calls(),
             http_status: None,
             request_id: self.request_id.take(),
+            answer: None,
         })
     }
 
@@ -389,6 +390,7 @@ impl<'a> Attempts<'a> {
             attempts: self.history.calls(),
             http_status: failure.status,
             request_id: self.request_id,
+            answer: None,
         })
     }
 }

@@ -70,6 +70,9 @@ pub struct LlmConfig {
     pub seed: Option<i64>,
     /// What becomes of an answer that was cut at `max_tokens`. Default `accept`.
     pub on_truncated: OnTruncated,
+    /// A file with a JSON Schema: answers are asked for and checked by it. `builtin:financial` is the schema that ships with the program.
+    /// Default none.
+    pub schema_file: Option<PathBuf>,
     /// The largest answer body that is read, in bytes. Default 16 MiB.
     pub response_bytes_max: usize,
     /// Ceiling of the first wait between two attempts; it doubles each time, and each wait is drawn evenly from zero to it.
@@ -102,6 +105,7 @@ impl Default for LlmConfig {
             top_p: None,
             seed: None,
             on_truncated: OnTruncated::default(),
+            schema_file: None,
             response_bytes_max: 16 * 1024 * 1024,
             retry_backoff_initial: Duration::from_millis(250),
             retry_backoff_max: Duration::from_secs(10),

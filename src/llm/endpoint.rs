@@ -82,6 +82,7 @@ impl Parameters {
             max_tokens,
             top_p: self.top_p,
             seed: self.seed,
+            response_format: None,
         };
         serde_json::to_vec(&request).map_or_else(|_error| Bytes::new(), Bytes::from)
     }

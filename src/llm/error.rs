@@ -30,6 +30,22 @@ pub enum LlmError {
         /// What is wrong with it.
         problem: &'static str,
     },
+    /// The schema's file cannot be read.
+    #[error("llm.schema_file = `{}` cannot be read", path.display())]
+    SchemaFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The schema cannot be used.
+    #[error("llm.schema_file = `{}`: {problem}", path.display())]
+    Schema {
+        /// The file, or the name of a schema that ships.
+        path: PathBuf,
+        /// What is wrong, with the place in it.
+        problem: String,
+    },
     /// The certificate file cannot be read.
     #[error("llm.ca_file = `{}` cannot be read as PEM certificates", path.display())]
     CaFile {

@@ -17,6 +17,8 @@ mod policy;
 mod pool;
 mod prompt;
 mod refusals;
+#[allow(dead_code, reason = "answers are not yet asked for and read by it")]
+mod schema;
 mod suspicion;
 mod tls;
 mod transport;
@@ -31,6 +33,7 @@ pub use error::LlmError;
 pub use gate::Hold;
 pub use metrics::LlmMetrics;
 pub use prompt::{KafkaContext, Prompt, PromptError, PromptSetupError};
+pub use schema::AnswerSchema;
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
 
 use std::time::Duration;
@@ -109,6 +112,8 @@ pub struct GiveUp {
     pub http_status: Option<u16>,
     /// `X-Request-Id` of the last attempt, when one was made.
     pub request_id: Option<String>,
+    /// The last answer as it came, when the answers are what was wrong.
+    pub answer: Option<String>,
 }
 
 /// How a completion can fail for good.

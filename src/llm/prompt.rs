@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior};
+use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, context};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use sha2::{Digest as _, Sha256};
@@ -23,6 +23,20 @@ Write:
 2. Key facts, one per line: the company, the kind of document, the period, each important figure with its unit and how it changed, \
 guidance, risks, and dates.
 Write \"not stated\" for what the document leaves open.
+
+Document:
+{{ content }}";
+
+/// What is asked when answers have a schema and nothing else is configured.
+const DEFAULT_USER_JSON: &str = "\
+You are a financial analyst. Read the financial document at the end of this message and answer from it alone; add nothing that it \
+does not say.
+
+Answer with one JSON object that has the fields of this JSON Schema, and with nothing else: no text before or after it, no code \
+fence. What the document leaves open is null or an empty list, where the schema allows it.
+
+JSON Schema:
+{{ schema }}
 
 Document:
 {{ content }}";
@@ -87,15 +101,16 @@ pub struct KafkaContext {
 pub struct Prompt {
     environment: Environment<'static>,
     has_system: bool,
+    schema: Option<minijinja::Value>,
     hash: String,
 }
 
 impl Prompt {
-    /// Reads and parses the templates.
+    /// Reads and parses the templates. `schema` is what they see under that name, whatever fields a document has.
     ///
     /// # Errors
     /// When the file cannot be read or a template cannot be parsed; both name the setting.
-    pub fn new(config: &PromptConfig) -> Result<Self, PromptSetupError> {
+    pub fn new(config: &PromptConfig, schema: Option<&str>) -> Result<Self, PromptSetupError> {
         let mut origin = USER.to_owned();
         let user = match (&config.user_file, &config.user) {
             (Some(path), _) => {
@@ -106,6 +121,7 @@ impl Prompt {
                 })?
             }
             (None, Some(template)) => template.clone(),
+            (None, None) if schema.is_some() => DEFAULT_USER_JSON.to_owned(),
             (None, None) => DEFAULT_USER.to_owned(),
         };
         let mut hasher = Sha256::new();
@@ -134,11 +150,12 @@ impl Prompt {
         Ok(Self {
             environment,
             has_system: config.system.is_some(),
+            schema: schema.map(minijinja::Value::from),
             hash,
         })
     }
 
-    /// SHA-256 of the templates, in hex.
+    /// SHA-256 of the templates, in hex; the schema has a hash of its own.
     #[must_use]
     pub fn template_hash(&self) -> &str {
         &self.hash
@@ -149,7 +166,10 @@ impl Prompt {
     /// # Errors
     /// When a field is missing or does not fit the template.
     pub fn render(&self, context: &Value) -> Result<Vec<Message>, PromptError> {
-        let context = to_template(context);
+        let mut context = to_template(context);
+        if let Some(schema) = &self.schema {
+            context = context! { schema, ..context };
+        }
         let mut messages = Vec::with_capacity(2);
         if self.has_system {
             messages.push(self.message("system", SYSTEM, &context)?);
@@ -266,10 +286,13 @@ mod tests {
     use serde_json::json;
 
     fn prompt(user: &str) -> Prompt {
-        Prompt::new(&PromptConfig {
-            user: Some(user.to_owned()),
-            ..PromptConfig::default()
-        })
+        Prompt::new(
+            &PromptConfig {
+                user: Some(user.to_owned()),
+                ..PromptConfig::default()
+            },
+            None,
+        )
         .unwrap()
     }
 
@@ -282,7 +305,7 @@ mod tests {
 
     #[test]
     fn the_default_is_one_user_message_with_the_document_last() {
-        let prompt = Prompt::new(&PromptConfig::default()).unwrap();
+        let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
         let context = Prompt::context(
             Map::new(),
             "Revenue <rose> & {{ fell }}",
@@ -347,10 +370,13 @@ mod tests {
 
     #[test]
     fn a_template_that_cannot_be_parsed_names_setting_and_line() {
-        let error = Prompt::new(&PromptConfig {
-            user: Some("one\ntwo {{ content".into()),
-            ..PromptConfig::default()
-        })
+        let error = Prompt::new(
+            &PromptConfig {
+                user: Some("one\ntwo {{ content".into()),
+                ..PromptConfig::default()
+            },
+            None,
+        )
         .unwrap_err()
         .to_string();
         assert!(error.starts_with("prompt.user, line 2: "), "{error}");
@@ -365,15 +391,15 @@ mod tests {
             user_file: Some(path),
             ..PromptConfig::default()
         };
-        let messages = Prompt::new(&config(path.clone()))
+        let messages = Prompt::new(&config(path.clone()), None)
             .unwrap()
             .render(&json!({"content": "x"}))
             .unwrap();
         assert_eq!(messages[0].content, "Read: x");
-        let error = Prompt::new(&config(folder.path().join("none"))).unwrap_err();
+        let error = Prompt::new(&config(folder.path().join("none")), None).unwrap_err();
         assert!(error.to_string().contains("prompt.user_file"), "{error}");
         std::fs::write(&path, "{% if %}").unwrap();
-        let error = Prompt::new(&config(path)).unwrap_err().to_string();
+        let error = Prompt::new(&config(path), None).unwrap_err().to_string();
         assert!(
             error.contains("prompt.j2") && error.contains("line 1"),
             "{error}"
@@ -383,11 +409,14 @@ mod tests {
     #[test]
     fn the_hash_tells_templates_apart() {
         let with = |system: Option<&str>, user: &str| {
-            Prompt::new(&PromptConfig {
-                system: system.map(str::to_owned),
-                user: Some(user.to_owned()),
-                ..PromptConfig::default()
-            })
+            Prompt::new(
+                &PromptConfig {
+                    system: system.map(str::to_owned),
+                    user: Some(user.to_owned()),
+                    ..PromptConfig::default()
+                },
+                None,
+            )
             .unwrap()
             .template_hash()
             .to_owned()
@@ -401,16 +430,47 @@ mod tests {
 
     #[test]
     fn a_system_template_comes_first() {
-        let messages = Prompt::new(&PromptConfig {
-            system: Some("You read {{ kind }}.".into()),
-            user: Some("{{ content }}".into()),
-            ..PromptConfig::default()
-        })
+        let messages = Prompt::new(
+            &PromptConfig {
+                system: Some("You read {{ kind }}.".into()),
+                user: Some("{{ content }}".into()),
+                ..PromptConfig::default()
+            },
+            None,
+        )
         .unwrap()
         .render(&json!({"kind": "filings", "content": "x"}))
         .unwrap();
         assert_eq!(messages[0].role, "system");
         assert_eq!(messages[0].content, "You read filings.");
         assert_eq!(messages[1].content, "x");
+    }
+
+    #[test]
+    fn with_a_schema_the_default_asks_for_json() {
+        let config = PromptConfig::default();
+        let (text, json) = (
+            Prompt::new(&config, None).unwrap(),
+            Prompt::new(&config, Some("{\"type\": <1>}")).unwrap(),
+        );
+        assert_ne!(text.template_hash(), json.template_hash());
+        let context = Prompt::context(Map::new(), "The document.", "d", KafkaContext::default());
+        let messages = json.render(&context).unwrap();
+        assert_eq!(messages.len(), 1);
+        let content = &messages[0].content;
+        assert!(content.contains("{\"type\": <1>}"), "{content}");
+        assert!(content.ends_with("The document."), "{content}");
+    }
+
+    #[test]
+    fn a_document_cannot_replace_the_schema() {
+        let config = PromptConfig {
+            user: Some("{{ schema }}|{{ content }}".into()),
+            ..PromptConfig::default()
+        };
+        let context = json!({"schema": "the document's", "content": "x"});
+        let rendered = |schema| Prompt::new(&config, schema).unwrap().render(&context);
+        assert_eq!(rendered(Some("ours")).unwrap()[0].content, "ours|x");
+        assert_eq!(rendered(None).unwrap()[0].content, "the document's|x");
     }
 }

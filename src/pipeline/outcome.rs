@@ -117,6 +117,7 @@ impl Destinations {
             http_status: None,
             attempts: 0,
             request_id: None,
+            answer: None,
             at: clock::now(),
             source: SourcePosition {
                 topic_partition: source.clone(),
@@ -186,6 +187,7 @@ fn bad(reason: DeadLetterReason, detail: String) -> GiveUp {
         attempts: 0,
         http_status: None,
         request_id: None,
+        answer: None,
     }
 }
 
@@ -212,6 +214,7 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         attempts,
         http_status,
         request_id,
+        answer,
     } = reason;
     tracing::warn!(
         position = %work.position,
@@ -228,6 +231,7 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         http_status,
         attempts,
         request_id,
+        answer,
         at: clock::now(),
         source,
     };

@@ -19,6 +19,10 @@ pub const HTTP_STATUS: &str = "klp.error.http_status";
 pub const ATTEMPTS: &str = "klp.error.attempts";
 /// `X-Request-Id` of the last attempt, when one was made.
 pub const REQUEST_ID: &str = "klp.error.request_id";
+/// The model's last answer as it came, where the answers are what was wrong.
+pub const ANSWER: &str = "klp.error.answer";
+/// `true` where that answer was longer than [`ANSWER_BYTES_MAX`] and is cut.
+pub const ANSWER_TRUNCATED: &str = "klp.error.answer_truncated";
 /// When it was given up, RFC 3339.
 pub const AT: &str = "klp.error.at";
 /// `true` where the payload was left out because the topic does not take a record of that size.
@@ -36,8 +40,12 @@ const CONNECT_EXCEPTION_MESSAGE: &str = "__connect.errors.exception.message";
 const CONNECT_PREFIX: &str = "__connect.errors.";
 const OWN_PREFIX: &str = "klp.";
 
-/// Bound on each value that is added, in bytes: with some twenty of them a dead letter is at most 40 KiB larger than its original.
+/// Bound on each value that is added but the answer, in bytes: with some twenty of them, and the answer, a dead letter is at most 56 KiB
+/// larger than its original.
 pub const HEADER_VALUE_BYTES_MAX: usize = 2048;
+
+/// Bound on the answer that is kept, in bytes: four times what the default of `llm.max_tokens` makes in English.
+pub const ANSWER_BYTES_MAX: usize = 16 * 1024;
 
 /// The longest key that a pointer keeps: what made the record too large may be its key.
 pub const POINTER_KEY_BYTES_MAX: usize = 8 * 1024;
@@ -55,6 +63,9 @@ pub struct DeadLetter {
     pub attempts: u32,
     /// `X-Request-Id` of the last attempt, when one was made.
     pub request_id: Option<String>,
+    /// The model's last answer as it came, where the answers are what was wrong; cut when it was read back and had been longer than
+    /// [`ANSWER_BYTES_MAX`].
+    pub answer: Option<String>,
     /// When it was given up.
     pub at: Timestamp,
     /// Where the record was read.
@@ -73,6 +84,13 @@ impl DeadLetter {
             .cloned()
             .collect();
         self.add_headers(&mut headers, group_id);
+        if let Some(answer) = &self.answer {
+            let kept = capped(answer, ANSWER_BYTES_MAX);
+            headers::set(&mut headers, ANSWER, kept);
+            if kept.len() < answer.len() {
+                headers::set(&mut headers, ANSWER_TRUNCATED, "true");
+            }
+        }
         Record {
             key: original.key.clone(),
             value: original.value.clone(),
@@ -81,8 +99,8 @@ impl DeadLetter {
         }
     }
 
-    /// The record for an original that the dead-letter topic does not take: reason and position, without value and headers of
-    /// the original; the trace context and a short key stay.
+    /// The record for an original that the dead-letter topic does not take: reason and position, without the answer and without value
+    /// and headers of the original; the trace context and a short key stay.
     #[must_use]
     pub fn pointer(&self, original: &Record, group_id: &str) -> Record {
         let mut headers = Vec::new();
@@ -115,6 +133,7 @@ impl DeadLetter {
             http_status: headers::text(record, HTTP_STATUS).and_then(|text| text.parse().ok()),
             attempts: headers::text(record, ATTEMPTS)?.parse().ok()?,
             request_id: headers::text(record, REQUEST_ID).map(str::to_owned),
+            answer: headers::text(record, ANSWER).map(str::to_owned),
             at: headers::text(record, AT)?.parse().ok()?,
             source: headers::source(record)?,
         })
@@ -142,14 +161,18 @@ impl DeadLetter {
             (ATTEMPTS, &attempts),
             (AT, &at),
         ] {
-            headers::set(headers, name, capped(value));
+            headers::set(headers, name, capped(value, HEADER_VALUE_BYTES_MAX));
         }
         headers::set_source(headers, &self.source);
         if let Some(status) = self.http_status {
             headers::set(headers, HTTP_STATUS, status.to_string());
         }
         if let Some(request_id) = &self.request_id {
-            headers::set(headers, REQUEST_ID, capped(request_id));
+            headers::set(
+                headers,
+                REQUEST_ID,
+                capped(request_id, HEADER_VALUE_BYTES_MAX),
+            );
         }
     }
 }
@@ -172,14 +195,15 @@ const fn stage(reason: DeadLetterReason) -> &'static str {
         | DeadLetterReason::AttemptsExhausted
         | DeadLetterReason::DeadlineExceeded
         | DeadLetterReason::InvalidResponse
+        | DeadLetterReason::SchemaViolation
         | DeadLetterReason::EngineKilled => "TASK_PUT",
         DeadLetterReason::ResultTooLarge => "KAFKA_PRODUCE",
     }
 }
 
-/// The text, cut at a character when it is longer than [`HEADER_VALUE_BYTES_MAX`].
-fn capped(text: &str) -> &str {
-    let end = text.floor_char_boundary(HEADER_VALUE_BYTES_MAX);
+/// The text, cut at a character when it is longer than so many bytes.
+fn capped(text: &str, bytes_max: usize) -> &str {
+    let end = text.floor_char_boundary(bytes_max);
     text.get(..end).unwrap_or(text)
 }
 
@@ -197,6 +221,7 @@ mod tests {
             http_status: Some(400),
             attempts: 2,
             request_id: Some("docs-0-5-2".to_owned()),
+            answer: None,
             at: Timestamp::from_second(1_700_000_000).unwrap(),
             source: SourcePosition {
                 topic_partition: TopicPartition::new("docs", 0),
@@ -312,6 +337,34 @@ mod tests {
             assert!(header.value.as_ref().map_or(0, Bytes::len) <= HEADER_VALUE_BYTES_MAX);
         }
         assert!(headers::text(&record, DETAIL).is_some_and(|text| text.ends_with('ä')));
+    }
+
+    #[test]
+    fn the_answer_is_kept_up_to_its_bound_and_not_in_a_pointer() {
+        let with = |answer: String| DeadLetter {
+            reason: DeadLetterReason::SchemaViolation,
+            answer: Some(answer),
+            ..dead_letter()
+        };
+        let whole = with("{\"a\":\n1".to_owned());
+        let record = whole.record(&original(), "group");
+        assert_eq!(DeadLetter::read(&record).as_ref(), Some(&whole));
+        assert_eq!(headers::text(&record, ANSWER_TRUNCATED), None);
+        let fits = with("a".repeat(ANSWER_BYTES_MAX)).record(&original(), "group");
+        assert_eq!(headers::text(&fits, ANSWER_TRUNCATED), None);
+
+        let long = with(format!("a{}", "ä".repeat(ANSWER_BYTES_MAX / 2)));
+        let record = long.record(&original(), "group");
+        let kept = headers::text(&record, ANSWER).unwrap();
+        assert_eq!(kept.len(), ANSWER_BYTES_MAX - 1, "cut at a character");
+        assert_eq!(headers::text(&record, ANSWER_TRUNCATED), Some("true"));
+        let pointer = long.pointer(&original(), "group");
+        assert_eq!(headers::text(&pointer, ANSWER), None);
+        assert_eq!(headers::text(&pointer, ANSWER_TRUNCATED), None);
+
+        let again = with("short".to_owned()).record(&record, "group");
+        assert_eq!(headers::text(&again, ANSWER), Some("short"));
+        assert_eq!(headers::text(&again, ANSWER_TRUNCATED), None);
     }
 
     #[test]

@@ -25,6 +25,8 @@ pub enum DeadLetterReason {
     DeadlineExceeded,
     /// The server's answer cannot be read, each time.
     InvalidResponse,
+    /// The answer does not follow the schema, nor does the one that was asked for after it.
+    SchemaViolation,
     /// The result is larger than the output topic accepts.
     ResultTooLarge,
     /// The engine died each time that it was asked about this document alone.
@@ -33,7 +35,7 @@ pub enum DeadLetterReason {
 
 impl DeadLetterReason {
     /// All of them, for metrics and documents.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::EmptyDocument,
         Self::InvalidJson,
         Self::InvalidUtf8,
@@ -44,6 +46,7 @@ impl DeadLetterReason {
         Self::AttemptsExhausted,
         Self::DeadlineExceeded,
         Self::InvalidResponse,
+        Self::SchemaViolation,
         Self::ResultTooLarge,
         Self::EngineKilled,
     ];
@@ -62,6 +65,7 @@ impl DeadLetterReason {
             Self::AttemptsExhausted => "attempts_exhausted",
             Self::DeadlineExceeded => "deadline_exceeded",
             Self::InvalidResponse => "invalid_response",
+            Self::SchemaViolation => "schema_violation",
             Self::ResultTooLarge => "result_too_large",
             Self::EngineKilled => "engine_killed",
         }

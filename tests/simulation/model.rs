@@ -93,6 +93,7 @@ impl Complete for Model {
                 attempts: 1,
                 http_status: Some(400),
                 request_id: None,
+                answer: None,
             }));
         }
         let is_long =

@@ -32,7 +32,7 @@ static PROMPT: LazyLock<Arc<Prompt>> = LazyLock::new(|| {
         user: Some("{{ content }}".to_owned()),
         ..PromptConfig::default()
     };
-    Arc::new(Prompt::new(&config).unwrap())
+    Arc::new(Prompt::new(&config, None).unwrap())
 });
 
 /// Runs the pipeline for an instance.

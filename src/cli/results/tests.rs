@@ -260,6 +260,7 @@ async fn dead_letters_tell_their_reason() {
         http_status: None,
         attempts: 0,
         request_id: None,
+        answer: None,
         at: Timestamp::UNIX_EPOCH,
         source: source(7),
     };
