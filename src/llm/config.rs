@@ -85,6 +85,9 @@ pub struct LlmConfig {
     /// Tokens, of prompts and answers, that may be used in a day, from midnight to midnight in UTC; beyond it documents wait for
     /// midnight. What was used is not remembered over a restart: the day's count begins anew then. Default none: no bound.
     pub tokens_per_day: Option<u64>,
+    /// Memory for answers that are given again to identical requests, in bytes; identical requests that come at the same time are then
+    /// asked once. Default 0: every document is asked about.
+    pub cache_bytes_max: u64,
 }
 
 impl Default for LlmConfig {
@@ -111,6 +114,7 @@ impl Default for LlmConfig {
             requests_per_minute: None,
             tokens_per_minute: None,
             tokens_per_day: None,
+            cache_bytes_max: 0,
         }
     }
 }

@@ -9,6 +9,8 @@ mod auth;
 mod breaker;
 #[allow(dead_code, reason = "the client does not ask it yet")]
 mod budget;
+#[allow(dead_code, reason = "the client does not ask it yet")]
+mod cache;
 mod classify;
 mod client;
 mod config;
