@@ -45,26 +45,13 @@ fn breaker_in(state: State, now: Instant) -> Breaker {
     breaker
 }
 
-/// The table on the module's page, every cell of it.
-#[test]
-fn every_state_answers_every_event_as_the_table_says() {
+type Push = fn(&mut Breaker, Instant) -> Change;
+/// The state after an event, and what it changed.
+type Outcome = (State, Change);
+
+/// The table on the module's page: an event, a second after the state began, and its outcome from each state.
+fn table() -> [(Push, [(State, Outcome); 3]); 7] {
     use State::{Closed, HalfOpen, Open};
-    type Event = fn(&mut Breaker, Instant) -> Change;
-    let endpoint: Event = |b, now| b.on_failure(now, now, Fault::Endpoint, "refused");
-    let tenth: Event = |b, now| b.on_failure(now, now, Fault::Transient, "500");
-    let success: Event = |b, now| {
-        b.on_success(now);
-        Change::Nothing
-    };
-    let found: Event = |b, now| b.open(now, "found");
-    let begin: Event = |b, now| {
-        let due = b.probe_due();
-        let began = b.begin_probe(now);
-        assert_eq!(began, due.is_some());
-        Change::Nothing
-    };
-    let failed: Event = |b, now| b.probe_failed(now, "worse", SECOND);
-    let went_well: Event = |b, now| b.probe_succeeded(now);
     let nothing = Change::Nothing;
     let stays = Change::StaysOpen {
         confirmed: true,
@@ -74,60 +61,59 @@ fn every_state_answers_every_event_as_the_table_says() {
         after: SECOND,
         confirmed: false,
     };
-    for (event, from_closed, from_open, from_half_open) in [
-        (
-            endpoint,
-            (Open, Change::Opened),
-            (Open, nothing),
-            (HalfOpen, nothing),
-        ),
-        (
-            tenth,
-            (Open, Change::Opened),
-            (Open, nothing),
-            (HalfOpen, nothing),
-        ),
+    let endpoint: Push = |b, now| b.on_failure(now, now, Fault::Endpoint, "refused");
+    let tenth: Push = |b, now| b.on_failure(now, now, Fault::Transient, "500");
+    let success: Push = |b, now| {
+        b.on_success(now);
+        Change::Nothing
+    };
+    let found: Push = |b, now| b.open(now, "found");
+    let begin: Push = |b, now| {
+        let due = b.probe_due();
+        assert_eq!(b.begin_probe(now), due.is_some());
+        Change::Nothing
+    };
+    let failed: Push = |b, now| b.probe_failed(now, "worse", SECOND);
+    let went_well: Push = |b, now| b.probe_succeeded(now);
+    let row = |closed, open, half_open| [(Closed, closed), (Open, open), (HalfOpen, half_open)];
+    let opens = row((Open, Change::Opened), (Open, nothing), (HalfOpen, nothing));
+    [
+        (endpoint, opens),
+        (tenth, opens),
+        (found, opens),
         (
             success,
-            (Closed, nothing),
-            (Open, nothing),
-            (HalfOpen, nothing),
-        ),
-        (
-            found,
-            (Open, Change::Opened),
-            (Open, nothing),
-            (HalfOpen, nothing),
+            row((Closed, nothing), (Open, nothing), (HalfOpen, nothing)),
         ),
         (
             begin,
-            (Closed, nothing),
-            (HalfOpen, nothing),
-            (HalfOpen, nothing),
+            row((Closed, nothing), (HalfOpen, nothing), (HalfOpen, nothing)),
         ),
-        (failed, (Closed, nothing), (Open, nothing), (Open, stays)),
+        (
+            failed,
+            row((Closed, nothing), (Open, nothing), (Open, stays)),
+        ),
         (
             went_well,
-            (Closed, nothing),
-            (Open, nothing),
-            (Closed, closed),
+            row((Closed, nothing), (Open, nothing), (Closed, closed)),
         ),
-    ] {
-        for (from, (to, change)) in [
-            (Closed, from_closed),
-            (Open, from_open),
-            (HalfOpen, from_half_open),
-        ] {
+    ]
+}
+
+#[test]
+fn every_state_answers_every_event_as_the_table_says() {
+    for (event, outcomes) in table() {
+        for (from, (to, change)) in outcomes {
             let began = Instant::now();
             let mut breaker = breaker_in(from, began);
             assert_eq!(event(&mut breaker, began + SECOND), change, "from {from:?}");
             assert_eq!(breaker.state(), to, "from {from:?}");
-            assert_eq!(breaker.passes(), to == Closed);
-            assert_eq!(breaker.reason().is_some(), to != Closed);
-            assert_eq!(breaker.probe_due().is_some(), to == Open);
+            assert_eq!(breaker.passes(), to == State::Closed);
+            assert_eq!(breaker.reason().is_some(), to != State::Closed);
+            assert_eq!(breaker.probe_due().is_some(), to == State::Open);
             let opened_at = match (from, to) {
-                (_, Closed) => None,
-                (Closed, _) => Some(began + SECOND),
+                (_, State::Closed) => None,
+                (State::Closed, _) => Some(began + SECOND),
                 _ => Some(began),
             };
             assert_eq!(breaker.opened_at(), opened_at);
