@@ -85,6 +85,18 @@ pub struct LlmConfig {
     /// The longest `Retry-After` that is followed; a longer one is cut to this. Default 60 s.
     #[serde(with = "crate::types::duration")]
     pub retry_after_max: Duration,
+    /// Calls that may be made in a minute; beyond it documents wait. In any 60 s at most a sixth more, as up to 10 s' worth may leave at
+    /// once, and never less than one request more. Default none: no bound.
+    pub requests_per_minute: Option<u64>,
+    /// Tokens, of prompts and answers, that may be used in a minute; beyond it documents wait. In any 60 s at most a sixth more, or one
+    /// document more where that is larger. Default none: no bound.
+    pub tokens_per_minute: Option<u64>,
+    /// Tokens, of prompts and answers, that may be used in a day, from midnight to midnight in UTC; beyond it documents wait for
+    /// midnight. What was used is not remembered over a restart: the day's count begins anew then. Default none: no bound.
+    pub tokens_per_day: Option<u64>,
+    /// Memory for answers that are given again to identical requests, in bytes; identical requests that come at the same time are then
+    /// asked once. Default 0: every document is asked about.
+    pub cache_bytes_max: u64,
 }
 
 impl Default for LlmConfig {
@@ -110,6 +122,10 @@ impl Default for LlmConfig {
             retry_backoff_initial: Duration::from_millis(250),
             retry_backoff_max: Duration::from_secs(10),
             retry_after_max: Duration::from_mins(1),
+            requests_per_minute: None,
+            tokens_per_minute: None,
+            tokens_per_day: None,
+            cache_bytes_max: 0,
         }
     }
 }
@@ -181,6 +197,17 @@ impl LlmConfig {
                 "llm.response_bytes_max = {}: must be at least 1024",
                 self.response_bytes_max
             ));
+        }
+        for (key, value) in [
+            ("llm.requests_per_minute", self.requests_per_minute),
+            ("llm.tokens_per_minute", self.tokens_per_minute),
+            ("llm.tokens_per_day", self.tokens_per_day),
+        ] {
+            if value == Some(0) {
+                problems.push(format!(
+                    "{key} = 0: nothing could ever be asked; set at least 1, or remove it for no bound"
+                ));
+            }
         }
     }
 
@@ -363,6 +390,18 @@ mod tests {
             ),
             (Box::new(|c| c.top_p = Some(0.0)), "llm.top_p = 0"),
             (Box::new(|c| c.max_tokens = 0), "llm.max_tokens = 0"),
+            (
+                Box::new(|c| c.requests_per_minute = Some(0)),
+                "llm.requests_per_minute = 0",
+            ),
+            (
+                Box::new(|c| c.tokens_per_minute = Some(0)),
+                "llm.tokens_per_minute = 0",
+            ),
+            (
+                Box::new(|c| c.tokens_per_day = Some(0)),
+                "llm.tokens_per_day = 0",
+            ),
             (Box::new(|c| c.timeout = Duration::ZERO), "llm.timeout = 0s"),
             (
                 Box::new(|c| c.deadline = Duration::from_secs(1)),
