@@ -247,11 +247,10 @@ impl<'a> Attempts<'a> {
                 .instrument(span.clone())
                 .await
         };
-        let time = began.elapsed();
         self.request_id = Some(request_id);
         span.in_scope(|| match outcome {
             Ok(answer) => self.answered(permit, answer, began),
-            Err(failure) => self.failed(permit, outages, failure, time),
+            Err(failure) => self.failed(permit, outages, failure, began),
         })
     }
 
@@ -335,12 +334,18 @@ impl<'a> Attempts<'a> {
         true
     }
 
-    fn failed(&mut self, permit: &Permit, outages: u64, failure: Failure, time: Duration) -> Next {
+    fn failed(
+        &mut self,
+        permit: &Permit,
+        outages: u64,
+        failure: Failure,
+        began: Instant,
+    ) -> Next {
         let client = self.client;
         let endpoint = client.endpoint(permit.lane());
         client.metrics().failed(failure.fault);
         if !self.history.is_stale_connection(failure.fault) {
-            endpoint.note_failure(&failure);
+            endpoint.note_failure(began, &failure);
             let (lane, alone) = (permit.lane(), permit.is_alone());
             self.suspicion
                 .note_failure(failure.fault, lane, outages, alone, Instant::now());
@@ -361,7 +366,7 @@ impl<'a> Attempts<'a> {
         if matches!(refused, Some(Refused::Begins | Refused::OnTrial)) {
             return Next::Refused(failure);
         }
-        let decision = self.history.decide(&failure, time, client.view());
+        let decision = self.history.decide(&failure, began.elapsed(), client.view());
         tracing::debug!(
             error = %failure.detail,
             fault = failure.fault.as_str(),

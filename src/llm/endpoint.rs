@@ -4,7 +4,7 @@
 //! 1. While it is held nothing but the probe is sent to it, and its lane in the pool is closed.
 //! 2. A hold ends by a probe that went well: a chat completion of one token with the parameters that documents use. It is tried at
 //!    once and then at least every second or so.
-//! 3. A fault of the endpoint holds at once; [`FAILURES_TO_HOLD`] transient failures without a success in between hold as well.
+//! 3. Whether it is held is its breaker's decision; gate and lane follow it under the same lock, so that they never say otherwise.
 //! 4. `/health` is asked every [`HEALTH_EVERY`] while it is not held: an engine that died while nobody called is known before the next
 //!    document. What it says is not believed while the probe says otherwise.
 
@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::api::{self, Answer, CHAT_PATH, ChatRequest, HEALTH_PATH, MODELS_PATH};
 use super::auth::Authorization;
+use super::breaker::{Breaker, Change};
 use super::classify::{self, Failure, Fault, Target};
 use super::gate::{Gate, Hold, JointGate, Turn};
 use super::metrics::LlmMetrics;
@@ -29,9 +30,6 @@ use super::{LlmConfig, LlmError, Message, ServedModel};
 use crate::clock;
 use crate::retry::Backoff;
 
-/// Transient failures in a row, over all documents, that hold the work. At a steady failure rate of three in ten a row of ten comes
-/// once in a hundred thousand calls, and costs one probe.
-const FAILURES_TO_HOLD: u32 = 10;
 /// Ceilings of the waits between two probes.
 const PROBE_WAIT_INITIAL: Duration = Duration::from_millis(250);
 /// See [`PROBE_WAIT_INITIAL`]; with the probe itself it must stay below the two seconds in which work resumes.
@@ -145,9 +143,9 @@ impl Common {
 }
 
 /// What calls to one endpoint have shown, over all documents.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Record {
-    failures_in_row: u32,
+    breaker: Breaker,
     /// When the call began that began last among those that succeeded. Not when it ended: a server that shuts down answers what it has and
     /// refuses what is new.
     last_success: Option<Instant>,
@@ -162,7 +160,6 @@ pub(super) struct Endpoint {
     url: Arc<str>,
     gate: Gate,
     record: Mutex<Record>,
-    outages: AtomicU64,
     /// What the server says of the model's context, in tokens; 0 while it is not known.
     context: AtomicU64,
     /// Whether what `/health` says agreed with the probe the last time.
@@ -171,13 +168,16 @@ pub(super) struct Endpoint {
 
 impl Endpoint {
     pub(super) fn new(common: Arc<Common>, index: usize, url: String) -> Self {
+        let record = Record {
+            breaker: Breaker::new(format!("{url} (LLM_URL)")),
+            last_success: None,
+        };
         Self {
             common,
             index,
             url: url.into(),
             gate: Gate::new(),
-            record: Mutex::default(),
-            outages: AtomicU64::new(0),
+            record: Mutex::new(record),
             context: AtomicU64::new(0),
             health_is_believed: AtomicBool::new(true),
         }
@@ -205,9 +205,10 @@ impl Endpoint {
 
     /// What it has shown since the start.
     pub(super) fn shown(&self) -> Shown {
+        let record = self.record();
         Shown {
-            outages: self.outages.load(Ordering::Acquire),
-            last_success: self.record().last_success,
+            outages: record.breaker.outages(),
+            last_success: record.last_success,
         }
     }
 
@@ -215,64 +216,58 @@ impl Endpoint {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call that began at `began` was answered.
-    pub(super) fn note_success(&self, began: Instant) {
+    /// A call that was sent at `sent` was answered.
+    pub(super) fn note_success(&self, sent: Instant) {
         let mut record = self.record();
-        record.failures_in_row = 0;
-        record.last_success = record.last_success.max(Some(began));
+        record.breaker.on_success(sent);
+        record.last_success = record.last_success.max(Some(sent));
     }
 
-    /// A call failed; holds the endpoint when that is its fault or one of too many.
-    pub(super) fn note_failure(&self, failure: &Failure) {
-        match failure.fault {
-            Fault::Endpoint => self.hold(&failure.detail),
-            Fault::Transient
-            | Fault::Disconnected
-            | Fault::TimedOut
-            | Fault::Aborted
-            | Fault::Unreadable
-            | Fault::Empty => {
-                let failures = {
-                    let mut record = self.record();
-                    record.failures_in_row = record.failures_in_row.saturating_add(1);
-                    record.failures_in_row
-                };
-                if failures >= FAILURES_TO_HOLD {
-                    self.hold(&format!(
-                        "{} (LLM_URL) failed {failures} times in a row, the last time: {}",
-                        self.url, failure.detail
-                    ));
-                }
-            }
-            Fault::Capacity { .. } | Fault::Request | Fault::Document(_) | Fault::TooLong => {}
-        }
+    /// A call that was sent at `sent` failed; holds the endpoint when that is its fault or one of too many.
+    pub(super) fn note_failure(&self, sent: Instant, failure: &Failure) {
+        let (fault, detail) = (failure.fault, &failure.detail);
+        self.change(|breaker| breaker.on_failure(Instant::now(), sent, fault, detail));
     }
 
     /// Holds the endpoint, if it is not held already. What is told of it is the keeper's business.
     pub(super) fn hold(&self, reason: &str) {
-        if self.gate.hold(reason) {
-            self.common.pool.set_closed(self.index, true);
-            self.show(Some(reason));
-        }
+        self.change(|breaker| breaker.open(Instant::now(), reason));
     }
 
-    /// Replaces the reason of a hold; true when it differs.
-    fn explain(&self, reason: &str) -> bool {
-        let changed = self.gate.explain(reason);
-        if changed {
-            self.show(Some(reason));
-        }
-        changed
-    }
-
-    /// Ends the hold after a probe that began at `began` and succeeded.
-    fn release(&self, began: Instant) -> Option<Hold> {
+    /// Ends the hold after a probe that was sent at `sent` and succeeded.
+    fn release(&self, sent: Instant) -> Option<Hold> {
         // Before the end: a document that wakes must see that the probe succeeded.
-        self.note_success(began);
-        let hold = self.gate.release()?;
-        self.show(None);
-        self.common.pool.set_closed(self.index, false);
-        Some(hold)
+        self.note_success(sent);
+        let hold = self.gate.current();
+        let change = self.change(|breaker| breaker.probe_succeeded(Instant::now()));
+        hold.filter(|_| matches!(change, Change::Closed { .. }))
+    }
+
+    /// Changes the breaker, and with it the gate and the lane.
+    fn change(&self, change: impl FnOnce(&mut Breaker) -> Change) -> Change {
+        let mut record = self.record();
+        let change = change(&mut record.breaker);
+        let reason = record.breaker.reason();
+        match change {
+            Change::Opened => {
+                self.gate.hold(reason.unwrap_or_default());
+                self.common.pool.set_closed(self.index, true);
+                self.show(reason);
+            }
+            Change::StaysOpen {
+                explained: true, ..
+            } => {
+                self.gate.explain(reason.unwrap_or_default());
+                self.show(reason);
+            }
+            Change::Closed { .. } => {
+                drop(self.gate.release());
+                self.show(None);
+                self.common.pool.set_closed(self.index, false);
+            }
+            Change::Nothing | Change::StaysOpen { .. } => {}
+        }
+        change
     }
 
     fn show(&self, reason: Option<&str>) {
@@ -496,9 +491,13 @@ impl Endpoint {
     async fn keep_one_hold(&self) {
         let mut backoff = Backoff::new(PROBE_WAIT_INITIAL, PROBE_WAIT_MAX);
         let mut next_report = Instant::now() + FIRST_REPORT_AFTER;
-        let mut confirmed = false;
-        let began = loop {
-            let began = Instant::now();
+        let mut has_failed = false;
+        let sent = loop {
+            let sent = Instant::now();
+            if !self.record().breaker.begin_probe(sent) {
+                // Nobody else probes, and the wait is over: it can only be closed.
+                return;
+            }
             let probe = self.probe();
             tokio::pin!(probe);
             let outcome = loop {
@@ -509,26 +508,35 @@ impl Endpoint {
                     () = sleep_until(next_report) => self.report(&mut next_report),
                 }
             };
-            let Err(failure) = outcome else { break began };
-            let changed = self.explain(&failure.detail);
-            if changed || !confirmed || Instant::now() >= next_report {
+            let Err(failure) = outcome else { break sent };
+            let wait = backoff.next_delay();
+            let change = self
+                .change(|breaker| breaker.probe_failed(Instant::now(), &failure.detail, wait));
+            let is_news = matches!(
+                change,
+                Change::StaysOpen {
+                    confirmed: true,
+                    ..
+                } | Change::StaysOpen {
+                    explained: true,
+                    ..
+                }
+            );
+            if is_news || Instant::now() >= next_report {
                 self.report(&mut next_report);
             }
-            if !confirmed {
-                confirmed = true;
-                self.outages.fetch_add(1, Ordering::AcqRel);
-            }
-            sleep(backoff.next_delay()).await;
+            has_failed = true;
+            sleep(wait).await;
             self.common.authorization.reload();
         };
-        let Some(hold) = self.release(began) else {
+        let Some(hold) = self.release(sent) else {
             return;
         };
         let length = hold.began.elapsed();
         let held_for = humantime::format_duration(length.saturating_sub(Duration::from_nanos(
             u64::from(length.subsec_nanos() % 1_000_000),
         )));
-        if confirmed {
+        if has_failed {
             tracing::info!(url = %self.url, %held_for, "the model server answers again: the work goes on");
         } else {
             tracing::info!(

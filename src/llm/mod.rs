@@ -6,7 +6,6 @@
 mod api;
 mod attempts;
 mod auth;
-#[allow(dead_code, reason = "the endpoint does not go by it yet")]
 mod breaker;
 #[allow(dead_code, reason = "the client does not ask it yet")]
 mod budget;
