@@ -27,7 +27,7 @@ pub use config::{LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
 pub use gate::Hold;
 pub use metrics::LlmMetrics;
-pub use prompt::{KafkaContext, Prompt, PromptError, PromptSetupError};
+pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
 
 use std::time::Duration;
