@@ -12,6 +12,8 @@ mod endpoint;
 mod error;
 mod gate;
 mod limiter;
+#[allow(dead_code, reason = "the client does not ask through it yet")]
+mod long;
 mod metrics;
 mod policy;
 mod prompt;
@@ -26,6 +28,7 @@ pub use client::{LlmState, VllmClient};
 pub use config::{LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
 pub use gate::Hold;
+pub use long::{LongDocumentsConfig, LongPolicy, LongSummary, TruncateKeep};
 pub use metrics::LlmMetrics;
 pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
