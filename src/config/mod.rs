@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::kafka::{DriverChoice, KafkaConfig, Needs, choose_driver};
-use crate::llm::{LlmConfig, PromptConfig};
+use crate::llm::{LlmConfig, LongDocumentsConfig, PromptConfig};
 use crate::offsets::Guarantee;
 use crate::pipeline::{
     Assignment, DeadLettersConfig, InputConfig, IsolationLevel, OutputConfig, PipelineConfig,
@@ -45,6 +45,8 @@ pub struct Settings {
     pub llm: LlmConfig,
     /// What the model is asked.
     pub prompt: PromptConfig,
+    /// Documents that are longer than the model's context.
+    pub long_documents: LongDocumentsConfig,
     /// The admin server.
     pub admin: AdminConfig,
     /// Logs.
@@ -138,6 +140,7 @@ impl Settings {
             #[serde(skip_serializing_if = "Option::is_none")]
             schema_file: Option<&'a Path>,
             prompt: &'a PromptConfig,
+            long_documents: &'a LongDocumentsConfig,
             format: crate::records::document::InputFormat,
             content_field: &'a str,
         }
@@ -149,6 +152,7 @@ impl Settings {
             seed: self.llm.seed,
             schema_file: self.llm.schema_file.as_deref(),
             prompt: &self.prompt,
+            long_documents: &self.long_documents,
             format: self.input.format,
             content_field: &self.input.content_field,
         };

@@ -1,6 +1,7 @@
 use std::io::Write as _;
 
 use super::*;
+use crate::llm::{LongPolicy, TruncateKeep};
 
 fn load(
     file: &str,
@@ -100,7 +101,13 @@ fn text_that_looks_like_a_number_stays_text() {
 /// A new optional key has to say whether it is text.
 #[test]
 fn every_key_without_a_default_has_a_known_type() {
-    let numbers = ["llm.seed", "llm.top_p", "processing.commit_interval_ms"];
+    let numbers = [
+        "llm.seed",
+        "llm.top_p",
+        "processing.commit_interval_ms",
+        "long_documents.map_tokens",
+        "long_documents.context_tokens",
+    ];
     let defaults = layers::defaults();
     for key in layers::leaves(&defaults, "") {
         let value = key.split('.').fold(&defaults, |value, part| &value[part]);
@@ -220,4 +227,23 @@ fn the_generation_follows_what_decides_an_answer() {
     assert_eq!(base.generation(), same.generation());
     assert_ne!(base.generation(), other.generation());
     assert_eq!(base.generation().len(), 16);
+}
+
+#[test]
+fn long_documents_are_set_like_the_rest_and_checked() {
+    let file = "[long_documents]\npolicy = \"truncate\"\ntruncate_keep = \"ends\"\n";
+    let settings = load(file, &[("KLP_LONG_DOCUMENTS__CONTEXT_TOKENS", "4096")], &[]).unwrap();
+    assert_eq!(settings.long_documents.policy, LongPolicy::Truncate);
+    assert_eq!(settings.long_documents.truncate_keep, TruncateKeep::Ends);
+    assert_eq!(settings.long_documents.context_tokens, Some(4_096));
+    assert_ne!(
+        settings.generation(),
+        load("", &[], &[]).unwrap().generation()
+    );
+    let message = problem("", &[], &[("long_documents.calls_max", "0")]);
+    assert!(
+        message.starts_with("long_documents.calls_max = 0:")
+            && message.ends_with("(from the command line)"),
+        "{message}"
+    );
 }

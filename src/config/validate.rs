@@ -23,6 +23,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     ownership(settings, &mut problems);
     problems.extend(settings.llm.validate());
     problems.extend(settings.prompt.validate());
+    problems.extend(settings.long_documents.validate());
     problems
 }
 

@@ -334,13 +334,7 @@ impl<'a> Attempts<'a> {
         true
     }
 
-    fn failed(
-        &mut self,
-        permit: &Permit,
-        outages: u64,
-        failure: Failure,
-        began: Instant,
-    ) -> Next {
+    fn failed(&mut self, permit: &Permit, outages: u64, failure: Failure, began: Instant) -> Next {
         let client = self.client;
         let endpoint = client.endpoint(permit.lane());
         client.metrics().failed(failure.fault);
@@ -366,7 +360,9 @@ impl<'a> Attempts<'a> {
         if matches!(refused, Some(Refused::Begins | Refused::OnTrial)) {
             return Next::Refused(failure);
         }
-        let decision = self.history.decide(&failure, began.elapsed(), client.view());
+        let decision = self
+            .history
+            .decide(&failure, began.elapsed(), client.view());
         tracing::debug!(
             error = %failure.detail,
             fault = failure.fault.as_str(),

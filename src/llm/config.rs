@@ -323,6 +323,12 @@ pub struct PromptConfig {
     pub user: Option<String>,
     /// A file with that template, instead of `user`. Default none.
     pub user_file: Option<PathBuf>,
+    /// Template of the user message that asks for notes of one part of a long document. In scope beside the rest: `part` (from 1),
+    /// `parts`, and `words`, which the notes may have. Default: take notes of a financial document.
+    pub map: Option<String>,
+    /// Template of the user message that asks to merge notes, which are `content`; in scope as for `map`. Default: merge notes of a
+    /// financial document.
+    pub reduce: Option<String>,
 }
 
 impl PromptConfig {
@@ -334,7 +340,12 @@ impl PromptConfig {
             problems
                 .push("prompt.user and prompt.user_file are both set: keep one of them".to_owned());
         }
-        for (key, template) in [("prompt.system", &self.system), ("prompt.user", &self.user)] {
+        for (key, template) in [
+            ("prompt.system", &self.system),
+            ("prompt.user", &self.user),
+            ("prompt.map", &self.map),
+            ("prompt.reduce", &self.reduce),
+        ] {
             if template.as_ref().is_some_and(|text| text.trim().is_empty()) {
                 problems.push(format!(
                     "{key} = ``: is empty; remove it or write a template"

@@ -510,8 +510,8 @@ impl Endpoint {
             };
             let Err(failure) = outcome else { break sent };
             let wait = backoff.next_delay();
-            let change = self
-                .change(|breaker| breaker.probe_failed(Instant::now(), &failure.detail, wait));
+            let change =
+                self.change(|breaker| breaker.probe_failed(Instant::now(), &failure.detail, wait));
             let is_news = matches!(
                 change,
                 Change::StaysOpen {

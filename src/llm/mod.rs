@@ -17,6 +17,7 @@ mod config;
 mod endpoint;
 mod error;
 mod gate;
+mod long;
 mod metrics;
 mod policy;
 mod pool;
@@ -36,8 +37,9 @@ pub use client::{LlmState, VllmClient};
 pub use config::{LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
 pub use gate::Hold;
+pub use long::{LongDocumentsConfig, LongPolicy, LongSummary, TruncateKeep};
 pub use metrics::LlmMetrics;
-pub use prompt::{KafkaContext, Prompt, PromptError, PromptSetupError};
+pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use schema::AnswerSchema;
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
 

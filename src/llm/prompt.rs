@@ -41,8 +41,33 @@ JSON Schema:
 Document:
 {{ content }}";
 
+/// Asks for notes of one part of a document that is too long to be read at once.
+const DEFAULT_MAP: &str = "\
+You are a financial analyst. A long financial document is read in {{ parts }} parts; part {{ part }} is at the end of this message. \
+Take notes of this part for a colleague who will not see it.
+
+Note every fact of weight: figures with unit, period and change; companies, persons, dates and events; guidance; risks and their \
+causes. Keep figures and names exactly as they are written. One fact per line, without introduction. Draw no conclusion that the \
+text does not draw, and leave out boilerplate. A part without such facts is noted as \"nothing of weight\". Use at most {{ words }} words.
+
+Part {{ part }} of {{ parts }}:
+{{ content }}";
+
+/// Asks for one set of notes out of several that follow each other in the document.
+const DEFAULT_REDUCE: &str = "\
+You are a financial analyst. Below are notes that were taken of consecutive parts of one long financial document, in its order. \
+Merge them into one set of notes for a colleague who will see nothing else.
+
+Keep the order, and keep every figure with its unit and period. Name what is repeated once; where notes contradict each other, keep \
+both. Add nothing. One fact per line, without introduction. Use at most {{ words }} words.
+
+Notes:
+{{ content }}";
+
 const SYSTEM: &str = "prompt.system";
 const USER: &str = "prompt.user";
+const MAP: &str = "prompt.map";
+const REDUCE: &str = "prompt.reduce";
 
 /// A template that cannot be used: found at the start.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +121,32 @@ pub struct KafkaContext {
     pub timestamp: Option<String>,
 }
 
+/// What the model is asked for, of a document or of a part of one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Question {
+    /// The answer: `prompt.user`.
+    Answer,
+    /// Notes of one part: `prompt.map`.
+    Notes(Place),
+    /// One set of notes out of several: `prompt.reduce`.
+    Merge(Place),
+}
+
+/// Which part is asked about; in the templates' scope by these names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Which one, from 1.
+    pub part: usize,
+    /// Of how many.
+    pub parts: usize,
+    /// How many words the answer may have.
+    pub words: u64,
+}
+
+/// A context that is made ready once for many renderings, each with a content of its own.
+#[derive(Debug, Clone)]
+pub struct Scope(minijinja::Value);
+
 /// The parsed templates.
 #[derive(Debug)]
 pub struct Prompt {
@@ -124,9 +175,16 @@ impl Prompt {
             (None, None) if schema.is_some() => DEFAULT_USER_JSON.to_owned(),
             (None, None) => DEFAULT_USER.to_owned(),
         };
+        let map = config.map.as_deref().unwrap_or(DEFAULT_MAP);
+        let reduce = config.reduce.as_deref().unwrap_or(DEFAULT_REDUCE);
         let mut hasher = Sha256::new();
-        for part in [config.system.as_deref(), Some(user.as_str())] {
-            // Presence and length first, so that no two pairs of templates run together.
+        for part in [
+            config.system.as_deref(),
+            Some(user.as_str()),
+            Some(map),
+            Some(reduce),
+        ] {
+            // Presence and length first, so that no two sets of templates run together.
             let length = part.map_or(u64::MAX, |text| {
                 u64::try_from(text.len()).unwrap_or(u64::MAX)
             });
@@ -147,6 +205,8 @@ impl Prompt {
             add(&mut environment, SYSTEM, SYSTEM, system.clone())?;
         }
         add(&mut environment, USER, &origin, user)?;
+        add(&mut environment, MAP, MAP, map.to_owned())?;
+        add(&mut environment, REDUCE, REDUCE, reduce.to_owned())?;
         Ok(Self {
             environment,
             has_system: config.system.is_some(),
@@ -166,15 +226,71 @@ impl Prompt {
     /// # Errors
     /// When a field is missing or does not fit the template.
     pub fn render(&self, context: &Value) -> Result<Vec<Message>, PromptError> {
-        let mut context = to_template(context);
-        if let Some(schema) = &self.schema {
-            context = context! { schema, ..context };
+        self.messages(USER, &self.with_schema(to_template(context)))
+    }
+
+    /// Makes `context` ready for [`Prompt::render_with`]. It need not hold `content`; one that it holds is not seen.
+    #[must_use]
+    pub fn scope(&self, context: &Value) -> Scope {
+        Scope(
+            self.with_schema(match context {
+                Value::Object(fields) => minijinja::Value::from_pairs(
+                    fields
+                        .iter()
+                        .filter(|(name, _)| *name != "content")
+                        .map(|(name, value)| (name.as_str(), to_template(value))),
+                ),
+                other => to_template(other),
+            }),
+        )
+    }
+
+    /// The schema lies over the document's fields: a field of its name must not take its place.
+    fn with_schema(&self, fields: minijinja::Value) -> minijinja::Value {
+        match &self.schema {
+            Some(schema) => context! { schema, ..fields },
+            None => fields,
         }
+    }
+
+    /// Renders the messages of one call about `content`, which may be a part of a document or notes of it. Copies no more than
+    /// `content`.
+    ///
+    /// # Errors
+    /// When a field is missing or does not fit the template.
+    pub fn render_with(
+        &self,
+        question: Question,
+        scope: &Scope,
+        content: &str,
+    ) -> Result<Vec<Message>, PromptError> {
+        let base = scope.0.clone();
+        // Of two values of one name the first is seen.
+        let context = match question {
+            Question::Answer => minijinja::context! { content, ..base },
+            Question::Notes(Place { part, parts, words })
+            | Question::Merge(Place { part, parts, words }) => {
+                minijinja::context! { content, part, parts, words, ..base }
+            }
+        };
+        let name = match question {
+            Question::Answer => USER,
+            Question::Notes(_) => MAP,
+            Question::Merge(_) => REDUCE,
+        };
+        self.messages(name, &context)
+    }
+
+    fn messages(
+        &self,
+        name: &'static str,
+        context: &minijinja::Value,
+    ) -> Result<Vec<Message>, PromptError> {
         let mut messages = Vec::with_capacity(2);
         if self.has_system {
-            messages.push(self.message("system", SYSTEM, &context)?);
+            messages.push(self.message("system", SYSTEM, context)?);
         }
-        messages.push(self.message("user", USER, &context)?);
+        messages.push(self.message("user", name, context)?);
         Ok(messages)
     }
 
@@ -472,5 +588,107 @@ mod tests {
         let rendered = |schema| Prompt::new(&config, schema).unwrap().render(&context);
         assert_eq!(rendered(Some("ours")).unwrap()[0].content, "ours|x");
         assert_eq!(rendered(None).unwrap()[0].content, "the document's|x");
+    }
+
+    fn place(part: usize) -> Place {
+        Place {
+            part,
+            parts: 7,
+            words: 150,
+        }
+    }
+
+    #[test]
+    fn a_part_is_rendered_with_its_place_and_the_documents_fields() {
+        let prompt = Prompt::new(
+            &PromptConfig {
+                system: Some("You read {{ company }}.".into()),
+                map: Some("{{ company }} {{ part }}/{{ parts }} {{ words }}: {{ content }}".into()),
+                reduce: Some("merge {{ part }}/{{ parts }}: {{ content }}".into()),
+                user: Some("{{ content }} of {{ company }}".into()),
+                ..PromptConfig::default()
+            },
+            None,
+        )
+        .unwrap();
+        let scope = prompt.scope(&json!({"company": "A & B", "content": "whole", "part": "x"}));
+        for (question, expected) in [
+            (Question::Notes(place(2)), "A & B 2/7 150: piece"),
+            (Question::Merge(place(1)), "merge 1/7: piece"),
+            (Question::Answer, "piece of A & B"),
+        ] {
+            let messages = prompt.render_with(question, &scope, "piece").unwrap();
+            assert_eq!(messages[0].content, "You read A & B.");
+            assert_eq!(messages[1].content, expected);
+        }
+    }
+
+    #[test]
+    fn rendering_with_a_content_is_the_same_as_with_it_in_the_context() {
+        let context = json!({"company": "A", "content": "text"});
+        let prompt = prompt("{{ company }}: {{ content }}");
+        assert_eq!(
+            prompt.render(&context),
+            prompt.render_with(Question::Answer, &prompt.scope(&context), "text")
+        );
+    }
+
+    #[test]
+    fn the_place_is_no_field_of_the_answer_and_a_missing_field_is_named() {
+        let prompt = Prompt::new(
+            &PromptConfig {
+                user: Some("{{ part }}".into()),
+                map: Some("{{ ticker }}".into()),
+                ..PromptConfig::default()
+            },
+            None,
+        )
+        .unwrap();
+        let scope = prompt.scope(&json!({}));
+        let error = prompt
+            .render_with(Question::Answer, &scope, "x")
+            .unwrap_err();
+        assert!(error.to_string().contains("`part`"), "{error}");
+        let error = prompt
+            .render_with(Question::Notes(place(1)), &scope, "x")
+            .unwrap_err();
+        assert_eq!(error.key, "prompt.map");
+        assert!(error.to_string().contains("`ticker`"), "{error}");
+    }
+
+    #[test]
+    fn the_default_templates_name_part_and_length_and_end_with_the_content() {
+        let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
+        let scope = prompt.scope(&json!({}));
+        let notes = prompt
+            .render_with(Question::Notes(place(3)), &scope, "Revenue rose.")
+            .unwrap();
+        assert_eq!(notes.len(), 1);
+        assert!(notes[0].content.contains("at most 150 words"));
+        assert!(notes[0].content.ends_with("Part 3 of 7:\nRevenue rose."));
+        let merged = prompt
+            .render_with(Question::Merge(place(3)), &scope, "Revenue rose.")
+            .unwrap();
+        assert!(merged[0].content.ends_with("Notes:\nRevenue rose."));
+    }
+
+    #[test]
+    fn the_hash_covers_the_templates_of_parts() {
+        let with = |map: Option<&str>, reduce: Option<&str>| {
+            Prompt::new(
+                &PromptConfig {
+                    map: map.map(str::to_owned),
+                    reduce: reduce.map(str::to_owned),
+                    ..PromptConfig::default()
+                },
+                None,
+            )
+            .unwrap()
+            .template_hash()
+            .to_owned()
+        };
+        assert_eq!(with(None, None), with(Some(DEFAULT_MAP), None));
+        assert_ne!(with(None, None), with(Some("a"), None));
+        assert_ne!(with(Some("a"), Some("b")), with(Some("b"), Some("a")));
     }
 }

@@ -1,0 +1,297 @@
+//! Documents that are longer than the model's context: read part by part, shortened, or given up, and never silently.
+//!
+//! 1. A prompt fits when it leaves room for the answer: vLLM cuts `max_tokens` to what is left of the context without a word.
+//! 2. What an estimate says is too long is treated as long; given up for its length is only what was counted, or what the server refused.
+//! 3. A shortened document says so in its prompt and in its result; notes that had to be cut are counted.
+//!
+//! It knows no server: calls, counts and limits come through [`Ask`].
+
+mod config;
+mod headings;
+mod map_reduce;
+mod meter;
+mod split;
+mod tokens;
+mod truncate;
+
+pub use config::{LongDocumentsConfig, LongPolicy, TruncateKeep};
+pub(super) use tokens::TokenEstimate;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use self::meter::{Fit, Meter};
+use self::tokens::{Scale, cost, cost_of};
+use super::{CompleteError, Completion, GiveUp, Message, Prompt, Question, Scope};
+use crate::types::DeadLetterReason;
+
+/// How often a shortened document is shortened again before it is given up: a refused one loses a quarter each time, so a third of the
+/// room is left after the last.
+const SHORTEN_TRIES_MAX: u32 = 5;
+/// The least room for a document's text or notes, in tokens: some sentences. Below it a context is of no use with its prompt.
+const ROOM_TOKENS_MIN: u64 = 32;
+
+/// What a call is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The document's answer.
+    Answer,
+    /// Notes of a part.
+    Map {
+        /// Which one, from 1.
+        part: usize,
+        /// Of how many.
+        parts: usize,
+    },
+    /// Notes merged.
+    Reduce {
+        /// How often notes were merged before, and this once; from 1.
+        level: u32,
+        /// Which call of this level, from 1.
+        part: usize,
+        /// Of how many.
+        parts: usize,
+    },
+}
+
+/// Why a call has no answer.
+#[derive(Debug)]
+pub(super) enum AskError {
+    /// The server says that the prompt is longer than the context.
+    TooLong,
+    /// For good, and for the whole document.
+    Failed(CompleteError),
+}
+
+/// Asks the model's server. The one trait between this module and the client.
+#[async_trait]
+pub(super) trait Ask: Sync {
+    /// One call under all limits, retries included. The answer has at most `answer_tokens` tokens, and one that was cut there is an
+    /// answer. The usage is this call's alone.
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the call on the server.
+    async fn ask(
+        &self,
+        messages: Vec<Message>,
+        answer_tokens: u32,
+        step: Step,
+    ) -> Result<Completion, AskError>;
+
+    /// Tokens of these messages as the server counts them, the chat template included; `None` when it cannot tell.
+    async fn count(&self, messages: &[Message]) -> Option<u64>;
+
+    /// How many calls may usefully be on their way at once; at least 1.
+    fn width(&self) -> usize;
+}
+
+/// A document and how it is put into words.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Document<'a> {
+    /// The templates.
+    pub(super) prompt: &'a Prompt,
+    /// What templates see beside the content.
+    pub(super) scope: &'a Scope,
+    /// The text.
+    pub(super) content: &'a str,
+}
+
+impl Document<'_> {
+    /// The messages that ask `question` about `content`.
+    fn render(&self, question: Question, content: &str) -> Result<Vec<Message>, CompleteError> {
+        self.prompt
+            .render_with(question, self.scope, content)
+            .map_err(|error| give_up(DeadLetterReason::PromptFailed, error.to_string()))
+    }
+}
+
+/// What a prompt and its answer have to fit in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// The model's context, prompt and answer together; `None` when nobody knows it.
+    pub(super) context_tokens: Option<u64>,
+    /// `llm.max_tokens`.
+    pub(super) answer_tokens: u32,
+}
+
+/// A context that is known, shared out between prompt and answer.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    context: u64,
+    /// At most half of the context: an answer's bound is seldom reached, and a document needs the rest.
+    answer: u32,
+}
+
+impl Room {
+    fn new(context: u64, answer_tokens: u32) -> Self {
+        Self {
+            context,
+            answer: answer_tokens
+                .min(u32::try_from(context / 2).unwrap_or(u32::MAX))
+                .max(1),
+        }
+    }
+
+    /// Tokens that a prompt may have beside an answer of `answer_tokens`.
+    fn prompt(self, answer_tokens: u32) -> u64 {
+        self.context.saturating_sub(u64::from(answer_tokens))
+    }
+}
+
+/// What was done with a document that was too long, for its result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "policy")]
+pub enum LongSummary {
+    /// It was read part by part.
+    MapReduce {
+        /// Parts that notes were taken of.
+        parts: usize,
+        /// How often notes were merged before the answer.
+        levels: u32,
+        /// Calls that were answered, the last included.
+        calls: u32,
+        /// Notes that had to be cut, as merging did not make them shorter.
+        notes_cut: u32,
+    },
+    /// A part of it was left out.
+    Truncate {
+        /// What was kept.
+        keep: TruncateKeep,
+        /// Characters that were left out.
+        left_out_characters: u64,
+    },
+}
+
+/// The answer to a document of any length.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct LongAnswer {
+    /// The last call's answer; usage and attempts are those of all calls.
+    pub(super) completion: Completion,
+    /// What was done to the document; `None` when it was read whole in one call.
+    pub(super) summary: Option<LongSummary>,
+}
+
+/// Answers a document: in one call when it fits, else as `config` says.
+///
+/// # Errors
+/// The first call that failed for good, and [`DeadLetterReason::ContextLengthExceeded`] for a document that cannot be done.
+///
+/// # Cancel safety
+/// Dropping it ends all its calls; nothing of it runs on.
+pub(super) async fn answer<A: Ask + ?Sized>(
+    ask: &A,
+    document: &Document<'_>,
+    limits: Limits,
+    tokens: &TokenEstimate,
+    config: &LongDocumentsConfig,
+) -> Result<LongAnswer, CompleteError> {
+    let meter = Meter::new(ask, tokens);
+    let room = limits
+        .context_tokens
+        .map(|context| Room::new(context, limits.answer_tokens));
+    let messages = document.render(Question::Answer, document.content)?;
+    let fit = match room {
+        Some(room) => {
+            let surely = config.policy == LongPolicy::DeadLetter;
+            meter.fit(&messages, room.prompt(room.answer), surely).await
+        }
+        None => Fit::Fits,
+    };
+    if fit == Fit::Fits {
+        match ask.ask(messages, limits.answer_tokens, Step::Answer).await {
+            Ok(completion) => {
+                return Ok(LongAnswer {
+                    completion,
+                    summary: None,
+                });
+            }
+            Err(AskError::Failed(error)) => return Err(error),
+            Err(AskError::TooLong) => {}
+        }
+    } else {
+        drop(messages);
+    }
+    let Some(room) = room else {
+        return Err(too_long(
+            "the server refuses the prompt as longer than its context, whose size it does not tell: set long_documents.context_tokens"
+                .to_owned(),
+        ));
+    };
+    match config.policy {
+        LongPolicy::MapReduce => map_reduce::run(&meter, document, room, config).await,
+        LongPolicy::Truncate => shortened(&meter, document, room, config.truncate_keep).await,
+        LongPolicy::DeadLetter => Err(too_long(format!(
+            "the prompt does not fit the model's context of {} tokens beside an answer of {}, and long_documents.policy is dead_letter",
+            room.context, room.answer
+        ))),
+    }
+}
+
+/// Answers from a part of the document. Shortened anew while a count or the server says that it is still too long.
+async fn shortened<A: Ask + ?Sized>(
+    meter: &Meter<'_, A>,
+    document: &Document<'_>,
+    room: Room,
+    keep: TruncateKeep,
+) -> Result<LongAnswer, CompleteError> {
+    let prompt_tokens = room.prompt(room.answer);
+    let overhead = meter
+        .tokens_of(&document.render(Question::Answer, "")?)
+        .await;
+    let mut budget = prompt_tokens.saturating_sub(overhead);
+    let mut scale = meter.estimated();
+    for attempt in 0..SHORTEN_TRIES_MAX {
+        if budget < ROOM_TOKENS_MIN {
+            break;
+        }
+        let part = truncate::truncate(document.content, keep, scale.units(budget), cost);
+        let messages = document.render(Question::Answer, &part.text)?;
+        if let Some(counted) = meter.count(&messages).await {
+            let is_too_long = counted > prompt_tokens;
+            let wastes_room = counted < prompt_tokens * 9 / 10 && part.left_out > 0;
+            // The count of this very text is the best measure for the next cut.
+            if is_too_long || (wastes_room && attempt == 0) {
+                scale = Scale::measured(cost_of(&part.text), counted.saturating_sub(overhead))
+                    .with_margin(2 + u64::from(attempt));
+                continue;
+            }
+        }
+        match meter.ask(messages, room.answer, Step::Answer).await {
+            Ok(completion) => {
+                let left_out_characters = part.left_out;
+                let summary = (left_out_characters > 0).then_some(LongSummary::Truncate {
+                    keep,
+                    left_out_characters,
+                });
+                return Ok(LongAnswer {
+                    completion,
+                    summary,
+                });
+            }
+            Err(AskError::Failed(error)) => return Err(error),
+            Err(AskError::TooLong) => budget = budget * 3 / 4,
+        }
+    }
+    Err(too_long(format!(
+        "no part of the document fits the model's context of {} tokens beside prompt.user, which takes {overhead}, and an answer of {}",
+        room.context, room.answer
+    )))
+}
+
+fn give_up(reason: DeadLetterReason, detail: String) -> CompleteError {
+    CompleteError::DeadLetter(GiveUp {
+        reason,
+        detail,
+        attempts: 0,
+        http_status: None,
+        request_id: None,
+        answer: None,
+    })
+}
+
+fn too_long(detail: String) -> CompleteError {
+    give_up(DeadLetterReason::ContextLengthExceeded, detail)
+}
+
+#[cfg(test)]
+mod tests;
