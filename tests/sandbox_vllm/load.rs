@@ -142,8 +142,9 @@ async fn latency_follows_prompt_and_output_tokens() {
         base: Duration::from_millis(10),
         per_prompt_token: Duration::from_micros(100),
         per_output_token: Duration::from_millis(1),
+        ..Latency::ZERO
     };
-    assert_eq!(latency.of(200, 50), Duration::from_millis(80));
+    assert_eq!(latency.of(200, 50, 9), Duration::from_millis(80));
     let server = server_with(VllmConfig { latency, ..quick() }).await;
     let start = tokio::time::Instant::now();
     let (_, text) = chat(&server, &chat_body("Hello.", &json!({"max_tokens": 30}))).await;
