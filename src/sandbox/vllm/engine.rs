@@ -429,4 +429,68 @@ mod tests {
             Ok(Ran::Done)
         );
     }
+
+    /// One runs, one waits; both end, in two seconds, and nobody else is taken.
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_serves_who_was_taken() {
+        let (engine, state) = engine(1, None);
+        let start = Instant::now();
+        let calls = [engine.admit(1).unwrap(), engine.admit(1).unwrap()]
+            .map(|taken| tokio::spawn(taken.run(0, 0, || ())));
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        state.send_replace(EngineState::Draining);
+        assert_eq!(engine.admit(1).unwrap_err(), Refused::Draining);
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Ok(Ran::Done));
+        }
+        assert_eq!(start.elapsed().as_secs(), 2);
+    }
+
+    /// Ten tokens, 1 ms for each and each other sequence: alone they take nothing, beside two others 20 ms, as three at once too.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_begins_beside_others_takes_longer() {
+        let (_state, watched) = watch::channel(EngineState::Serving);
+        let latency = Latency {
+            per_output_token_running: Duration::from_millis(1),
+            ..Latency::ZERO
+        };
+        let bounds = QueueBounds::default();
+        let engine = Engine::new(latency, 9, bounds, watched, watch::Sender::new(0));
+        let engine = Arc::new(engine);
+        let time = async |sequences| {
+            let start = Instant::now();
+            let taken = engine.admit(sequences).unwrap();
+            assert_eq!(taken.run(0, 10, || ()).await, Ok(Ran::Done));
+            start.elapsed().as_millis()
+        };
+        assert_eq!(time(1).await, 0);
+        assert_eq!(time(3).await, 20);
+        let (two, one) = tokio::join!(time(2), time(1));
+        assert_eq!((two, one), (10, 20));
+    }
+
+    /// Prompt tokens weigh until their prefill is over: one of two seconds' prefill and as long a decode.
+    #[tokio::test(start_paused = true)]
+    async fn a_backlog_ends_with_the_prefill() {
+        let (_state, watched) = watch::channel(EngineState::Serving);
+        let second = Duration::from_secs(1);
+        let latency = Latency {
+            per_prompt_token: second,
+            per_output_token: second,
+            ..Latency::ZERO
+        };
+        let bounds = QueueBounds {
+            requests_max: None,
+            tokens_max: Some(2),
+        };
+        let engine = Engine::new(latency, 1, bounds, watched, watch::Sender::new(0));
+        let engine = Arc::new(engine);
+        let call = tokio::spawn(engine.admit(1).unwrap().run(2, 2, || ()));
+        tokio::time::sleep(Duration::from_millis(1900)).await;
+        assert_eq!(engine.admit(1).unwrap_err(), Refused::Backlog);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(engine.load().running, 1);
+        assert!(engine.admit(1).is_ok());
+        assert_eq!(call.await.unwrap(), Ok(Ran::Done));
+    }
 }
