@@ -1,8 +1,8 @@
 //! `/metrics`: the families of vLLM that say how loaded it is and what it has done, with its names, labels and buckets.
 //!
 //! Of vLLM's families these are served: requests running and waiting, KV cache usage, prompt and generation tokens, successes by
-//! finish reason, refused admissions, end-to-end latency. Counters come without the `_created` lines. The first three also come with
-//! an answer, in a header, when a request asks for it.
+//! finish reason, refused admissions, end-to-end latency. Counters come without the `_created` lines. Waiting and cache usage
+//! also come with an answer, in a header, when a request asks for them.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
