@@ -13,7 +13,7 @@ use super::client::{
     CHAT, DEADLINE, answer, chat, chat_body, client, get, post, quick, server, server_with, value,
 };
 
-const ENGINE_DEAD: &str = r#"{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.","type":"InternalServerError","param":null,"code":500}}"#;
+pub(crate) const ENGINE_DEAD: &str = r#"{"error":{"message":"EngineCore encountered an issue. See stack trace (above) for the root cause.","type":"InternalServerError","param":null,"code":500}}"#;
 
 #[tokio::test]
 async fn a_hook_answers_one_request_and_the_next_is_served() {
@@ -119,7 +119,7 @@ async fn a_delay_comes_before_what_follows() {
 }
 
 /// A server whose calls take longer than any test.
-fn slow() -> VllmConfig {
+pub(crate) fn slow() -> VllmConfig {
     VllmConfig {
         latency: Latency::fixed(DEADLINE * 3),
         ..quick()

@@ -6,7 +6,9 @@
     reason = "a failure in what the tests are set up with is a failure of the test"
 )]
 
+mod answers;
 mod client;
 mod faults;
 mod load;
+mod process;
 mod shapes;

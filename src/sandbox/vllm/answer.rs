@@ -1,6 +1,8 @@
 //! What the simulated model says: an extract of the document, marked so that nobody takes it for a model's work.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use super::schema::instance;
 
 /// Begins every answer.
 pub const SIMULATED: &str = "[simulated answer, no model was run]";
@@ -39,75 +41,14 @@ pub(super) fn extract(prompt: &str) -> String {
     answer
 }
 
-/// The answer as a JSON object, for `response_format` `json_object` and `json_schema`: of a schema's properties those that are
-/// required (all, when none is) with the simplest value of their type, and the extract in each text.
+/// The answer as JSON, for `response_format` `json_object` and `json_schema`: an instance of the schema with the extract in each text.
 pub(super) fn extract_json(prompt: &str, schema: Option<&Value>) -> String {
     let text = extract(prompt);
     let value = match schema {
-        Some(schema) => instance(schema, &text, 0),
+        Some(schema) => instance(schema, &text),
         None => json!({ "simulated_answer": text }),
     };
     value.to_string()
-}
-
-/// Schemas that nest deeper get null from there on; a schema that refers to itself must end.
-const SCHEMA_DEPTH_MAX: usize = 16;
-
-fn instance(schema: &Value, text: &str, depth: usize) -> Value {
-    if depth >= SCHEMA_DEPTH_MAX {
-        return Value::Null;
-    }
-    if let Some(constant) = schema.get("const") {
-        return constant.clone();
-    }
-    if let Some(first) = schema
-        .get("enum")
-        .and_then(Value::as_array)
-        .and_then(|all| all.first())
-    {
-        return first.clone();
-    }
-    let kind = match schema.get("type") {
-        Some(Value::Array(kinds)) => kinds.first().and_then(Value::as_str),
-        Some(kind) => kind.as_str(),
-        None => None,
-    };
-    let least = || schema.get("minimum").cloned().unwrap_or_else(|| json!(0));
-    match kind {
-        Some("string") => json!(text),
-        Some("integer" | "number") => least(),
-        Some("boolean") => json!(false),
-        Some("null") => Value::Null,
-        Some("array") => array(schema, text, depth),
-        _ => object(schema, text, depth),
-    }
-}
-
-fn array(schema: &Value, text: &str, depth: usize) -> Value {
-    let least = schema.get("minItems").and_then(Value::as_u64).unwrap_or(0);
-    let item = schema.get("items").unwrap_or(&Value::Null);
-    (0..least.min(8))
-        .map(|_| instance(item, text, depth + 1))
-        .collect()
-}
-
-fn object(schema: &Value, text: &str, depth: usize) -> Value {
-    let empty = Map::new();
-    let properties = schema
-        .get("properties")
-        .and_then(Value::as_object)
-        .unwrap_or(&empty);
-    let required: Option<Vec<&str>> = schema
-        .get("required")
-        .and_then(Value::as_array)
-        .map(|names| names.iter().filter_map(Value::as_str).collect());
-    let wanted = |name: &str| required.as_ref().is_none_or(|names| names.contains(&name));
-    properties
-        .iter()
-        .filter(|(name, _)| wanted(name))
-        .map(|(name, schema)| (name.clone(), instance(schema, text, depth + 1)))
-        .collect::<Map<_, _>>()
-        .into()
 }
 
 /// The document in a prompt: what stands between tags of that name, or below a line that ends with `document:`, or after the

@@ -12,7 +12,7 @@ use super::fields;
 use super::reply::Reply;
 use super::request::{ChatRequest, Format, render};
 use super::server::{Outcome, Shared, header_text, is_json, unix_seconds};
-use super::{Answers, CHAT_PATH, tokenizer};
+use super::{Answers, CHAT_PATH, metrics, tokenizer};
 
 /// Build that answers claim to come from, as vLLM writes it; the last part says what it is.
 const FINGERPRINT: &str = "vllm-0.32.0-simulated";
@@ -21,7 +21,11 @@ const ABORTED_SHARE: f64 = 0.3;
 
 /// Answers one request, or does what the hooks say.
 pub(super) async fn chat(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> Outcome {
-    let parsed = parse(headers, body);
+    let object = is_json(headers).and_then(|()| fields::object(body));
+    let parsed = object
+        .as_ref()
+        .map_err(Clone::clone)
+        .and_then(ChatRequest::read);
     let prompt = match &parsed {
         Ok(request) if request.messages.is_some() => request.text(),
         _ => String::from_utf8_lossy(body).into_owned(),
@@ -30,6 +34,7 @@ pub(super) async fn chat(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> O
         header_text(headers, "x-request-id"),
         header_text(headers, "traceparent"),
         &prompt,
+        object.as_ref().ok(),
     );
     let mut change = None;
     for action in shared.faults.take(CHAT_PATH, &prompt) {
@@ -37,6 +42,10 @@ pub(super) async fn chat(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> O
             Action::Delay(time) => tokio::time::sleep(time).await,
             Action::HangUp => return Outcome::HangUp,
             Action::HangForEver => std::future::pending().await,
+            Action::EndlessBody => {
+                seen.answered(200);
+                return Outcome::EndlessBody;
+            }
             Action::Answer {
                 status,
                 headers,
@@ -50,7 +59,7 @@ pub(super) async fn chat(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> O
             other => change = Some(other),
         }
     }
-    let answer = match parsed {
+    let mut answer = match parsed {
         Ok(request) => complete(shared, headers, &request, change.as_ref()).await,
         Err(reply) => reply,
     };
@@ -60,13 +69,12 @@ pub(super) async fn chat(shared: &Shared, headers: &HeaderMap, body: &[u8]) -> O
         Some(Action::Garbage) if answer.status == 200 => {
             Outcome::Reply(Reply::json_text(200, "<html>this is no JSON"))
         }
+        Some(Action::HugeHeader { bytes }) => {
+            answer.pad(bytes);
+            Outcome::Reply(answer)
+        }
         _ => Outcome::Reply(answer),
     }
-}
-
-fn parse(headers: &HeaderMap, body: &[u8]) -> Result<ChatRequest, Reply> {
-    is_json(headers)?;
-    ChatRequest::read(&fields::object(body)?)
 }
 
 async fn complete(
@@ -91,17 +99,32 @@ async fn try_complete(
     let sequences = usize::try_from(request.n.max(1)).unwrap_or(usize::MAX);
     let refused = |refused| match refused {
         Refused::Busy => {
-            shared.metrics.rejected();
+            shared.metrics.rejected_by_reqs();
             Reply::busy()
         }
+        Refused::Backlog => {
+            shared.metrics.rejected_by_tokens();
+            Reply::backlog()
+        }
+        Refused::Draining => Reply::draining(),
         Refused::Dead => Reply::engine_dead(),
     };
     let taken = shared.engine.admit(sequences).map_err(refused)?;
     let (prompt_tokens, max_tokens) = fit(shared, request)?;
-    let text = said(shared, request);
-    let mut generated = generate(&text, max_tokens, &request.stop);
+    let mut generated = match change {
+        Some(Action::Content(content)) => generate(content, usize::MAX, &[]),
+        _ => generate(&said(shared, request), max_tokens, &request.stop),
+    };
+    if change == Some(&Action::Truncated) {
+        generated.truncate();
+    }
+    let begins = || {
+        if let Some(Action::KillEngine { restart_after }) = change {
+            shared.kill_engine(*restart_after);
+        }
+    };
     let ran = taken
-        .run(prompt_tokens, generated.tokens)
+        .run(prompt_tokens, generated.tokens, begins)
         .await
         .map_err(refused)?;
     match (ran, change) {
@@ -120,7 +143,7 @@ async fn try_complete(
     let id = header_text(headers, "x-request-id")
         .or_else(|| request.request_id.clone())
         .unwrap_or_else(|| shared.next_id());
-    Ok(Reply::json(&Completion {
+    let mut reply = Reply::json(&Completion {
         id: format!("chatcmpl-{id}"),
         object: "chat.completion",
         created: unix_seconds(),
@@ -143,7 +166,17 @@ async fn try_complete(
         kv_transfer_params: None,
         ec_transfer_params: None,
         metrics: None,
-    }))
+    });
+    reply.headers.extend(load_header(shared, headers));
+    Ok(reply)
+}
+
+/// The load, for a request that asks for it.
+fn load_header(shared: &Shared, headers: &HeaderMap) -> Option<(String, String)> {
+    let format = header_text(headers, "endpoint-load-metrics-format")
+        .filter(|_| shared.config.reports_load)?;
+    let load = metrics::load_header(&format, shared.engine.load())?;
+    Some(("endpoint-load-metrics".to_owned(), load))
 }
 
 /// What the model says when nothing cuts it.
@@ -252,6 +285,14 @@ struct Generated {
 }
 
 impl Generated {
+    /// Keeps the first half of the tokens.
+    fn truncate(&mut self) {
+        self.tokens = tokenizer::count(&self.text) / 2;
+        self.text = tokenizer::tokens(&self.text).take(self.tokens).collect();
+        self.finish_reason = "length";
+        self.stop_reason = None;
+    }
+
     /// Keeps this share of the answer's words.
     fn abort(&mut self, share: f64) {
         let words: Vec<&str> = self.text.split_inclusive(' ').collect();

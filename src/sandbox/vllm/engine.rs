@@ -1,18 +1,20 @@
 //! The engine behind the HTTP front: who runs, who waits, how long it takes.
 //!
 //! Invariants
-//! 1. At most `max_num_seqs` sequences run; who comes beyond waits in the order of arrival.
+//! 1. At most `max_num_seqs` sequences run; who comes beyond waits in the order of arrival. Those that run when the number falls
+//!    finish.
 //! 2. A call that is dropped (its client has left) gives back its place at once, running or waiting.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::faults::EngineState;
+use super::slots::Slots;
 
-/// How long a call takes, without the time that it waits.
+/// How long a call takes, without the time that it waits: `base`, the prompt, the answer. The first two are its prefill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Latency {
     /// Every call.
@@ -21,6 +23,9 @@ pub struct Latency {
     pub per_prompt_token: Duration,
     /// Added for each token of the answer.
     pub per_output_token: Duration,
+    /// Added for each token of the answer and each further sequence that runs when the call begins: what a full batch costs. A
+    /// real engine pays it step by step, as sequences come and go; here the beginning counts for the whole call.
+    pub per_output_token_running: Duration,
 }
 
 impl Latency {
@@ -34,19 +39,29 @@ impl Latency {
             base,
             per_prompt_token: Duration::ZERO,
             per_output_token: Duration::ZERO,
+            per_output_token_running: Duration::ZERO,
         }
     }
 
-    /// The time of one call.
+    /// The time of one call that begins when `running` sequences run, its own included.
     #[must_use]
-    pub fn of(&self, prompt_tokens: usize, output_tokens: usize) -> Duration {
-        let times = |each: Duration, count: usize| {
-            each.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
-        };
+    pub fn of(&self, prompt_tokens: usize, output_tokens: usize, running: usize) -> Duration {
+        let per_token = self.per_output_token.saturating_add(times(
+            self.per_output_token_running,
+            running.saturating_sub(1),
+        ));
+        self.prefill(prompt_tokens)
+            .saturating_add(times(per_token, output_tokens))
+    }
+
+    fn prefill(&self, prompt_tokens: usize) -> Duration {
         self.base
             .saturating_add(times(self.per_prompt_token, prompt_tokens))
-            .saturating_add(times(self.per_output_token, output_tokens))
     }
+}
+
+fn times(each: Duration, count: usize) -> Duration {
+    each.saturating_mul(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
 impl Default for Latency {
@@ -56,6 +71,7 @@ impl Default for Latency {
             base: Duration::from_millis(20),
             per_prompt_token: Duration::from_micros(100),
             per_output_token: Duration::from_millis(2),
+            per_output_token_running: Duration::ZERO,
         }
     }
 }
@@ -65,8 +81,21 @@ impl Default for Latency {
 pub(super) enum Refused {
     /// `max_num_queued_reqs` is reached.
     Busy,
+    /// `max_num_queued_tokens` is reached.
+    Backlog,
+    /// The server drains.
+    Draining,
     /// The engine has died.
     Dead,
+}
+
+/// What is refused by a queue's bound.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct QueueBounds {
+    /// Sequences that run and wait together.
+    pub(super) requests_max: Option<usize>,
+    /// Prompt tokens of sequences that wait or are in their prefill; nobody is taken while there are so many.
+    pub(super) tokens_max: Option<usize>,
 }
 
 /// How a call that was taken ended.
@@ -88,6 +117,8 @@ struct Counts {
     peak_running: usize,
     /// Tokens that running sequences will hold at their end.
     tokens: usize,
+    /// Prompt tokens of sequences that wait or are in their prefill.
+    queued_tokens: usize,
 }
 
 /// A snapshot of [`Counts`] for gauges.
@@ -102,10 +133,9 @@ pub(super) struct Load {
 #[derive(Debug)]
 pub(super) struct Engine {
     latency: Latency,
-    max_num_seqs: usize,
-    max_num_queued_reqs: Option<usize>,
-    /// One permit per sequence that may run; served in order of arrival.
-    slots: Semaphore,
+    bounds: QueueBounds,
+    /// One per sequence that may run.
+    slots: Arc<Slots>,
     counts: Mutex<Counts>,
     state: watch::Receiver<EngineState>,
     /// Bumped at each change of the counts, for those who wait for one.
@@ -116,16 +146,14 @@ impl Engine {
     pub(super) fn new(
         latency: Latency,
         max_num_seqs: usize,
-        max_num_queued_reqs: Option<usize>,
+        bounds: QueueBounds,
         state: watch::Receiver<EngineState>,
         changed: watch::Sender<u64>,
     ) -> Self {
-        let max_num_seqs = max_num_seqs.clamp(1, Semaphore::MAX_PERMITS);
         Self {
             latency,
-            max_num_seqs,
-            max_num_queued_reqs,
-            slots: Semaphore::new(max_num_seqs),
+            bounds,
+            slots: Slots::new(max_num_seqs),
             counts: Mutex::new(Counts::default()),
             state,
             changed,
@@ -144,14 +172,21 @@ impl Engine {
 
     /// Takes a call of `sequences` answers, or says why not. vLLM asks this before it looks at the prompt.
     pub(super) fn admit(self: &Arc<Self>, sequences: usize) -> Result<Taken, Refused> {
-        if *self.state.borrow() == EngineState::Dead {
-            return Err(Refused::Dead);
+        match *self.state.borrow() {
+            EngineState::Dead => return Err(Refused::Dead),
+            EngineState::Draining => return Err(Refused::Draining),
+            EngineState::Serving | EngineState::Paused | EngineState::Scaling => {}
         }
         let mut counts = self.counts();
-        if let Some(bound) = self.max_num_queued_reqs
+        if let Some(bound) = self.bounds.requests_max
             && counts.taken.saturating_add(sequences) > bound
         {
             return Err(Refused::Busy);
+        }
+        if let Some(bound) = self.bounds.tokens_max
+            && counts.queued_tokens >= bound
+        {
+            return Err(Refused::Backlog);
         }
         counts.taken = counts.taken.saturating_add(sequences);
         drop(counts);
@@ -159,6 +194,11 @@ impl Engine {
             engine: Arc::clone(self),
             sequences,
         })
+    }
+
+    /// Changes how many sequences may run; those that run finish.
+    pub(super) fn set_max_num_seqs(&self, max_num_seqs: usize) {
+        self.slots.set_places(max_num_seqs);
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -180,44 +220,51 @@ pub(super) struct Taken {
 }
 
 impl Taken {
-    /// Waits for a slot and lets the time of the call pass.
+    /// Waits for a slot, calls `begins`, and lets the time of the call pass.
     pub(super) async fn run(
         self,
         prompt_tokens: usize,
         output_tokens: usize,
+        begins: impl FnOnce(),
     ) -> Result<Ran, Refused> {
         let engine = &self.engine;
         let mut state = engine.state.clone();
+        let prompts = prompt_tokens.saturating_mul(self.sequences);
+        let queued = Gauge::raise(engine, prompts, |counts| &mut counts.queued_tokens);
         serving(&mut state).await?;
-        // A request for more sequences than can ever run at once takes all slots in place of waiting for ever.
-        let slots = u32::try_from(self.sequences.min(engine.max_num_seqs)).unwrap_or(u32::MAX);
-        let permit = {
+        let _held = {
             let _waiting = Gauge::raise(engine, self.sequences, |counts| &mut counts.waiting);
             tokio::select! {
                 biased;
                 refused = died(&mut state) => return Err(refused),
-                permit = engine.slots.acquire_many(slots) => permit,
+                held = engine.slots.hold(self.sequences) => held,
             }
         };
-        // The semaphore is never closed; were it, the call would just run without a slot.
-        let _permit = permit.ok();
         let _running = Gauge::raise(engine, self.sequences, |counts| &mut counts.running);
         let _tokens = Gauge::raise(
             engine,
             prompt_tokens.saturating_add(output_tokens.saturating_mul(self.sequences)),
             |counts| &mut counts.tokens,
         );
-        let time = engine.latency.of(prompt_tokens, output_tokens);
+        let running = engine.load().running;
+        let time = engine.latency.of(prompt_tokens, output_tokens, running);
         let start = Instant::now();
+        begins();
+        let passes = async {
+            pass(engine.latency.prefill(prompt_tokens)).await;
+            drop(queued);
+            pass(time.saturating_sub(start.elapsed())).await;
+        };
         tokio::select! {
             biased;
-            left = left_serving(&mut state) => match left {
-                EngineState::Dead => Err(Refused::Dead),
-                EngineState::Serving | EngineState::Paused => {
-                    Ok(Ran::Aborted(share(start.elapsed(), time)))
-                }
+            left = stopped(&mut state) => match left {
+                EngineState::Paused => Ok(Ran::Aborted(share(start.elapsed(), time))),
+                EngineState::Dead
+                | EngineState::Serving
+                | EngineState::Draining
+                | EngineState::Scaling => Err(Refused::Dead),
             },
-            () = pass(time) => Ok(Ran::Done),
+            () = passes => Ok(Ran::Done),
         }
     }
 }
@@ -244,14 +291,15 @@ fn share(elapsed: Duration, time: Duration) -> f64 {
     (elapsed.as_secs_f64() / time.as_secs_f64()).clamp(0.0, 1.0)
 }
 
-/// Returns when the engine serves: a pause is waited for.
+/// Returns when the engine takes the call up: a pause is waited for.
 async fn serving(state: &mut watch::Receiver<EngineState>) -> Result<(), Refused> {
     match state
         .wait_for(|state| *state != EngineState::Paused)
         .await
         .map(|state| *state)
     {
-        Ok(EngineState::Serving) => Ok(()),
+        // Who was taken before the server began to drain is served.
+        Ok(EngineState::Serving | EngineState::Draining | EngineState::Scaling) => Ok(()),
         // The sender lives as long as the server: its end is the engine's.
         Ok(EngineState::Dead | EngineState::Paused) | Err(_) => Err(Refused::Dead),
     }
@@ -262,9 +310,10 @@ async fn died(state: &mut watch::Receiver<EngineState>) -> Refused {
     Refused::Dead
 }
 
-async fn left_serving(state: &mut watch::Receiver<EngineState>) -> EngineState {
+/// Returns when calls that run do not go on.
+async fn stopped(state: &mut watch::Receiver<EngineState>) -> EngineState {
     state
-        .wait_for(|state| *state != EngineState::Serving)
+        .wait_for(|state| matches!(state, EngineState::Paused | EngineState::Dead))
         .await
         .map_or(EngineState::Dead, |state| *state)
 }
@@ -311,7 +360,11 @@ mod tests {
         let (state, watched) = watch::channel(EngineState::Serving);
         let latency = Latency::fixed(Duration::from_secs(1));
         let changed = watch::Sender::new(0);
-        let engine = Engine::new(latency, max_num_seqs, max_num_queued_reqs, watched, changed);
+        let bounds = QueueBounds {
+            requests_max: max_num_queued_reqs,
+            tokens_max: None,
+        };
+        let engine = Engine::new(latency, max_num_seqs, bounds, watched, changed);
         (Arc::new(engine), state)
     }
 
@@ -326,7 +379,7 @@ mod tests {
                 let taken = engine.admit(1).unwrap();
                 let ended = Arc::clone(&ended);
                 tokio::spawn(async move {
-                    assert_eq!(taken.run(0, 0).await, Ok(Ran::Done));
+                    assert_eq!(taken.run(0, 0, || ()).await, Ok(Ran::Done));
                     ended
                         .lock()
                         .unwrap()
@@ -360,7 +413,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_pause_tells_how_far_a_call_was() {
         let (engine, state) = engine(4, None);
-        let call = tokio::spawn(engine.admit(1).unwrap().run(0, 0));
+        let call = tokio::spawn(engine.admit(1).unwrap().run(0, 0, || ()));
         tokio::time::sleep(Duration::from_millis(250)).await;
         state.send_replace(EngineState::Paused);
         assert_eq!(call.await.unwrap(), Ok(Ran::Aborted(0.25)));
@@ -371,6 +424,73 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_call_of_many_sequences_ends() {
         let (engine, _state) = engine(2, None);
-        assert_eq!(engine.admit(5).unwrap().run(0, 0).await, Ok(Ran::Done));
+        assert_eq!(
+            engine.admit(5).unwrap().run(0, 0, || ()).await,
+            Ok(Ran::Done)
+        );
+    }
+
+    /// One runs, one waits; both end, in two seconds, and nobody else is taken.
+    #[tokio::test(start_paused = true)]
+    async fn a_drain_serves_who_was_taken() {
+        let (engine, state) = engine(1, None);
+        let start = Instant::now();
+        let calls = [engine.admit(1).unwrap(), engine.admit(1).unwrap()]
+            .map(|taken| tokio::spawn(taken.run(0, 0, || ())));
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        state.send_replace(EngineState::Draining);
+        assert_eq!(engine.admit(1).unwrap_err(), Refused::Draining);
+        for call in calls {
+            assert_eq!(call.await.unwrap(), Ok(Ran::Done));
+        }
+        assert_eq!(start.elapsed().as_secs(), 2);
+    }
+
+    /// Ten tokens, 1 ms for each and each other sequence: alone they take nothing, beside two others 20 ms, as three at once too.
+    #[tokio::test(start_paused = true)]
+    async fn a_call_that_begins_beside_others_takes_longer() {
+        let (_state, watched) = watch::channel(EngineState::Serving);
+        let latency = Latency {
+            per_output_token_running: Duration::from_millis(1),
+            ..Latency::ZERO
+        };
+        let bounds = QueueBounds::default();
+        let engine = Engine::new(latency, 9, bounds, watched, watch::Sender::new(0));
+        let engine = Arc::new(engine);
+        let time = async |sequences| {
+            let start = Instant::now();
+            let taken = engine.admit(sequences).unwrap();
+            assert_eq!(taken.run(0, 10, || ()).await, Ok(Ran::Done));
+            start.elapsed().as_millis()
+        };
+        assert_eq!(time(1).await, 0);
+        assert_eq!(time(3).await, 20);
+        let (two, one) = tokio::join!(time(2), time(1));
+        assert_eq!((two, one), (10, 20));
+    }
+
+    /// Prompt tokens weigh until their prefill is over: one of two seconds' prefill and as long a decode.
+    #[tokio::test(start_paused = true)]
+    async fn a_backlog_ends_with_the_prefill() {
+        let (_state, watched) = watch::channel(EngineState::Serving);
+        let second = Duration::from_secs(1);
+        let latency = Latency {
+            per_prompt_token: second,
+            per_output_token: second,
+            ..Latency::ZERO
+        };
+        let bounds = QueueBounds {
+            requests_max: None,
+            tokens_max: Some(2),
+        };
+        let engine = Engine::new(latency, 1, bounds, watched, watch::Sender::new(0));
+        let engine = Arc::new(engine);
+        let call = tokio::spawn(engine.admit(1).unwrap().run(2, 2, || ()));
+        tokio::time::sleep(Duration::from_millis(1900)).await;
+        assert_eq!(engine.admit(1).unwrap_err(), Refused::Backlog);
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        assert_eq!(engine.load().running, 1);
+        assert!(engine.admit(1).is_ok());
+        assert_eq!(call.await.unwrap(), Ok(Ran::Done));
     }
 }

@@ -2,9 +2,10 @@
 //!
 //! Hooks stand in a queue. A request takes the first hook that fits its path and prompt; a hook is used up by one request unless
 //! it is [kept](Fault::kept). After a [delay](Action::Delay) the search goes on behind it, so that delays combine with what follows.
-//! Beside the hooks stand the states of the engine behind the HTTP front: serving, paused, dead.
+//! Beside the hooks stand the states of the engine behind the HTTP front: serving, paused, draining, scaling, dead.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +39,23 @@ pub enum Action {
     Abort,
     /// Status 200 with `content: null`, as a reasoning parser leaves it that never saw its end marker.
     NullContent,
+    /// Status 200 with exactly this content and `finish_reason` `stop`, whatever `max_tokens` and `stop` say.
+    Content(String),
+    /// Status 200 with the first half of the answer's tokens and `finish_reason` `length`: a JSON object or list is no JSON then.
+    Truncated,
+    /// Works as usual, and adds a header of this many bytes to the answer.
+    HugeHeader {
+        /// Length of its value.
+        bytes: usize,
+    },
+    /// Status 200 and a body that goes on until the client leaves.
+    EndlessBody,
+    /// The engine dies when this request begins to run; one that is refused, or leaves before, kills nothing. All calls in flight get
+    /// the 500 of a dead engine at once and connections are refused, as when vLLM exits.
+    KillEngine {
+        /// How long after its end the server listens and serves again; `None` waits for [`start_listener`](super::Vllm::start_listener).
+        restart_after: Option<Duration>,
+    },
 }
 
 impl Action {
@@ -48,6 +66,16 @@ impl Action {
             headers: Vec::new(),
             body: body.into(),
         }
+    }
+
+    /// Status 200 with lists within lists, this many of them, where the choices should be: a reader that descends needs a bound.
+    #[must_use]
+    pub fn deep_body(depth: usize) -> Self {
+        let (open, close) = ("[".repeat(depth), "]".repeat(depth));
+        Self::answer(
+            200,
+            format!(r#"{{"object":"chat.completion","choices":{open}{close}}}"#),
+        )
     }
 
     /// The 429 that a gateway in front of vLLM sends (vLLM itself never does).
@@ -131,13 +159,17 @@ impl From<Action> for Fault {
     }
 }
 
-/// The engine behind the HTTP front.
+/// The engine behind the HTTP front. A listener that starts again is a new process: what was dead or drained serves then.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineState {
     /// Answers.
     Serving,
     /// As after `/pause`: calls that run end with `abort`, new ones hang until it serves again; `/health` is 200.
     Paused,
+    /// As after SIGTERM with `--shutdown-timeout`: calls that were taken end as usual, new ones are 500; `/health` is 200.
+    Draining,
+    /// As while elastic expert parallelism scales: every path is 503; calls that were taken end as usual.
+    Scaling,
     /// As after a crash with `VLLM_KEEP_ALIVE_ON_ENGINE_DEATH=1`: chat is 500, `/health` 503, `/v1/models` 200.
     Dead,
 }
@@ -148,13 +180,18 @@ pub struct Faults {
     hooks: Mutex<VecDeque<Fault>>,
     /// Sent by the test, watched by every call that runs or waits.
     engine: watch::Sender<EngineState>,
+    deaths: AtomicU64,
+    /// Bumped when the engine's state changes, for those who wait for one.
+    changed: watch::Sender<u64>,
 }
 
 impl Faults {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(changed: watch::Sender<u64>) -> Self {
         Self {
             hooks: Mutex::new(VecDeque::new()),
             engine: watch::Sender::new(EngineState::Serving),
+            deaths: AtomicU64::new(0),
+            changed,
         }
     }
 
@@ -176,7 +213,26 @@ impl Faults {
 
     /// Kills, pauses or revives the engine; calls that run learn of it at once.
     pub fn set_engine(&self, state: EngineState) {
-        self.engine.send_replace(state);
+        self.enter(state);
+    }
+
+    /// False when that was its state before.
+    pub(super) fn enter(&self, state: EngineState) -> bool {
+        let entered = self.engine.send_if_modified(|engine| {
+            let left = std::mem::replace(engine, state);
+            // Counted before anyone can see it.
+            if state == EngineState::Dead && left != state {
+                self.deaths.fetch_add(1, Ordering::Relaxed);
+            }
+            left != state
+        });
+        self.changed
+            .send_modify(|version| *version = version.wrapping_add(1));
+        entered
+    }
+
+    pub(super) fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::Relaxed)
     }
 
     /// The state of the engine.
@@ -216,7 +272,7 @@ mod tests {
 
     #[test]
     fn hooks_are_used_in_order_and_once() {
-        let faults = Faults::new();
+        let faults = Faults::new(watch::Sender::new(0));
         faults.push(Action::HangUp);
         faults.push(Action::Garbage);
         assert_eq!(faults.take("/health", ""), []);
@@ -227,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_marker_chooses_its_request_and_leaves_the_others() {
-        let faults = Faults::new();
+        let faults = Faults::new(watch::Sender::new(0));
         faults.push(Fault::new(Action::HangUp).on_prompt("poison").kept());
         assert_eq!(faults.take(CHAT_PATH, "a plain document"), []);
         assert_eq!(
@@ -245,7 +301,7 @@ mod tests {
     #[test]
     fn delays_combine_with_the_next_hook() {
         let delay = Action::Delay(Duration::from_secs(1));
-        let faults = Faults::new();
+        let faults = Faults::new(watch::Sender::new(0));
         faults.push(Fault::new(delay.clone()).times(2));
         faults.push(Action::Garbage);
         assert_eq!(faults.take(CHAT_PATH, ""), [delay.clone(), Action::Garbage]);

@@ -1,7 +1,8 @@
 //! `/metrics`: the families of vLLM that say how loaded it is and what it has done, with its names, labels and buckets.
 //!
 //! Of vLLM's families these are served: requests running and waiting, KV cache usage, prompt and generation tokens, successes by
-//! finish reason, refused admissions, end-to-end latency. Counters come without the `_created` lines.
+//! finish reason, refused admissions, end-to-end latency. Counters come without the `_created` lines. Waiting and cache usage
+//! also come with an answer, in a header, when a request asks for them.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,8 @@ const LATENCY_BUCKETS: [f64; 21] = [
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 ];
+/// KV cache of the simulated card in tokens: a gauge is made of it, nothing is bounded by it.
+const KV_CACHE_TOKENS: usize = 512 * 1024;
 const FINISH_REASONS: [&str; 5] = ["stop", "length", "abort", "error", "repetition"];
 
 /// What has been done since the start.
@@ -21,7 +24,8 @@ struct Counters {
     prompt_tokens: u64,
     generation_tokens: u64,
     finished: [u64; FINISH_REASONS.len()],
-    rejections: u64,
+    rejected_reqs: u64,
+    rejected_tokens: u64,
     latency_buckets: [u64; LATENCY_BUCKETS.len()],
     latency_count: u64,
     latency_sum: f64,
@@ -60,13 +64,24 @@ impl Metrics {
     }
 
     /// A request that `max_num_queued_reqs` kept out.
-    pub(super) fn rejected(&self) {
+    pub(super) fn rejected_by_reqs(&self) {
         let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        counters.rejections = counters.rejections.saturating_add(1);
+        counters.rejected_reqs = counters.rejected_reqs.saturating_add(1);
     }
 
-    /// The text of `/metrics`.
-    pub(super) fn text(&self, model: &str, load: Load, kv_cache_tokens: usize) -> String {
+    /// A request that `max_num_queued_tokens` kept out.
+    pub(super) fn rejected_by_tokens(&self) {
+        let mut counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.rejected_tokens = counters.rejected_tokens.saturating_add(1);
+    }
+
+    /// A new process counts from nothing.
+    pub(super) fn reset(&self) {
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = Counters::default();
+    }
+
+    /// The text of `/metrics`; without a load its gauges are left out.
+    pub(super) fn text(&self, model: &str, load: Option<Load>) -> String {
         let counters = self
             .counters
             .lock()
@@ -77,29 +92,29 @@ impl Metrics {
             labels: format!("engine=\"0\",model_name=\"{model}\""),
             model,
         };
-        page.family(
-            "num_requests_running",
-            "gauge",
-            "Number of requests in model execution batches.",
-        );
-        page.sample("num_requests_running", &load.running.to_string());
-        page.family(
-            "num_requests_waiting",
-            "gauge",
-            "Number of requests waiting to be processed.",
-        );
-        page.sample("num_requests_waiting", &load.waiting.to_string());
-        page.family(
-            "kv_cache_usage_perc",
-            "gauge",
-            "KV-cache usage. 1 means 100 percent usage.",
-        );
-        let usage = ratio(load.tokens, kv_cache_tokens);
-        page.line("kv_cache_usage_perc", "", &format!("{usage:?}"));
+        if let Some(load) = load {
+            page.load(load);
+        }
         page.counters(&counters);
         page.latency(&counters);
         page.text
     }
+}
+
+/// The load as the header `endpoint-load-metrics` tells it, to a request whose `endpoint-load-metrics-format` is JSON in any case.
+pub(super) fn load_header(format: &str, load: Load) -> Option<String> {
+    let usage = kv_cache_usage(load);
+    format.eq_ignore_ascii_case("json").then(|| {
+        format!(
+            r#"JSON {{"named_metrics": {{"num_requests_waiting": {}.0, "kv_cache_usage_perc": {usage:?}}}}}"#,
+            load.waiting
+        )
+    })
+}
+
+/// From 0 to 1.
+fn kv_cache_usage(load: Load) -> f64 {
+    ratio(load.tokens, KV_CACHE_TOKENS)
 }
 
 /// A share from 0 to 1.
@@ -130,6 +145,28 @@ impl Page<'_> {
         let labels = &self.labels;
         self.text
             .push_str(&format!("vllm:{name}{{{labels}{more_labels}}} {value}\n"));
+    }
+
+    fn load(&mut self, load: Load) {
+        self.family(
+            "num_requests_running",
+            "gauge",
+            "Number of requests in model execution batches.",
+        );
+        self.sample("num_requests_running", &load.running.to_string());
+        self.family(
+            "num_requests_waiting",
+            "gauge",
+            "Number of requests waiting to be processed.",
+        );
+        self.sample("num_requests_waiting", &load.waiting.to_string());
+        self.family(
+            "kv_cache_usage_perc",
+            "gauge",
+            "KV-cache usage. 1 means 100 percent usage.",
+        );
+        let usage = kv_cache_usage(load);
+        self.line("kv_cache_usage_perc", "", &format!("{usage:?}"));
     }
 
     fn counters(&mut self, counters: &Counters) {
@@ -163,10 +200,15 @@ impl Page<'_> {
             "Number of admission attempts rejected by a queue limit, by reason.",
         );
         // The one family without the label `engine`.
-        self.text.push_str(&format!(
-            "vllm:admission_rejections_total{{model_name=\"{}\",reason=\"max_num_queued_reqs\"}} {}.0\n",
-            self.model, counters.rejections
-        ));
+        for (reason, count) in [
+            ("max_num_queued_reqs", counters.rejected_reqs),
+            ("max_num_queued_tokens", counters.rejected_tokens),
+        ] {
+            self.text.push_str(&format!(
+                "vllm:admission_rejections_total{{model_name=\"{}\",reason=\"{reason}\"}} {count}.0\n",
+                self.model
+            ));
+        }
     }
 
     fn latency(&mut self, counters: &Counters) {

@@ -16,15 +16,26 @@
 //!   not read in `request.rs` are ignored, as vLLM ignores unknown fields.
 //! - The tokenizer is a stand-in (`tokenizer.rs`): other counts, and a prompt is refused by its characters from 7 per token on (vLLM:
 //!   the longest token of the model's vocabulary).
-//! - A JSON schema gives the simplest object of the schema's types; its other rules are not obeyed. Of a wrong schema only an unknown
-//!   type is noticed. The other kinds of `structured_outputs` but `json`, `json_object` and `choice` are taken and not obeyed.
+//! - A JSON schema gives the simplest instance; which keywords it obeys is said in `schema.rs`. Of a wrong schema only an unknown
+//!   outermost type is noticed. The other kinds of `structured_outputs` but `json`, `json_object` and `choice` are taken and not
+//!   obeyed.
+//! - The time of a call is known when it begins: who comes later does not slow it down ([`Latency`]). KV cache has no end, and
+//!   nothing is preempted.
+//! - `endpoint-load-metrics` is sent as JSON, not as text, and tells the load at the end of the call, where vLLM tells that of its
+//!   engine's last step.
+//! - While the server drains, a new call is refused before its prompt is looked at; the body of the refusal for
+//!   `max_num_queued_tokens` and the answer while scaling were read in vLLM's source, not compared.
+//! - A server whose engine dies closes its port at once and its connections after their answers, 3 s later at most. No answer with
+//!   `abort` comes out of a death, which vLLM's shutdown can do by race.
 //! - What vLLM's validation lists once per branch of a union (a message, `response_format`) is listed once; JSON syntax errors have a
 //!   close position. `NaN` is a syntax error here, and a finite-number error there.
+//! - Requests may have 16 MiB and 4096 lines of headers (vLLM: no bound); more is a 431.
 //! - Headers: `server` says `simulated-vllm`, and there is no `vary`.
 //! - What is not HTTP gets an empty 400; bodies over 64 MiB a 413.
 //!
 //! # Faults
-//! [`Faults`] holds hooks that a request takes in order, and the state of the engine; [`Vllm::stop_listener`] is an outage.
+//! [`Faults`] holds hooks that a request takes in order, and the state of the engine; [`Vllm::stop_listener`] is an outage,
+//! [`Vllm::kill_engine`] a crash, [`Vllm::drain`] a stop that waits, and [`Vllm::set_max_num_seqs`] changes what it can carry.
 
 mod answer;
 mod chat;
@@ -32,11 +43,14 @@ mod engine;
 mod faults;
 mod fields;
 mod metrics;
+mod process;
 mod reply;
 mod request;
 mod routes;
+mod schema;
 mod seen;
 mod server;
+mod slots;
 mod tokenizer;
 
 use std::io;
@@ -46,17 +60,16 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, watch};
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio::sync::{mpsc, watch};
 
 pub use answer::SIMULATED;
 pub use engine::Latency;
 pub use faults::{Action, EngineState, Fault, Faults};
 pub use seen::{SeenEnd, SeenRequest};
 
-use engine::Engine;
+use engine::{Engine, QueueBounds};
 use metrics::Metrics;
+use process::Process;
 use seen::RequestLog;
 use server::Shared;
 
@@ -86,14 +99,22 @@ pub struct VllmConfig {
     pub max_model_len: usize,
     /// When set, paths under `/v1` need `Authorization: Bearer` with it.
     pub api_key: Option<String>,
-    /// Sequences that run at once; more wait. Default 256.
+    /// Sequences that run at once, at least one; more wait. [`Vllm::set_max_num_seqs`] changes it. Default 256.
     pub max_num_seqs: usize,
     /// Sequences that run and wait together; more are refused with 503. Default: no bound.
     pub max_num_queued_reqs: Option<usize>,
+    /// Prompt tokens of calls that wait or are in their prefill; while there are so many, calls are refused with 503. Default: no
+    /// bound.
+    pub max_num_queued_tokens: Option<usize>,
     /// How long a call takes.
     pub latency: Latency,
     /// Whether the model's template takes a system message; the first revisions of Mistral-7B-Instruct-v0.2 do not. Default true.
     pub accepts_system_role: bool,
+    /// Whether it tells its load, in the gauges of `/metrics` and in the header `endpoint-load-metrics` for who asks. An older
+    /// server, or a proxy in front of several, does not. Default true.
+    pub reports_load: bool,
+    /// Whether `/tokenize` and `/detokenize` exist; a proxy may pass `/v1` only. Default true.
+    pub serves_tokenize: bool,
     /// What the model says.
     pub answers: Answers,
     /// Requests that [`Vllm::requests`] remembers. Default 4096.
@@ -111,8 +132,11 @@ impl Default for VllmConfig {
             api_key: None,
             max_num_seqs: 256,
             max_num_queued_reqs: None,
+            max_num_queued_tokens: None,
             latency: Latency::default(),
             accepts_system_role: true,
+            reports_load: true,
+            serves_tokenize: true,
             answers: Answers::Extract,
             requests_logged: 4096,
             prompt_chars_logged: 1024,
@@ -123,26 +147,7 @@ impl Default for VllmConfig {
 /// A running server. Clones are handles to the same one; it ends with [`Vllm::shutdown`] or with the last handle.
 #[derive(Debug, Clone)]
 pub struct Vllm {
-    inner: Arc<Inner>,
-}
-
-#[derive(Debug)]
-struct Inner {
-    shared: Arc<Shared>,
-    address: SocketAddr,
-    /// Bumped when a count or the request log changes.
-    changed: watch::Receiver<u64>,
-    /// The token that ends the listener and its connections; `None` while stopped.
-    listener: Mutex<Option<CancellationToken>>,
-    /// Parent of all listeners' tokens.
-    stop: CancellationToken,
-    tasks: TaskTracker,
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+    process: Arc<Process>,
 }
 
 impl Vllm {
@@ -152,17 +157,25 @@ impl Vllm {
     /// When the address cannot be listened on.
     pub async fn start(config: VllmConfig) -> io::Result<Self> {
         let listener = TcpListener::bind(config.listen).await?;
-        let address = listener.local_addr()?;
-        let (changes, changed) = watch::channel(0);
-        let faults = Arc::new(Faults::new());
+        let changed = watch::Sender::new(0);
+        let faults = Arc::new(Faults::new(changed.clone()));
         let engine = Engine::new(
             config.latency,
             config.max_num_seqs,
-            config.max_num_queued_reqs,
+            QueueBounds {
+                requests_max: config.max_num_queued_reqs,
+                tokens_max: config.max_num_queued_tokens,
+            },
             faults.watch_engine(),
-            changes.clone(),
+            changed.clone(),
         );
-        let log = RequestLog::new(config.requests_logged, config.prompt_chars_logged, changes);
+        let log = RequestLog::new(
+            config.requests_logged,
+            config.prompt_chars_logged,
+            changed.clone(),
+        );
+        // An engine dies once before it serves again: one place is enough.
+        let (deaths, told_deaths) = mpsc::channel(1);
         let shared = Arc::new(Shared {
             config,
             engine: Arc::new(engine),
@@ -170,77 +183,87 @@ impl Vllm {
             metrics: Metrics::default(),
             log: Arc::new(log),
             ids: AtomicU64::new(1),
+            deaths,
         });
-        let server = Self {
-            inner: Arc::new(Inner {
-                shared,
-                address,
-                changed,
-                listener: Mutex::new(None),
-                stop: CancellationToken::new(),
-                tasks: TaskTracker::new(),
-            }),
-        };
-        server.accept(&mut *server.inner.listener.lock().await, listener);
-        Ok(server)
-    }
-
-    fn accept(&self, current: &mut Option<CancellationToken>, listener: TcpListener) {
-        let stop = self.inner.stop.child_token();
-        *current = Some(stop.clone());
-        let tasks = self.inner.tasks.clone();
-        let shared = Arc::clone(&self.inner.shared);
-        self.inner
-            .tasks
-            .spawn(server::accept(listener, shared, stop, tasks));
+        let process = Process::start(shared, listener, changed, told_deaths).await?;
+        Ok(Self { process })
     }
 
     /// `http://127.0.0.1:port`, as `LLM_URL` takes it.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.inner.address)
+        format!("http://{}", self.process.address)
     }
 
     /// Where it listens; the same after an outage.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
-        self.inner.address
+        self.process.address
     }
 
     /// The fault hooks and the state of the engine.
     #[must_use]
     pub fn faults(&self) -> &Faults {
-        &self.inner.shared.faults
+        &self.process.shared.faults
     }
 
     /// The newest chat completions that arrived, oldest first.
     #[must_use]
     pub fn requests(&self) -> Vec<SeenRequest> {
-        self.inner.shared.log.requests()
+        self.process.shared.log.requests()
     }
 
     /// Chat completions that arrived, answered or not.
     #[must_use]
     pub fn calls(&self) -> u64 {
-        self.inner.shared.log.calls()
+        self.process.shared.log.calls()
     }
 
     /// Sequences that run now.
     #[must_use]
     pub fn running(&self) -> usize {
-        self.inner.shared.engine.load().running
+        self.process.shared.engine.load().running
     }
 
     /// Sequences that wait for a place now.
     #[must_use]
     pub fn waiting(&self) -> usize {
-        self.inner.shared.engine.load().waiting
+        self.process.shared.engine.load().waiting
     }
 
     /// The most sequences that ever ran at once.
     #[must_use]
     pub fn peak_running(&self) -> usize {
-        self.inner.shared.engine.load().peak_running
+        self.process.shared.engine.load().peak_running
+    }
+
+    /// Times that the engine has died: by a hook, by [`Vllm::kill_engine`] or by [`Faults::set_engine`].
+    #[must_use]
+    pub fn engine_deaths(&self) -> u64 {
+        self.process.shared.faults.deaths()
+    }
+
+    /// Whether connections are accepted; false between an outage's or a death's last connection and the new start.
+    #[must_use]
+    pub fn listens(&self) -> bool {
+        self.process.listens()
+    }
+
+    /// Changes how many sequences run at once, at least one. When they become fewer those that run finish; when they become more
+    /// those that wait begin at once.
+    pub fn set_max_num_seqs(&self, max_num_seqs: usize) {
+        self.process.shared.engine.set_max_num_seqs(max_num_seqs);
+    }
+
+    /// A stop that waits (SIGTERM with `--shutdown-timeout`): calls that were taken end as usual, new ones are refused with 500, and
+    /// `/health` stays 200, until [`Vllm::stop_listener`]. [`Vllm::start_listener`] serves again.
+    pub fn drain(&self) {
+        self.faults().set_engine(EngineState::Draining);
+    }
+
+    /// A crash (or SIGTERM without `--shutdown-timeout`): as [`Action::KillEngine`], now. Nothing happens when it is dead.
+    pub fn kill_engine(&self, restart_after: Option<Duration>) {
+        self.process.shared.kill_engine(restart_after);
     }
 
     /// Waits until a condition on this server's counts and requests holds; false when the time has passed before.
@@ -248,7 +271,7 @@ impl Vllm {
     /// # Cancel safety
     /// Safe: nothing is lost when it is dropped.
     pub async fn wait_until(&self, within: Duration, condition: impl Fn(&Self) -> bool) -> bool {
-        let mut changed = self.inner.changed.clone();
+        let mut changed = self.process.changed.subscribe();
         let reached = async {
             loop {
                 changed.mark_unchanged();
@@ -269,16 +292,11 @@ impl Vllm {
     /// # Cancel safety
     /// Safe: the outage begins with the first poll.
     pub async fn stop_listener(&self) {
-        let mut listener = self.inner.listener.lock().await;
-        if let Some(stop) = listener.take() {
-            stop.cancel();
-            self.inner.tasks.close();
-            self.inner.tasks.wait().await;
-            self.inner.tasks.reopen();
-        }
+        self.process.stop_listener().await;
     }
 
-    /// Ends an outage: listens again at the same address. Nothing happens when it listens.
+    /// Ends an outage: a new process listens at the same address. Its counters of `/metrics` begin at nothing, and an engine that was
+    /// dead or drained serves. Nothing happens when it listens.
     ///
     /// # Errors
     /// When the address cannot be listened on any more.
@@ -286,12 +304,7 @@ impl Vllm {
     /// # Cancel safety
     /// Safe: either it listens or it does not.
     pub async fn start_listener(&self) -> io::Result<()> {
-        let mut current = self.inner.listener.lock().await;
-        if current.is_none() && !self.inner.stop.is_cancelled() {
-            let listener = TcpListener::bind(self.inner.address).await?;
-            self.accept(&mut current, listener);
-        }
-        Ok(())
+        self.process.start_listener().await
     }
 
     /// Ends the server for all handles and waits for its tasks.
@@ -299,7 +312,6 @@ impl Vllm {
     /// # Cancel safety
     /// Safe: the end begins with the first poll.
     pub async fn shutdown(&self) {
-        self.inner.stop.cancel();
-        self.stop_listener().await;
+        self.process.shutdown().await;
     }
 }

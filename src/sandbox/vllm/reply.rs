@@ -99,6 +99,34 @@ impl Reply {
         )
     }
 
+    /// `max_num_queued_tokens` is reached.
+    pub(super) fn backlog() -> Self {
+        Self::error(
+            503,
+            "Service Unavailable",
+            "The engine has reached its prefill token backlog limit. Please try again later or on a different instance.",
+            None,
+        )
+    }
+
+    /// The server drains before its end.
+    pub(super) fn draining() -> Self {
+        Self::error(
+            500,
+            "InternalServerError",
+            "cannot schedule new futures after shutdown",
+            None,
+        )
+    }
+
+    /// The model is being scaled.
+    pub(super) fn scaling() -> Self {
+        Self::json_text(
+            503,
+            r#"{"error":"The model is currently scaling. Please try again later."}"#,
+        )
+    }
+
     /// The engine has died.
     pub(super) fn engine_dead() -> Self {
         Self::error(
@@ -107,6 +135,12 @@ impl Reply {
             "EngineCore encountered an issue. See stack trace (above) for the root cause.",
             None,
         )
+    }
+
+    /// Adds a header of this many bytes.
+    pub(super) fn pad(&mut self, bytes: usize) {
+        self.headers
+            .push(("x-padding".to_owned(), "x".repeat(bytes)));
     }
 
     /// The response; a status or header that HTTP does not know is left out.

@@ -10,15 +10,13 @@ use super::faults::EngineState;
 use super::fields::{self, FieldError, Fields, refuse, whole_number};
 use super::reply::Reply;
 use super::request::{read_messages, render};
-use super::server::{Outcome, Shared, is_json, read, unix_seconds};
+use super::server::{Shared, is_json, read, unix_seconds};
 use super::{CHAT_PATH, tokenizer};
 
-/// KV cache of the simulated card in tokens: a gauge is made of it, nothing is bounded by it.
-const KV_CACHE_TOKENS: usize = 512 * 1024;
-
 /// The methods of a path; `None` for a path that is not served.
-fn allowed(path: &str) -> Option<&'static str> {
+fn allowed(shared: &Shared, path: &str) -> Option<&'static str> {
     match path {
+        "/tokenize" | "/detokenize" if !shared.config.serves_tokenize => None,
         "/health" | "/v1/models" | "/version" | "/load" | "/metrics" => Some("GET"),
         "/ping" => Some("GET, POST"),
         CHAT_PATH | "/tokenize" | "/detokenize" => Some("POST"),
@@ -28,8 +26,8 @@ fn allowed(path: &str) -> Option<&'static str> {
 
 pub(super) async fn route(shared: &Shared, parts: &Parts, body: Body) -> Reply {
     let path = parts.uri.path();
-    let Some(allow) = allowed(path) else {
-        return not_found(parts);
+    let Some(allow) = allowed(shared, path) else {
+        return not_found(shared, parts);
     };
     let method = &parts.method;
     if !allow.split(", ").any(|allowed| allowed == method.as_str()) {
@@ -46,22 +44,21 @@ pub(super) async fn route(shared: &Shared, parts: &Parts, body: Body) -> Reply {
         (_, "/v1/models") => models(shared),
         (&Method::POST, _) => match read(body).await {
             Ok(body) => tokenization(shared, path, &parts.headers, &body),
-            Err(Outcome::Reply(reply) | Outcome::CutMidBody(reply)) => reply,
-            Err(Outcome::HangUp) => Reply::empty(400),
+            Err(reply) => reply,
         },
         _ => Reply::method_not_allowed(allow),
     }
 }
 
 /// 404, or the redirect of a path that only has a slash too many.
-fn not_found(parts: &Parts) -> Reply {
+fn not_found(shared: &Shared, parts: &Parts) -> Reply {
     let path = parts.uri.path();
     let host = parts
         .headers
         .get(header::HOST)
         .and_then(|host| host.to_str().ok());
     if let (Some(shorter), Some(host)) = (path.strip_suffix('/'), host)
-        && allowed(shorter).is_some()
+        && allowed(shared, shorter).is_some()
     {
         let mut reply = Reply::empty(307);
         reply
@@ -73,9 +70,8 @@ fn not_found(parts: &Parts) -> Reply {
 }
 
 fn metrics(shared: &Shared) -> Reply {
-    let body = shared
-        .metrics
-        .text(shared.model(), shared.engine.load(), KV_CACHE_TOKENS);
+    let load = shared.config.reports_load.then(|| shared.engine.load());
+    let body = shared.metrics.text(shared.model(), load);
     Reply {
         status: 200,
         headers: vec![(

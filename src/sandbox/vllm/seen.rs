@@ -3,10 +3,14 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
-/// A chat completion that arrived.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Roles of one request that are remembered; a longer conversation is counted all the same.
+const ROLES_MAX: usize = 64;
+
+/// A chat completion that arrived. What it asked for is as it was sent, also when it was refused.
+#[derive(Debug, Clone, PartialEq)]
 pub struct SeenRequest {
     /// From 1, in the order of arrival.
     pub number: u64,
@@ -16,6 +20,16 @@ pub struct SeenRequest {
     pub traceparent: Option<String>,
     /// The first characters of the messages' text, or of the body when it has no messages.
     pub prompt: String,
+    /// The `type` of its `response_format`, when one was sent.
+    pub response_format: Option<String>,
+    /// `max_completion_tokens`, else `max_tokens`, when it was sent as a whole number.
+    pub max_tokens: Option<i64>,
+    /// `temperature`, when it was sent as a number.
+    pub temperature: Option<f64>,
+    /// How many messages it has.
+    pub messages: usize,
+    /// The roles of the first 64 of them; empty for a message without one.
+    pub roles: Vec<String>,
     /// How it ended.
     pub end: SeenEnd,
 }
@@ -80,7 +94,17 @@ impl RequestLog {
         request_id: Option<String>,
         traceparent: Option<String>,
         prompt: &str,
+        body: Option<&Map<String, Value>>,
     ) -> OpenRequest {
+        let field = |name: &str| body.and_then(|body| body.get(name));
+        let messages = field("messages")
+            .and_then(Value::as_array)
+            .map_or(&[][..], Vec::as_slice);
+        let role = |message: &Value| {
+            let role = message.get("role").and_then(Value::as_str);
+            role.unwrap_or_default().to_owned()
+        };
+        let response_format = field("response_format").filter(|format| !format.is_null());
         let number = self.change(|entries| {
             entries.calls = entries.calls.saturating_add(1);
             entries.kept.push_back(SeenRequest {
@@ -88,6 +112,16 @@ impl RequestLog {
                 request_id,
                 traceparent,
                 prompt: prompt.chars().take(self.prompt_chars_max).collect(),
+                response_format: response_format.map(|format| {
+                    let kind = format.get("type").and_then(Value::as_str);
+                    kind.unwrap_or_default().to_owned()
+                }),
+                max_tokens: ["max_completion_tokens", "max_tokens"]
+                    .iter()
+                    .find_map(|name| field(name)?.as_i64()),
+                temperature: field("temperature").and_then(Value::as_f64),
+                messages: messages.len(),
+                roles: messages.iter().take(ROLES_MAX).map(role).collect(),
                 end: SeenEnd::Open,
             });
             if entries.kept.len() > self.requests_max {

@@ -1,12 +1,14 @@
 //! Connections and routes.
 //!
 //! As uvicorn behind vLLM: HTTP/1.1 only, a connection closes 5 s after its last response, a client that leaves (a half-close
-//! counts) ends its request. Not the same: what is not HTTP is answered with an empty 400, and bodies end at 64 MiB.
+//! counts) ends its request. Not the same: what is not HTTP is answered with an empty 400, bodies end at 64 MiB and headers at 16.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -14,18 +16,20 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, Method, Request, Response, header};
 use bytes::Bytes;
 use futures::StreamExt as _;
+use hyper::body::{Frame, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::engine::Engine;
-use super::faults::{Action, Faults};
+use super::faults::{Action, EngineState, Faults};
 use super::metrics::Metrics;
+use super::process::Death;
 use super::reply::Reply;
 use super::seen::RequestLog;
 use super::{CHAT_PATH, VllmConfig, chat, routes};
@@ -34,6 +38,12 @@ use super::{CHAT_PATH, VllmConfig, chat, routes};
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Larger bodies are refused with 413; vLLM has no bound.
 const BODY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Larger heads are refused with 431; vLLM was seen to take 6 MB, and has no bound.
+const HEAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// More header lines are refused with 431; vLLM was seen to take 2000.
+const HEADERS_MAX: usize = 4096;
+/// What an endless body is made of.
+const ENDLESS_CHUNK: &[u8] = &[b'x'; 16 * 1024];
 /// After a failed accept (out of file descriptors, mostly).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Paths that need the key begin so; all others are open, as in vLLM.
@@ -49,6 +59,27 @@ pub(super) struct Shared {
     pub(super) log: Arc<RequestLog>,
     /// Requests without an id get one made from this.
     pub(super) ids: AtomicU64,
+    /// Told when the engine is killed.
+    pub(super) deaths: mpsc::Sender<Death>,
+}
+
+/// What ends a listener and its connections.
+#[derive(Debug, Clone)]
+pub(super) struct Stop {
+    /// Nothing new begins: connections end after the answer that they owe.
+    pub(super) gently: CancellationToken,
+    /// Everything ends.
+    pub(super) now: CancellationToken,
+}
+
+impl Stop {
+    pub(super) fn below(parent: &CancellationToken) -> Self {
+        let now = parent.child_token();
+        Self {
+            gently: now.child_token(),
+            now,
+        }
+    }
 }
 
 /// What becomes of a request.
@@ -58,6 +89,8 @@ pub(super) enum Outcome {
     Reply(Reply),
     /// It is answered with the headers and half of the body, then the connection closes.
     CutMidBody(Reply),
+    /// It is answered with a body without an end.
+    EndlessBody,
     /// The connection closes.
     HangUp,
 }
@@ -86,6 +119,16 @@ impl Shared {
         // An odd factor permutes the 64-bit numbers: ids look unlike each other and never repeat.
         let number = self.ids.fetch_add(1, Ordering::Relaxed);
         format!("{:016x}", number.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+    }
+
+    /// Fails who is in flight and ends the process; nothing when the engine is dead.
+    pub(super) fn kill_engine(&self, restart_after: Option<Duration>) {
+        if self.faults.enter(EngineState::Dead)
+            && self.deaths.try_send(Death { restart_after }).is_err()
+        {
+            // A test has revived an engine whose process is still ending: that end counts for both.
+            tracing::debug!("the simulated vLLM is ending already");
+        }
     }
 
     fn allows(&self, parts: &Parts) -> bool {
@@ -136,13 +179,13 @@ pub(super) fn is_json(headers: &HeaderMap) -> Result<(), Reply> {
 pub(super) async fn accept(
     listener: TcpListener,
     shared: Arc<Shared>,
-    stop: CancellationToken,
+    stop: Stop,
     tasks: TaskTracker,
 ) {
     loop {
         let accepted = tokio::select! {
             biased;
-            () = stop.cancelled() => return,
+            () = stop.gently.cancelled() => return,
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -153,7 +196,7 @@ pub(super) async fn accept(
             Err(error) => {
                 tracing::warn!(%error, "the simulated vLLM cannot accept a connection");
                 tokio::select! {
-                    () = stop.cancelled() => return,
+                    () = stop.gently.cancelled() => return,
                     () = tokio::time::sleep(ACCEPT_PAUSE) => {}
                 }
             }
@@ -162,7 +205,7 @@ pub(super) async fn accept(
 }
 
 /// Serves one connection until it ends, is idle for too long, or the server stops.
-async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, stop: CancellationToken) {
+async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, stop: Stop) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "cannot switch Nagle's algorithm off");
     }
@@ -170,23 +213,67 @@ async fn serve(stream: TcpStream, peer: SocketAddr, shared: Arc<Shared>, stop: C
     let (idle_since, watch_idle) = watch::channel(None);
     let service = service_fn(|request: Request<hyper::body::Incoming>| {
         idle_since.send_replace(None);
-        let (shared, idle_since) = (Arc::clone(&shared), &idle_since);
+        let (shared, idle_since) = (Arc::clone(&shared), idle_since.clone());
         async move {
-            let response = respond(&shared, request.map(Body::new)).await;
-            idle_since.send_replace(Some(Instant::now()));
-            response
+            let response = respond(&shared, request.map(Body::new)).await?;
+            Ok::<_, io::Error>(response.map(|body| LastingBody { body, idle_since }))
         }
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
-        biased;
-        () = stop.cancelled() => {}
-        ended = connection => {
-            if let Err(error) = ended {
-                tracing::debug!(%peer, %error, "a connection to the simulated vLLM broke");
+    let connection = http1::Builder::new()
+        .max_buf_size(HEAD_BYTES_MAX)
+        .max_headers(HEADERS_MAX)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let mut idle = std::pin::pin!(idle_for_too_long(watch_idle));
+    let mut ends = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = stop.now.cancelled() => return,
+            () = stop.gently.cancelled(), if !ends => {
+                ends = true;
+                connection.as_mut().graceful_shutdown();
             }
+            ended = connection.as_mut() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%peer, %error, "a connection to the simulated vLLM broke");
+                }
+                return;
+            }
+            () = idle.as_mut() => return,
         }
-        () = idle_for_too_long(watch_idle) => {}
+    }
+}
+
+/// A body that tells when it ends: sent to its end, or dropped before.
+struct LastingBody {
+    body: Body,
+    idle_since: watch::Sender<Option<Instant>>,
+}
+
+impl hyper::body::Body for LastingBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for LastingBody {
+    fn drop(&mut self) {
+        self.idle_since.send_replace(Some(Instant::now()));
     }
 }
 
@@ -218,6 +305,7 @@ async fn respond(shared: &Shared, request: Request<Body>) -> Result<Response<Bod
     match answer(shared, request).await {
         Outcome::Reply(reply) => Ok(reply.into_response()),
         Outcome::CutMidBody(reply) => Ok(cut(reply)),
+        Outcome::EndlessBody => Ok(endless()),
         Outcome::HangUp => Err(io::Error::other("a fault hook hangs up")),
     }
 }
@@ -241,7 +329,20 @@ fn cut(mut reply: Reply) -> Response<Body> {
     response
 }
 
+/// A response that begins as JSON text and never ends.
+fn endless() -> Response<Body> {
+    let begin = Bytes::from_static(br#"{"id":""#);
+    let parts = futures::stream::iter([begin])
+        .chain(futures::stream::repeat(Bytes::from_static(ENDLESS_CHUNK)));
+    let mut response = Reply::json_text(200, "").into_response();
+    *response.body_mut() = Body::from_stream(parts.map(Ok::<_, io::Error>));
+    response
+}
+
 async fn answer(shared: &Shared, request: Request<Body>) -> Outcome {
+    if shared.faults.engine() == EngineState::Scaling {
+        return Outcome::Reply(Reply::scaling());
+    }
     let (parts, body) = request.into_parts();
     if !shared.allows(&parts) {
         return Outcome::Reply(Reply::json_text(401, r#"{"error":"Unauthorized"}"#));
@@ -250,9 +351,10 @@ async fn answer(shared: &Shared, request: Request<Body>) -> Outcome {
     if path == CHAT_PATH && parts.method == Method::POST {
         return match read(body).await {
             Ok(body) => chat::chat(shared, &parts.headers, &body).await,
-            Err(outcome) => outcome,
+            Err(reply) => Outcome::Reply(reply),
         };
     }
+    let mut padding = 0;
     for action in shared.faults.take(path, "") {
         match action {
             Action::Delay(time) => tokio::time::sleep(time).await,
@@ -270,18 +372,29 @@ async fn answer(shared: &Shared, request: Request<Body>) -> Outcome {
             Action::CutMidBody => {
                 return Outcome::CutMidBody(routes::route(shared, &parts, body).await);
             }
-            Action::Garbage | Action::Abort | Action::NullContent => {
+            Action::EndlessBody => return Outcome::EndlessBody,
+            Action::HugeHeader { bytes } => padding = bytes,
+            Action::KillEngine { restart_after } => shared.kill_engine(restart_after),
+            Action::Garbage
+            | Action::Abort
+            | Action::NullContent
+            | Action::Content(_)
+            | Action::Truncated => {
                 return Outcome::Reply(Reply::json_text(200, "<html>this is no JSON"));
             }
         }
     }
-    Outcome::Reply(routes::route(shared, &parts, body).await)
+    let mut reply = routes::route(shared, &parts, body).await;
+    if padding > 0 {
+        reply.pad(padding);
+    }
+    Outcome::Reply(reply)
 }
 
 /// The whole body, within the bound.
-pub(super) async fn read(body: Body) -> Result<Bytes, Outcome> {
+pub(super) async fn read(body: Body) -> Result<Bytes, Reply> {
     axum::body::to_bytes(body, BODY_BYTES_MAX)
         .await
         // The client has left, or sends too much.
-        .map_err(|_error| Outcome::Reply(Reply::detail(413, "Request Entity Too Large")))
+        .map_err(|_error| Reply::detail(413, "Request Entity Too Large"))
 }
