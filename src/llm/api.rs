@@ -1,7 +1,7 @@
 //! The OpenAI-compatible requests and answers as vLLM serves them, read leniently: beyond `choices` and `finish_reason` nothing is
 //! relied on, and an error body may have any shape.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -14,6 +14,27 @@ pub(super) const MODELS_PATH: &str = "/v1/models";
 
 /// Whether the engine lives; without a body, and without the key.
 pub(super) const HEALTH_PATH: &str = "/health";
+
+/// Where tokens are counted; without the key.
+pub(super) const TOKENIZE_PATH: &str = "/tokenize";
+
+/// Body of a count of tokens, the chat template's own included.
+#[derive(Debug, Serialize)]
+pub(super) struct TokenizeRequest<'a> {
+    pub(super) model: &'a str,
+    pub(super) messages: &'a [Message],
+}
+
+/// Reads a count of tokens; `None` when the body is none.
+pub(super) fn read_count(body: &[u8]) -> Option<u64> {
+    /// The tokens themselves are skipped: there may be a million.
+    #[derive(Deserialize)]
+    struct Counted {
+        count: u64,
+    }
+    let counted: Counted = serde_json::from_slice(body).ok()?;
+    Some(counted.count)
+}
 
 /// Body of a chat completion. What is not named here is left to the server; `temperature` and `max_tokens` never are, as a model's
 /// own `generation_config.json` would fill them in.

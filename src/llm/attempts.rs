@@ -3,13 +3,16 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
 use super::api::Answer;
+use super::budget::Reservation;
 use super::classify::{Failure, Fault};
 use super::client::VllmClient;
 use super::endpoint::short_random;
+use super::long::Step;
 use super::policy::{Decision, History};
 use super::pool::{Permit, Wish};
 use super::refusals::Refused;
@@ -31,9 +34,17 @@ pub(super) struct Question<'a> {
     pub(super) position: &'a SourcePosition,
     /// W3C trace context of the input record.
     pub(super) traceparent: Option<&'a str>,
+    /// What it is for, as a document may take hundreds of calls.
+    pub(super) step: Step,
     pub(super) messages: &'a [Message],
     /// The most tokens of the answer.
     pub(super) max_tokens: u32,
+    /// `response_format` of the request.
+    pub(super) response_format: Option<&'a RawValue>,
+    /// What becomes of an answer that was cut.
+    pub(super) on_truncated: OnTruncated,
+    /// The endpoint to prefer while it is not the busier one.
+    pub(super) affinity: Option<usize>,
 }
 
 /// The attempts of one question.
@@ -49,6 +60,8 @@ pub(super) struct Attempts<'a> {
     request_id: Option<String>,
     /// The endpoint that failed last.
     avoid: Option<usize>,
+    /// What the prompt is expected to have.
+    prompt_tokens: u64,
 }
 
 /// What follows a call.
@@ -74,6 +87,7 @@ impl<'a> Attempts<'a> {
             usage: Usage::default(),
             request_id: None,
             avoid: None,
+            prompt_tokens: client.tokens.estimate_messages(question.messages),
         }
     }
 
@@ -82,9 +96,9 @@ impl<'a> Attempts<'a> {
         let client = self.client;
         let mut permit = permit;
         loop {
-            let permit = self.permit(permit.take()).await?;
+            let (permit, reservation) = self.leave(permit.take()).await?;
             let lane = permit.lane();
-            let next = self.attempt(&permit).await;
+            let next = self.attempt(&permit, reservation).await;
             let failure = match next {
                 Next::Done(completion) => return Ok(*completion),
                 Next::Longer => {
@@ -167,6 +181,38 @@ impl<'a> Attempts<'a> {
         }
     }
 
+    /// A slot and a part of the budget for the next attempt.
+    async fn leave(
+        &mut self,
+        permit: Option<Permit>,
+    ) -> Result<(Permit, Option<Reservation>), CompleteError> {
+        let client = self.client;
+        let tokens = self
+            .prompt_tokens
+            .saturating_add(client.completion_tokens(self.max_tokens));
+        let mut permit = self.permit(permit).await?;
+        let reservation = match &client.budget {
+            None => None,
+            Some(budget) => Some(match budget.try_reserve(tokens) {
+                Some(reservation) => reservation,
+                None => {
+                    // What waits for the budget holds no slot.
+                    drop(permit);
+                    let reservation = client.reserve(budget, tokens).await?;
+                    permit = self.permit(None).await?;
+                    reservation
+                }
+            }),
+        };
+        if self.avoid.is_none()
+            && let Some(lane) = self.question.affinity
+        {
+            permit.prefer(lane);
+        }
+        permit.charge(tokens);
+        Ok((permit, reservation))
+    }
+
     /// The slot for the next attempt: the one that is there, where its call may be made now, or another.
     async fn permit(&mut self, permit: Option<Permit>) -> Result<Permit, CompleteError> {
         let client = self.client;
@@ -212,7 +258,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// One call and its judgement.
-    async fn attempt(&mut self, permit: &Permit) -> Next {
+    async fn attempt(&mut self, permit: &Permit, reservation: Option<Reservation>) -> Next {
         let client = self.client;
         let endpoint = client.endpoint(permit.lane());
         let outages = endpoint.shown().outages;
@@ -220,10 +266,11 @@ impl<'a> Attempts<'a> {
         let attempt = self.history.calls();
         let position = self.question.position;
         let request_id = format!(
-            "klp-{}-{}-{}-{attempt}-{}",
+            "klp-{}-{}-{}{}-{attempt}-{}",
             position.topic_partition.topic,
             position.topic_partition.partition,
             position.offset,
+            step_name(self.question.step),
             short_random()
         );
         let span = tracing::info_span!(
@@ -237,7 +284,11 @@ impl<'a> Attempts<'a> {
             url = endpoint.url(),
         );
         let parameters = &client.common.parameters;
-        let body = parameters.body(self.question.messages, self.max_tokens);
+        let body = parameters.body(
+            self.question.messages,
+            self.max_tokens,
+            self.question.response_format,
+        );
         let began = Instant::now();
         let outcome = {
             let _running = client.runs();
@@ -248,6 +299,12 @@ impl<'a> Attempts<'a> {
                 .await
         };
         self.request_id = Some(request_id);
+        if let Some(reservation) = reservation {
+            match &outcome {
+                Ok(answer) => reservation.settle(answer.prompt_tokens + answer.completion_tokens),
+                Err(failure) => reservation.fail(failure.fault, self.prompt_tokens),
+            }
+        }
         span.in_scope(|| match outcome {
             Ok(answer) => self.answered(permit, answer, began),
             Err(failure) => self.failed(permit, outages, failure, began),
@@ -260,6 +317,7 @@ impl<'a> Attempts<'a> {
         let truncated = answer.finish_reason == "length";
         client.endpoint(permit.lane()).note_success(began);
         client.succeeded.notify_waiters();
+        client.learn(self.question.messages, &answer);
         if client.refusals.answered() {
             client.pool().set_on_trial(false);
             client.common.turned(&client.common.joint.set_beside(None));
@@ -283,7 +341,8 @@ impl<'a> Attempts<'a> {
             "the model answered"
         );
         if truncated {
-            match client.on_truncated {
+            let on_truncated = self.question.on_truncated;
+            match on_truncated {
                 OnTruncated::Accept => {}
                 OnTruncated::RetryLonger if self.may_ask_longer(&answer, time) => {
                     return Next::Longer;
@@ -306,6 +365,9 @@ impl<'a> Attempts<'a> {
         }
         Next::Done(Box::new(Completion {
             text: answer.content.unwrap_or_default(),
+            data: None,
+            long: None,
+            cached: false,
             finish_reason: answer.finish_reason,
             model: answer
                 .model
@@ -393,5 +455,14 @@ impl<'a> Attempts<'a> {
             request_id: self.request_id,
             answer: None,
         })
+    }
+}
+
+/// What tells the calls of one document apart in their request ids.
+fn step_name(step: Step) -> String {
+    match step {
+        Step::Answer => String::new(),
+        Step::Map { part, .. } => format!("-part{part}"),
+        Step::Reduce { level, part, .. } => format!("-notes{level}.{part}"),
     }
 }

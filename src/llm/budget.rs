@@ -47,8 +47,6 @@ const DAY_LOOK_EVERY: Duration = Duration::from_mins(1);
 const MEAN_PARTS: u64 = 16;
 /// What means are counted in, per token: fine enough that rounding never holds a mean away from what it follows by a whole token.
 const MEAN_UNITS: u64 = 1_024;
-/// Bytes of text per token before the first answer has told: English text of common tokenizers.
-const BYTES_PER_TOKEN: u64 = 4;
 
 /// Both clocks at one moment: the minute is measured, the day is read off the wall.
 #[derive(Debug, Clone, Copy)]
@@ -159,13 +157,6 @@ struct Waiting<'a>(&'a Shared);
 /// What an answer is expected to use, from what the last ones used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct CompletionEstimate {
-    mean: u64,
-}
-
-/// What a prompt is expected to use, from its length and from what the last ones used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct PromptEstimate {
-    /// Tokens per byte in [`MEAN_UNITS`] squared: a token of a kilobyte is still seen.
     mean: u64,
 }
 
@@ -544,32 +535,6 @@ impl CompletionEstimate {
     /// Tokens that an answer is expected to have, rounded up; at least 1.
     pub(super) fn tokens(&self) -> u64 {
         self.mean.div_ceil(MEAN_UNITS).max(1)
-    }
-}
-
-impl PromptEstimate {
-    pub(super) const fn new() -> Self {
-        Self {
-            mean: MEAN_UNITS * MEAN_UNITS / BYTES_PER_TOKEN,
-        }
-    }
-
-    /// A prompt of this many bytes had this many tokens. An empty one says nothing.
-    pub(super) fn observe(&mut self, bytes: usize, prompt_tokens: u64) {
-        let units = prompt_tokens.saturating_mul(MEAN_UNITS * MEAN_UNITS);
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        if let Some(ratio) = units.checked_div(bytes) {
-            self.mean = moved(self.mean, ratio);
-        }
-    }
-
-    /// Tokens that a prompt of this many bytes is expected to have, rounded up; at least 1.
-    pub(super) fn tokens(&self, bytes: usize) -> u64 {
-        let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        bytes
-            .saturating_mul(self.mean)
-            .div_ceil(MEAN_UNITS * MEAN_UNITS)
-            .max(1)
     }
 }
 

@@ -1,7 +1,8 @@
 //! The client: its endpoints, what they share, and the way of a document into them.
 
-use std::sync::Arc;
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -10,19 +11,25 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::attempts::{Attempts, Question};
+use super::api::Answer;
+use super::budget::{Budget, CompletionEstimate, Reservation};
+use super::cache::Cache;
 use super::classify::Fault;
 use super::endpoint::{Common, Endpoint};
-use super::gate::Hold;
+use super::gate::{Gate, Hold};
+use super::long::TokenEstimate;
 use super::metrics::LlmMetrics;
 use super::policy::{Policy, View};
 use super::pool::{Permit, Pool, Wish};
 use super::refusals::Refusals;
 use super::transport::Transport;
 use super::{
-    Complete, CompleteError, Completion, CompletionRequest, LlmConfig, LlmError, OnTruncated,
-    ServedModel, Slot,
+    AnswerSchema, Complete, CompleteError, Completion, CompletionRequest, LlmConfig, LlmError,
+    LongDocumentsConfig, Message, OnTruncated, ServedModel, Slot, document,
 };
+
+/// How soon it shows that documents wait for a budget, and how often that is brought up to date.
+const BUDGET_SHOWN_EVERY: Duration = Duration::from_secs(1);
 
 /// A snapshot of the model's side, for the status page.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +96,28 @@ impl Drop for Running<'_> {
     }
 }
 
+/// What a client is made of.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The servers, and how they are asked.
+    pub llm: LlmConfig,
+    /// What is done with documents that are longer than the context.
+    pub long: LongDocumentsConfig,
+    /// What answers must look like.
+    pub schema: Option<Arc<AnswerSchema>>,
+}
+
+/// Without a schema, and with the defaults for long documents.
+impl From<&LlmConfig> for Setup {
+    fn from(config: &LlmConfig) -> Self {
+        Self {
+            llm: config.clone(),
+            long: LongDocumentsConfig::default(),
+            schema: None,
+        }
+    }
+}
+
 /// Asks one vLLM server, or several that serve the same model.
 #[derive(Debug)]
 pub struct VllmClient {
@@ -97,6 +126,17 @@ pub struct VllmClient {
     pub(super) policy: Policy,
     pub(super) on_truncated: OnTruncated,
     pub(super) max_tokens: u32,
+    pub(super) schema: Option<Arc<AnswerSchema>>,
+    pub(super) long: LongDocumentsConfig,
+    pub(super) cache: Option<Cache<Arc<Completion>>>,
+    pub(super) budget: Option<Budget>,
+    /// What the budgets make wait.
+    budget_gate: Gate,
+    /// What prompts are expected to have.
+    pub(super) tokens: TokenEstimate,
+    completion_estimate: Mutex<CompletionEstimate>,
+    /// Whether prompts prefer an endpoint.
+    pub(super) affinity: bool,
     pub(super) refusals: Refusals,
     /// Documents that were found to kill the engine.
     pub(super) culprits: AtomicU64,
@@ -117,12 +157,14 @@ impl VllmClient {
     /// # Panics
     /// Outside a Tokio runtime.
     pub fn new(
-        config: &LlmConfig,
+        setup: impl Into<Setup>,
         transport: Arc<dyn Transport>,
         metrics: LlmMetrics,
         shutdown: &CancellationToken,
     ) -> Result<Self, LlmError> {
-        let endpoints = endpoints(config, transport, metrics)?;
+        let Setup { llm, long, schema } = setup.into();
+        let config = &llm;
+        let endpoints = endpoints(config, schema.clone(), transport, metrics)?;
         let common = endpoints.common;
         let endpoints = endpoints.all;
         let limits = common.pool.lanes().into_iter().map(|lane| lane.limit);
@@ -139,6 +181,14 @@ impl VllmClient {
             policy: Policy::new(config),
             on_truncated: config.on_truncated,
             max_tokens: config.max_tokens,
+            schema,
+            long,
+            cache: NonZeroU64::new(config.cache_bytes_max).map(Cache::new),
+            budget: config.has_budget().then(|| Budget::new(config)),
+            budget_gate: Gate::new(),
+            tokens: TokenEstimate::default(),
+            completion_estimate: Mutex::new(CompletionEstimate::new(config.max_tokens)),
+            affinity: config.prefix_affinity,
             refusals: Refusals::new(config.refusals_to_hold),
             culprits: AtomicU64::new(0),
             succeeded: Notify::new(),
@@ -160,8 +210,9 @@ impl VllmClient {
         transport: Arc<dyn Transport>,
     ) -> Result<Option<ServedModel>, LlmError> {
         let metrics = LlmMetrics::new(&mut prometheus_client::registry::Registry::default());
+        let schema = AnswerSchema::load(config)?.map(Arc::new);
         let mut served = None;
-        for endpoint in endpoints(config, transport, metrics)?.all {
+        for endpoint in endpoints(config, schema, transport, metrics)?.all {
             let probed = endpoint.probe().await;
             served = probed.map_err(|failure| LlmError::Unusable(failure.detail))?;
         }
@@ -245,6 +296,90 @@ impl VllmClient {
         }
     }
 
+    /// The model's context in tokens: what the settings say, or the least that a server tells, as a document may go to any.
+    pub(super) fn context(&self) -> Option<u64> {
+        let told = self.endpoints.iter().filter_map(|endpoint| endpoint.context());
+        self.long.context_tokens.or(told.min())
+    }
+
+    /// Tokens of these messages as a server counts them; `None` when none can tell.
+    pub(super) async fn count_tokens(&self, messages: &[Message]) -> Option<u64> {
+        let lanes = self.pool().lanes();
+        let open = self.endpoints.iter().zip(lanes).filter(|(_, lane)| !lane.is_closed);
+        let (endpoint, _) = open.min_by_key(|(_, lane)| lane.tokens)?;
+        endpoint.count_tokens(messages).await
+    }
+
+    /// Learns what prompts and answers come to.
+    pub(super) fn learn(&self, messages: &[Message], answer: &Answer) {
+        self.tokens.learn(messages, answer.prompt_tokens);
+        self.completion_estimate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .observe(answer.completion_tokens);
+    }
+
+    /// Tokens that an answer of at most `max_tokens` is expected to have.
+    pub(super) fn completion_tokens(&self, max_tokens: u32) -> u64 {
+        self.completion_estimate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .tokens()
+            .min(u64::from(max_tokens))
+    }
+
+    /// Waits for a part of the budget, and shows that it does.
+    pub(super) async fn reserve(
+        &self,
+        budget: &Budget,
+        tokens: u64,
+    ) -> Result<Reservation, CompleteError> {
+        let _waiting = self.waits();
+        let reserve = async {
+            let reserve = budget.reserve(tokens);
+            tokio::pin!(reserve);
+            loop {
+                tokio::select! {
+                    biased;
+                    reservation = &mut reserve => break reservation,
+                    () = sleep(BUDGET_SHOWN_EVERY) => self.show_budget(budget),
+                }
+            }
+        };
+        let reserved = tokio::select! {
+            biased;
+            reservation = reserve => Ok(reservation),
+            // It may be midnight until there is some.
+            () = self.draining.cancelled() => Err(CompleteError::Abandoned),
+        };
+        if budget.waiting().is_none() {
+            drop(self.budget_gate.release());
+        }
+        reserved
+    }
+
+    fn show_budget(&self, budget: &Budget) {
+        let Some(wait) = budget.waiting() else {
+            return;
+        };
+        let until = wait.until.round(jiff::Unit::Second).unwrap_or(wait.until);
+        let reason = format!(
+            "{} is used up: {} documents wait, the first until {until}; nothing is lost",
+            wait.which, wait.waiters
+        );
+        if self.budget_gate.hold(&reason) {
+            tracing::warn!(reason, "over budget");
+        } else {
+            self.budget_gate.explain(&reason);
+        }
+    }
+
+    /// Tells when documents begin to wait for a budget, and when none does any more.
+    #[must_use]
+    pub fn budget_waits(&self) -> watch::Receiver<Option<Hold>> {
+        self.budget_gate.subscribe()
+    }
+
     /// A document waits for what holds it.
     pub(super) fn waits(&self) -> Counted<'_> {
         Counted::new(&self.levels.waiting)
@@ -272,11 +407,12 @@ struct Endpoints {
 
 fn endpoints(
     config: &LlmConfig,
+    schema: Option<Arc<AnswerSchema>>,
     transport: Arc<dyn Transport>,
     metrics: LlmMetrics,
 ) -> Result<Endpoints, LlmError> {
     let urls = config.base_urls().map_err(LlmError::Setting)?;
-    let common = Arc::new(Common::new(config, urls.len(), transport, metrics)?);
+    let common = Arc::new(Common::new(config, schema, urls.len(), transport, metrics)?);
     let endpoint = |(index, url)| Arc::new(Endpoint::new(Arc::clone(&common), index, url));
     let all = urls.into_iter().enumerate().map(endpoint).collect();
     Ok(Endpoints { common, all })
@@ -294,15 +430,10 @@ impl Complete for VllmClient {
         request: CompletionRequest,
         slot: Slot,
     ) -> Result<Completion, CompleteError> {
-        self.common.note_messages(&request.messages);
-        let question = Question {
-            document_id: &request.document_id,
-            position: &request.position,
-            traceparent: request.traceparent.as_deref(),
-            messages: &request.messages,
-            max_tokens: self.max_tokens,
-        };
-        Attempts::new(self, question).run(slot.into_permit()).await
+        if request.prompt.has_system() {
+            self.common.note_system();
+        }
+        document::answer(self, &request, slot.into_permit()).await
     }
 
     fn begin_drain(&self) {

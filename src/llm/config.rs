@@ -56,6 +56,9 @@ pub struct LlmConfig {
     /// Different documents in a row whose request is refused (status 400 and the like) before the work is held and one at a time is tried: then
     /// it is our request that is wrong. 0 never holds for that. Default 5.
     pub refusals_to_hold: usize,
+    /// With several servers: whether prompts of the same templates go to the same one while it is not the busier one, so that they find
+    /// their beginning in its prefix cache. Default false.
+    pub prefix_affinity: bool,
     /// Time that one document may spend on calls and on waits between them; it stands still while the work is held or throttled.
     /// Default 10 min.
     #[serde(with = "crate::types::duration")]
@@ -111,6 +114,7 @@ impl Default for LlmConfig {
             concurrency: 64,
             attempts: 5,
             refusals_to_hold: 5,
+            prefix_affinity: false,
             deadline: Duration::from_mins(10),
             max_tokens: 1024,
             temperature: 0.0,
@@ -242,6 +246,13 @@ impl LlmConfig {
                 written(self.retry_backoff_initial)
             ));
         }
+    }
+
+    /// Whether any budget is set.
+    pub(super) const fn has_budget(&self) -> bool {
+        self.requests_per_minute.is_some()
+            || self.tokens_per_minute.is_some()
+            || self.tokens_per_day.is_some()
     }
 
     /// Whether a server is spoken to over TLS.

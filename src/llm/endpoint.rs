@@ -14,10 +14,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
+use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::api::{self, Answer, CHAT_PATH, ChatRequest, HEALTH_PATH, MODELS_PATH};
+use super::api::{
+    self, Answer, CHAT_PATH, ChatRequest, HEALTH_PATH, MODELS_PATH, TOKENIZE_PATH, TokenizeRequest,
+};
 use super::auth::Authorization;
 use super::breaker::{Breaker, Change};
 use super::classify::{self, Failure, Fault, Target};
@@ -26,7 +29,7 @@ use super::metrics::LlmMetrics;
 use super::pool::Pool;
 use super::suspicion::Shown;
 use super::transport::{Call, Reply, Transport, TransportError};
-use super::{LlmConfig, LlmError, Message, ServedModel};
+use super::{AnswerSchema, LlmConfig, LlmError, Message, ServedModel};
 use crate::clock;
 use crate::retry::Backoff;
 
@@ -42,6 +45,8 @@ const FIRST_REPORT_AFTER: Duration = Duration::from_secs(1);
 const REPORT_EVERY: Duration = Duration::from_secs(60);
 /// How often `/health` is asked while the endpoint is not held.
 const HEALTH_EVERY: Duration = Duration::from_secs(5);
+/// The longest that counting tokens may take: a megabyte of text takes some tenths of a second where the server has little to do.
+const TOKENIZE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest that an answer of `/health` may take; it decides nothing when it takes longer.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -72,7 +77,12 @@ impl Parameters {
     }
 
     /// A request body. Messages are text and numbers are finite, so writing it cannot fail; an empty body would be refused.
-    pub(super) fn body(&self, messages: &[Message], max_tokens: u32) -> Bytes {
+    pub(super) fn body(
+        &self,
+        messages: &[Message],
+        max_tokens: u32,
+        response_format: Option<&RawValue>,
+    ) -> Bytes {
         let request = ChatRequest {
             model: &self.model,
             messages,
@@ -80,7 +90,7 @@ impl Parameters {
             max_tokens,
             top_p: self.top_p,
             seed: self.seed,
-            response_format: None,
+            response_format,
         };
         serde_json::to_vec(&request).map_or_else(|_error| Bytes::new(), Bytes::from)
     }
@@ -92,6 +102,8 @@ pub(super) struct Common {
     pub(super) transport: Arc<dyn Transport>,
     pub(super) authorization: Authorization,
     pub(super) parameters: Parameters,
+    /// What answers must look like: the probe asks for it too, as a server may refuse it.
+    schema: Option<Arc<AnswerSchema>>,
     pub(super) pool: Arc<Pool>,
     pub(super) joint: JointGate,
     pub(super) metrics: LlmMetrics,
@@ -108,6 +120,7 @@ impl Common {
     /// When a setting or a file that it names is of no use.
     pub(super) fn new(
         config: &LlmConfig,
+        schema: Option<Arc<AnswerSchema>>,
         endpoints: usize,
         transport: Arc<dyn Transport>,
         metrics: LlmMetrics,
@@ -116,6 +129,7 @@ impl Common {
             transport,
             authorization: Authorization::new(config)?,
             parameters: Parameters::new(config),
+            schema,
             pool: Arc::new(Pool::new(&vec![config.concurrency; endpoints])),
             joint: JointGate::new(endpoints),
             metrics,
@@ -125,11 +139,9 @@ impl Common {
         })
     }
 
-    /// Learns how the probe must ask.
-    pub(super) fn note_messages(&self, messages: &[Message]) {
-        if messages.iter().any(|message| message.role == "system") {
-            self.with_system.store(true, Ordering::Relaxed);
-        }
+    /// Documents are asked about with a system message: so must the probe be.
+    pub(super) fn note_system(&self) {
+        self.with_system.store(true, Ordering::Relaxed);
     }
 
     /// Shows whether the work as a whole stands still.
@@ -348,6 +360,22 @@ impl Endpoint {
         }
     }
 
+    /// Tokens of these messages as the server counts them; `None` when it cannot tell.
+    pub(super) async fn count_tokens(&self, messages: &[Message]) -> Option<u64> {
+        let body = serde_json::to_vec(&TokenizeRequest {
+            model: &self.common.parameters.model,
+            messages,
+        });
+        let call = Call {
+            body: Some(body.ok()?.into()),
+            ..self.get(TOKENIZE_PATH)
+        };
+        let reply = self.exchange(call, TOKENIZE_TIMEOUT).await.ok()?;
+        (reply.status == 200)
+            .then(|| api::read_count(&reply.body))
+            .flatten()
+    }
+
     /// What the list of models says against our settings.
     pub(super) fn objection(&self, models: &[ServedModel]) -> Option<String> {
         let Parameters {
@@ -410,7 +438,9 @@ impl Endpoint {
         }
         messages.push(message("user", "Are you there?"));
         let request_id = format!("klp-probe-{}", short_random());
-        let body = self.common.parameters.body(&messages, 1);
+        let schema = self.common.schema.as_ref();
+        let format = schema.map(|schema| &**schema.response_format());
+        let body = self.common.parameters.body(&messages, 1, format);
         match self
             .chat(body, &request_id, None, self.common.timeout)
             .await

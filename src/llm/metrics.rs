@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
+use super::LongSummary;
 use super::classify::Fault;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -27,6 +28,11 @@ struct At {
     endpoint: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Done {
+    policy: &'static str,
+}
+
 /// The families of the model's side; clones share them.
 #[derive(Debug, Clone)]
 pub struct LlmMetrics {
@@ -41,6 +47,8 @@ pub struct LlmMetrics {
     holds: Counter,
     hold_seconds: Counter<f64, AtomicU64>,
     endpoint_held: Family<At, Gauge>,
+    cache_hits: Counter,
+    long_documents: Family<Done, Counter>,
 }
 
 impl LlmMetrics {
@@ -59,6 +67,8 @@ impl LlmMetrics {
             holds: Counter::default(),
             hold_seconds: Counter::default(),
             endpoint_held: Family::default(),
+            cache_hits: Counter::default(),
+            long_documents: Family::default(),
         };
         registry.register(
             "llm_calls",
@@ -116,6 +126,16 @@ impl LlmMetrics {
             "1 while a model server is held, by its base URL",
             metrics.endpoint_held.clone(),
         );
+        registry.register(
+            "llm_cache_hits",
+            "Documents that got the answer of an identical one",
+            metrics.cache_hits.clone(),
+        );
+        registry.register(
+            "llm_long_documents",
+            "Documents longer than the context that were answered, by what was done with them",
+            metrics.long_documents.clone(),
+        );
         metrics
     }
 
@@ -153,6 +173,18 @@ impl LlmMetrics {
         self.endpoint_held
             .get_or_create(&At { endpoint })
             .set(i64::from(is_held));
+    }
+
+    pub(super) fn cache_hit(&self) {
+        self.cache_hits.inc();
+    }
+
+    pub(super) fn long_document(&self, summary: &LongSummary) {
+        let policy = match summary {
+            LongSummary::MapReduce { .. } => "map_reduce",
+            LongSummary::Truncate { .. } => "truncate",
+        };
+        self.long_documents.get_or_create(&Done { policy }).inc();
     }
 
     pub(super) fn hold_began(&self) {

@@ -7,13 +7,12 @@ mod api;
 mod attempts;
 mod auth;
 mod breaker;
-#[allow(dead_code, reason = "the client does not ask it yet")]
 mod budget;
-#[allow(dead_code, reason = "the client does not ask it yet")]
 mod cache;
 mod classify;
 mod client;
 mod config;
+mod document;
 mod endpoint;
 mod error;
 mod gate;
@@ -23,7 +22,6 @@ mod policy;
 mod pool;
 mod prompt;
 mod refusals;
-#[allow(dead_code, reason = "answers are not yet asked for and read by it")]
 mod schema;
 mod suspicion;
 mod tls;
@@ -33,7 +31,7 @@ pub use api::{Answer, ServedModel};
 pub use classify::{
     Failure, Fault, Target, reply as classify_reply, transport as classify_transport,
 };
-pub use client::{LlmState, VllmClient};
+pub use client::{LlmState, Setup, VllmClient};
 pub use config::{LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
 pub use gate::Hold;
@@ -43,10 +41,12 @@ pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Que
 pub use schema::AnswerSchema;
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::types::{DeadLetterReason, SourcePosition};
 
@@ -66,8 +66,12 @@ pub struct CompletionRequest {
     pub document_id: String,
     /// Where it came from: part of each attempt's request id.
     pub position: SourcePosition,
-    /// The rendered prompt.
-    pub messages: Vec<Message>,
+    /// The templates that ask about it.
+    pub prompt: Arc<Prompt>,
+    /// What they see beside the text, of [`Prompt::scope`].
+    pub scope: Scope,
+    /// The document's text.
+    pub content: String,
     /// W3C trace context of the input record, carried through.
     pub traceparent: Option<String>,
 }
@@ -85,11 +89,23 @@ pub struct Usage {
     pub calls: u32,
 }
 
+impl Usage {
+    /// Adds another call's.
+    pub(crate) const fn add(&mut self, other: Self) {
+        self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
+        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+        self.total_tokens = self.total_tokens.saturating_add(other.total_tokens);
+        self.calls = self.calls.saturating_add(other.calls);
+    }
+}
+
 /// A usable answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     /// The answer's text.
     pub text: String,
+    /// The same as JSON, when a schema was asked for: it is valid under it.
+    pub data: Option<Value>,
     /// As vLLM names it: `stop`, `length`, …
     pub finish_reason: String,
     /// The model that the server says answered.
@@ -98,6 +114,10 @@ pub struct Completion {
     pub system_fingerprint: Option<String>,
     /// Tokens.
     pub usage: Usage,
+    /// What was done to a document that is longer than the context; `None` when it was read whole in one call.
+    pub long: Option<LongSummary>,
+    /// Whether this is the answer to an identical document, without a call.
+    pub cached: bool,
     /// Attempts that were made, this one included; at least 1.
     pub attempts: u32,
     /// `X-Request-Id` of the attempt that succeeded.

@@ -221,15 +221,13 @@ impl Prompt {
         &self.hash
     }
 
-    /// Renders the messages for one document; `context` as [`Prompt::context`] builds it.
-    ///
-    /// # Errors
-    /// When a field is missing or does not fit the template.
-    pub fn render(&self, context: &Value) -> Result<Vec<Message>, PromptError> {
-        self.messages(USER, &self.with_schema(to_template(context)))
+    /// Whether a system message is asked with.
+    #[must_use]
+    pub const fn has_system(&self) -> bool {
+        self.has_system
     }
 
-    /// Makes `context` ready for [`Prompt::render_with`]. It need not hold `content`; one that it holds is not seen.
+    /// Makes `context`, as [`Prompt::context`] builds it, ready for [`Prompt::render_with`]. A `content` that it holds is not seen.
     #[must_use]
     pub fn scope(&self, context: &Value) -> Scope {
         Scope(
@@ -294,11 +292,10 @@ impl Prompt {
         Ok(messages)
     }
 
-    /// What templates see: the document's fields at the top level, over them `content`, `document_id` and `kafka`.
+    /// What templates see beside `content`: the document's fields at the top level, over them `document_id` and `kafka`.
     #[must_use]
     pub fn context(
         fields: Map<String, Value>,
-        content: &str,
         document_id: &str,
         kafka: KafkaContext,
     ) -> Value {
@@ -310,7 +307,6 @@ impl Prompt {
         record.insert("partition".to_owned(), kafka.partition.into());
         record.insert("offset".to_owned(), kafka.offset.into());
         record.insert("timestamp".to_owned(), kafka.timestamp.into());
-        context.insert("content".to_owned(), content.into());
         context.insert("document_id".to_owned(), document_id.into());
         context.insert("kafka".to_owned(), Value::Object(record));
         Value::Object(context)

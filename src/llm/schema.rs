@@ -201,6 +201,18 @@ impl Violation {
         }
     }
 
+    /// An answer that ended at its `max_tokens`, or with the context: what of it there is may be valid, and is not whole.
+    pub(super) fn cut_off(max_tokens: u32) -> Self {
+        Self {
+            problem: format!(
+                "It was cut off, as it was longer than {max_tokens} tokens. Be shorter: fewer list entries and shorter texts."
+            ),
+            label: format!(
+                "it was cut off at llm.max_tokens = {max_tokens}, or at the end of the context"
+            ),
+        }
+    }
+
     /// The same in short, for logs and dead letters: the rule that is broken, and nothing of the answer.
     pub(super) fn label(&self) -> &str {
         &self.label

@@ -150,18 +150,13 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
         Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
     };
     let context = prompt_context(&document, &work.position);
-    let messages = match services.prompt.render(&context) {
-        Ok(messages) => messages,
-        Err(error) => {
-            let detail = error.to_string();
-            return give_up(services, work, bad(DeadLetterReason::PromptFailed, detail));
-        }
-    };
     let traceparent = headers::traceparent(&work.record).map(str::to_owned);
     let request = CompletionRequest {
         document_id: document.id.clone(),
         position: work.position.clone(),
-        messages,
+        prompt: Arc::clone(&services.prompt),
+        scope: services.prompt.scope(&context),
+        content: document.text,
         traceparent: traceparent.clone(),
     };
     let sent_at = Instant::now();
@@ -204,7 +199,7 @@ fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
         offset: position.offset.value(),
         timestamp: document.timestamp.map(|at| at.to_string()),
     };
-    Prompt::context(document.fields.clone(), &document.text, &document.id, kafka)
+    Prompt::context(document.fields.clone(), &document.id, kafka)
 }
 
 fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {

@@ -415,15 +415,3 @@ fn an_estimate_begins_with_a_quarter_and_is_not_thrown_by_one_answer() {
     estimate.observe(1_024);
     assert_eq!(estimate.tokens(), 256 + 48);
 }
-
-#[test]
-fn a_prompt_is_estimated_by_its_bytes_and_learns_the_language() {
-    let mut estimate = PromptEstimate::new();
-    assert_eq!((estimate.tokens(0), estimate.tokens(4_000)), (1, 1_000));
-    estimate.observe(0, 10);
-    assert_eq!(estimate.tokens(4_000), 1_000);
-    for _ in 0..400 {
-        estimate.observe(3_000, 1_500);
-    }
-    assert_eq!(estimate.tokens(4_000), 2_000);
-}

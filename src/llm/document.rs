@@ -1,0 +1,301 @@
+//! The way of one document through the model's side: answered before? in one call or in parts? asked, checked, and mended once.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use serde_json::value::RawValue;
+
+use super::attempts::{Attempts, Question};
+use super::cache::{Cache, CacheKey, Look};
+use super::client::VllmClient;
+use super::long::{self, Ask, AskError, Document, Limits, Step};
+use super::pool::Permit;
+use super::prompt::{Place, Question as Template};
+use super::schema::{AnswerSchema, Violation, repair_messages};
+use super::{
+    CompleteError, Completion, CompletionRequest, GiveUp, Message, OnTruncated, PromptError,
+};
+use crate::types::DeadLetterReason;
+
+/// What an answer weighs in the cache beside its text, in bytes: names, counts, and the text as JSON where there is a schema.
+const ANSWER_BYTES: usize = 512;
+
+/// Answers a document. `permit` serves the first call.
+///
+/// # Errors
+/// As [`CompleteError`] says.
+///
+/// # Cancel safety
+/// Dropping it ends its calls on the server and loses their work, nothing else.
+pub(super) async fn answer(
+    client: &VllmClient,
+    request: &CompletionRequest,
+    permit: Option<Permit>,
+) -> Result<Completion, CompleteError> {
+    match &client.cache {
+        Some(cache) => through_cache(cache, client, request, permit).await,
+        None => ask(client, request, permit).await,
+    }
+}
+
+async fn through_cache(
+    cache: &Cache<Arc<Completion>>,
+    client: &VllmClient,
+    request: &CompletionRequest,
+    permit: Option<Permit>,
+) -> Result<Completion, CompleteError> {
+    let key = key(client, request).map_err(|error| prompt_failed(&error))?;
+    let mut permit = permit;
+    let mut look = cache.look(key);
+    loop {
+        match look {
+            Look::Hit(answer) => {
+                client.metrics().cache_hit();
+                return Ok(Completion {
+                    cached: true,
+                    ..(*answer).clone()
+                });
+            }
+            Look::Begin(flight) => {
+                // An answer that ends in a dead letter is no answer: the flight ends without one, and the next in the row asks.
+                let completion = ask(client, request, permit).await?;
+                let bytes = completion.text.len() * if completion.data.is_some() { 3 } else { 1 };
+                let weight = u64::try_from(bytes + ANSWER_BYTES).unwrap_or(u64::MAX);
+                flight.land(Arc::new(completion.clone()), weight);
+                return Ok(completion);
+            }
+            Look::Wait(waiter) => {
+                // What waits for another document's call needs no slot.
+                permit = None;
+                let _waiting = client.waits();
+                look = client.unless_abandoned(waiter.wait()).await?;
+            }
+        }
+    }
+}
+
+/// Everything that shapes the answer. The templates for parts are rendered too, as they may use fields that the other does not.
+fn key(client: &VllmClient, request: &CompletionRequest) -> Result<CacheKey, PromptError> {
+    let prompt = &request.prompt;
+    let place = Place {
+        part: 1,
+        parts: 1,
+        words: 1,
+    };
+    let mut messages = prompt.render_with(Template::Answer, &request.scope, &request.content)?;
+    messages.extend(prompt.render_with(Template::Notes(place), &request.scope, "")?);
+    messages.extend(prompt.render_with(Template::Merge(place), &request.scope, "")?);
+    let parameters = format!(
+        "{:?} {:?} {:?} {:?}",
+        client.common.parameters, client.on_truncated, client.long, prompt.template_hash()
+    );
+    let schema = client.schema.as_deref().map(AnswerSchema::schema_hash);
+    let fixed = [parameters.as_bytes(), schema.unwrap_or_default().as_bytes()];
+    let messages = messages.iter().flat_map(|message| {
+        let Message { role, content } = message;
+        [role.as_bytes(), content.as_bytes()]
+    });
+    Ok(CacheKey::new(fixed.into_iter().chain(messages)))
+}
+
+async fn ask(
+    client: &VllmClient,
+    request: &CompletionRequest,
+    permit: Option<Permit>,
+) -> Result<Completion, CompleteError> {
+    let document = Document {
+        prompt: &request.prompt,
+        scope: &request.scope,
+        content: &request.content,
+    };
+    let limits = Limits {
+        context_tokens: client.context(),
+        answer_tokens: client.max_tokens,
+    };
+    let asked = Asked {
+        client,
+        request,
+        affinity: client.affinity.then(|| affinity(client, &request.prompt)),
+        permit: Mutex::new(permit),
+    };
+    let answer = long::answer(&asked, &document, limits, &client.tokens, &client.long).await?;
+    if let Some(summary) = &answer.summary {
+        client.metrics().long_document(summary);
+    }
+    Ok(Completion {
+        long: answer.summary,
+        ..answer.completion
+    })
+}
+
+/// The lane that prompts of these templates prefer, as their beginning is in its prefix cache.
+fn affinity(client: &VllmClient, prompt: &super::Prompt) -> usize {
+    let mut hasher = DefaultHasher::new();
+    prompt.template_hash().hash(&mut hasher);
+    let lanes = u64::try_from(client.endpoints.len()).unwrap_or(1).max(1);
+    usize::try_from(hasher.finish() % lanes).unwrap_or(0)
+}
+
+/// One document's calls.
+struct Asked<'a> {
+    client: &'a VllmClient,
+    request: &'a CompletionRequest,
+    affinity: Option<usize>,
+    /// For the first call.
+    permit: Mutex<Option<Permit>>,
+}
+
+#[async_trait]
+impl Ask for Asked<'_> {
+    async fn ask(
+        &self,
+        messages: Vec<Message>,
+        answer_tokens: u32,
+        step: Step,
+    ) -> Result<Completion, AskError> {
+        let answered = match (step, &self.client.schema) {
+            (Step::Answer, Some(schema)) => self.data(schema, &messages, answer_tokens).await,
+            (Step::Answer, None) => {
+                let on_truncated = self.client.on_truncated;
+                self.call(&messages, answer_tokens, step, None, on_truncated)
+                    .await
+            }
+            // Notes are used as far as they came.
+            (Step::Map { .. } | Step::Reduce { .. }, _) => {
+                self.call(&messages, answer_tokens, step, None, OnTruncated::Accept)
+                    .await
+            }
+        };
+        answered.map_err(|error| match error {
+            CompleteError::DeadLetter(given_up)
+                if given_up.reason == DeadLetterReason::ContextLengthExceeded =>
+            {
+                AskError::TooLong
+            }
+            error => AskError::Failed(error),
+        })
+    }
+
+    async fn count(&self, messages: &[Message]) -> Option<u64> {
+        self.client.count_tokens(messages).await
+    }
+
+    fn width(&self) -> usize {
+        self.client.state().limit.max(1)
+    }
+}
+
+impl Asked<'_> {
+    async fn call(
+        &self,
+        messages: &[Message],
+        max_tokens: u32,
+        step: Step,
+        response_format: Option<&RawValue>,
+        on_truncated: OnTruncated,
+    ) -> Result<Completion, CompleteError> {
+        let question = Question {
+            document_id: &self.request.document_id,
+            position: &self.request.position,
+            traceparent: self.request.traceparent.as_deref(),
+            step,
+            messages,
+            max_tokens,
+            response_format,
+            on_truncated,
+            affinity: self.affinity,
+        };
+        let permit = self
+            .permit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        Attempts::new(self.client, question).run(permit).await
+    }
+
+    /// An answer that is valid under the schema, after one attempt to have it mended.
+    async fn data(
+        &self,
+        schema: &AnswerSchema,
+        messages: &[Message],
+        max_tokens: u32,
+    ) -> Result<Completion, CompleteError> {
+        let format = Some(&**schema.response_format());
+        // Whether a cut answer is longer the next time is a matter of policy; that it is of no use is not.
+        let on_truncated = match self.client.on_truncated {
+            OnTruncated::RetryLonger => OnTruncated::RetryLonger,
+            OnTruncated::Accept | OnTruncated::DeadLetter => OnTruncated::Accept,
+        };
+        let call = |messages| self.call(messages, max_tokens, Step::Answer, format, on_truncated);
+        let first = call(messages).await?;
+        let (first, violation) = match read(schema, first, max_tokens) {
+            Ok(completion) => return Ok(completion),
+            Err(refused) => refused,
+        };
+        tracing::debug!(
+            position = %self.request.position,
+            violation = violation.label(),
+            "the answer breaks the schema: the model is asked to mend it"
+        );
+        self.client.metrics().retried("schema");
+        let mended = call(&repair_messages(messages, &first.text, &violation)).await;
+        let (last, violation) = match mended {
+            Ok(second) => match read(schema, second, max_tokens) {
+                Ok(mut completion) => {
+                    completion.usage.add(first.usage);
+                    completion.attempts = completion.attempts.saturating_add(first.attempts);
+                    return Ok(completion);
+                }
+                Err((mut second, violation)) => {
+                    second.attempts = second.attempts.saturating_add(first.attempts);
+                    (second, violation)
+                }
+            },
+            // With the answer to be mended the conversation may be longer than the context.
+            Err(CompleteError::DeadLetter(GiveUp {
+                reason: DeadLetterReason::ContextLengthExceeded,
+                ..
+            })) => (first, violation),
+            Err(error) => return Err(error),
+        };
+        Err(CompleteError::DeadLetter(GiveUp {
+            reason: DeadLetterReason::SchemaViolation,
+            detail: format!("the answer is of no use, also after it was to be mended: {}", violation.label()),
+            attempts: last.attempts,
+            http_status: Some(200),
+            request_id: Some(last.request_id),
+            answer: Some(last.text),
+        }))
+    }
+}
+
+/// The answer with its data; or the answer and what is wrong with it.
+fn read(
+    schema: &AnswerSchema,
+    answer: Completion,
+    max_tokens: u32,
+) -> Result<Completion, (Completion, Violation)> {
+    if answer.finish_reason == "length" {
+        return Err((answer, Violation::cut_off(max_tokens)));
+    }
+    match schema.read(&answer.text) {
+        Ok(data) => Ok(Completion {
+            data: Some(data),
+            ..answer
+        }),
+        Err(violation) => Err((answer, violation)),
+    }
+}
+
+fn prompt_failed(error: &PromptError) -> CompleteError {
+    CompleteError::DeadLetter(GiveUp {
+        reason: DeadLetterReason::PromptFailed,
+        detail: error.to_string(),
+        attempts: 0,
+        http_status: None,
+        request_id: None,
+        answer: None,
+    })
+}
