@@ -11,14 +11,18 @@
 //! - *A refusal* (429, 503) cuts at once.
 //!
 //! Growth starts with doubling (quick start) and ends it at the first sign of saturation; from then on it starts anew with small steps
-//! that double while nothing objects. So a limit `n` times the first is reached in log2(`n`) windows, rounded up, and one more shows that
-//! it is enough. A window takes less than a second where the queue is told and answers come that often, otherwise up to
-//! two round trips, a round trip being the time of a call, the longer ones weighing more. Calls of 20 s that all start at once
-//! show nothing for 20 s, to anybody: what is promised in seconds holds for calls of up to about two.
+//! that double while nothing objects. So `n` times the first limit is reached in log2(`n`) windows, rounded up, and one or two more show
+//! that it is enough. Where the queue is told and answers come often enough, a window takes under a second. Otherwise it takes one and a
+//! half round trips, or as long as [`ANSWERS_STEADY`] answers take, a round trip being the time of a call, the longer ones weighing
+//! more. From 64 to 1,000 that is ten round trips at most, whatever a call takes. Calls of 20 s that all start at once show nothing for
+//! 20 s, to anybody: seconds can be promised for calls of a few seconds only.
+//!
+//! What it does not do: tell our share of a queue from that of others. Clients that all do as this one does end up with similar shares;
+//! one that floods the server drives this one to its lower bound.
 //!
 //! # Invariants
 //! 1. The limit stays within its bounds, whatever is told.
-//! 2. It changes only by what calls showed that ran while the limit was reached: neither grows nor shrinks when intake is small.
+//! 2. Apart from refusals, only calls that ran while the limit was reached change it: a small intake neither raises nor lowers it.
 //! 3. Time is measured per unit of work, never per call: longer answers alone do not shrink the limit.
 //! 4. Refusals of calls that were sent before a cut do not cut again.
 //! 5. Without the queue told, doubt is settled upwards: too many in flight cost waiting, too few cost throughput.
@@ -111,7 +115,8 @@ pub(super) struct Sample {
     pub(super) completion_tokens: u64,
     /// `num_requests_waiting` that the server told with the answer, if it did.
     pub(super) waiting: Option<f64>,
-    /// Permits that were out when this call ended, its own included: with documents enough the limit itself.
+    /// Permits that were out when this call ended, its own included. With documents enough that is the limit; a place that is free for
+    /// the moment until the next document takes it must count as taken, or the limit seems not to be reached.
     pub(super) running: usize,
 }
 
