@@ -11,19 +11,29 @@
 )]
 
 use divan::counter::BytesCount;
-use kafka_llm_processor::llm::{KafkaContext, Prompt, PromptConfig};
-use serde_json::{Map, Value};
+use kafka_llm_processor::llm::{KafkaContext, Prompt, PromptConfig, Question, Scope};
+use serde_json::Map;
 
 fn main() {
     divan::main();
 }
 
-fn context(bytes: usize) -> Value {
+/// What a template sees beside the content, and the content.
+fn document(prompt: &Prompt, bytes: usize) -> (Scope, String) {
     let sentence = "Revenue rose 12 % to €4.3 billion in the third quarter. ";
     let content = sentence.repeat(bytes / sentence.len() + 1);
     let mut fields = Map::new();
     fields.insert("company".to_owned(), "Example AG".into());
-    Prompt::context(fields, &content, "document-1", KafkaContext::default())
+    let context = Prompt::context(fields, "document-1", KafkaContext::default());
+    (prompt.scope(&context), content)
+}
+
+fn bench(bencher: divan::Bencher, prompt: &Prompt, bytes: usize) {
+    let (scope, content) = document(prompt, bytes);
+    let render = || prompt.render_with(Question::Answer, &scope, divan::black_box(&content));
+    bencher
+        .counter(BytesCount::new(bytes))
+        .bench(|| render().unwrap());
 }
 
 const SIZES: [usize; 3] = [4 * 1024, 64 * 1024, 1024 * 1024];
@@ -31,10 +41,7 @@ const SIZES: [usize; 3] = [4 * 1024, 64 * 1024, 1024 * 1024];
 #[divan::bench(args = SIZES)]
 fn default_template(bencher: divan::Bencher, bytes: usize) {
     let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
-    let context = context(bytes);
-    bencher
-        .counter(BytesCount::new(bytes))
-        .bench(|| prompt.render(divan::black_box(&context)).unwrap());
+    bench(bencher, &prompt, bytes);
 }
 
 #[divan::bench(args = SIZES)]
@@ -46,13 +53,10 @@ fn system_and_user_with_fields(bencher: divan::Bencher, bytes: usize) {
                 "{% if kafka.key %}{{ kafka.key }}{% endif %}\n{{ document_id }}\n{{ content }}"
                     .to_owned(),
             ),
-            user_file: None,
+            ..PromptConfig::default()
         },
         None,
     )
     .unwrap();
-    let context = context(bytes);
-    bencher
-        .counter(BytesCount::new(bytes))
-        .bench(|| prompt.render(divan::black_box(&context)).unwrap());
+    bench(bencher, &prompt, bytes);
 }

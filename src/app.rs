@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,9 @@ use crate::kafka::wire::{
     Cluster, GroupMember, Isolation, MembershipConfig, MembershipError, WireSink, WireSource,
 };
 use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
-use crate::llm::{AnswerSchema, Complete, HttpTransport, LlmMetrics, Prompt, VllmClient};
+use crate::llm::{
+    AnswerSchema, Complete, Hold, HttpTransport, LlmMetrics, Prompt, Setup, VllmClient,
+};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
     self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
@@ -75,6 +78,8 @@ pub struct App {
     instance: String,
     driver: DriverChoice,
     prompt: Arc<Prompt>,
+    /// SHA-256 of what answers must look like.
+    schema_hash: Option<String>,
     client: Arc<VllmClient>,
     cluster: Cluster,
     health: Health,
@@ -105,7 +110,15 @@ impl App {
         let prompt = Arc::new(prompt);
         let transport = HttpTransport::new(&settings.llm).map_err(|error| setting(&error))?;
         let transport = Arc::new(transport);
-        let client = VllmClient::new(&settings.llm, transport, llm_metrics, &shutdown)
+        let schema_hash = schema
+            .as_ref()
+            .map(|schema| schema.schema_hash().to_owned());
+        let setup = Setup {
+            llm: settings.llm.clone(),
+            long: settings.long_documents.clone(),
+            schema: schema.map(Arc::new),
+        };
+        let client = VllmClient::new(setup, transport, llm_metrics, &shutdown)
             .map_err(|error| setting(&error))?;
         let client = Arc::new(client);
         let health = Health::new();
@@ -123,6 +136,7 @@ impl App {
             instance: instance_name(),
             driver,
             prompt,
+            schema_hash,
             client,
             cluster,
             health,
@@ -194,7 +208,7 @@ impl App {
             group_id = settings.kafka.group_id,
             llm_url = settings.llm.url,
             model = settings.llm.model,
-            concurrency = settings.llm.concurrency,
+            concurrency = %settings.llm.concurrency,
             order = ?settings.pipeline.order,
             assignment,
             instance = self.instance,
@@ -390,6 +404,7 @@ impl App {
             guarantee: settings.processing.guarantee,
             complete: Arc::clone(&self.client) as Arc<dyn Complete>,
             prompt: Arc::clone(&self.prompt),
+            schema_hash: self.schema_hash.clone(),
             input: settings.input.clone(),
             destinations: Destinations {
                 output: settings.output.topic.as_str().into(),
@@ -492,15 +507,21 @@ pub fn wanted_topics(settings: &Settings) -> WantedTopics {
 
 /// Shows on the board what holds the model's side; its log lines are its own.
 async fn show_holds(client: Arc<VllmClient>, board: StatusBoard) {
-    let mut holds = client.holds();
+    tokio::join!(
+        show(client.holds(), "llm", &board),
+        show(client.budget_waits(), "llm budget", &board),
+    );
+}
+
+async fn show(mut holds: watch::Receiver<Option<Hold>>, name: &'static str, board: &StatusBoard) {
     loop {
         let reason = holds
             .borrow_and_update()
             .as_ref()
             .map(|hold| hold.reason.clone());
         match reason {
-            Some(reason) => drop(board.set_hold("llm", reason)),
-            None => drop(board.clear_hold("llm")),
+            Some(reason) => drop(board.set_hold(name, reason)),
+            None => drop(board.clear_hold(name)),
         }
         if holds.changed().await.is_err() {
             return;

@@ -13,8 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kafka_llm_processor::llm::{
-    Complete, CompleteError, Completion, CompletionRequest, HttpTransport, LlmConfig, LlmError,
-    LlmMetrics, Message, OnTruncated, VllmClient,
+    Complete, CompleteError, Completion, CompletionRequest, Concurrency, HttpTransport, LlmConfig,
+    LlmError, LlmMetrics, OnTruncated, Prompt, PromptConfig, Scope, VllmClient,
 };
 use kafka_llm_processor::types::{
     DeadLetterReason, Offset, Secret, SourcePosition, TopicPartition,
@@ -123,6 +123,16 @@ async fn ask(
     client.complete(request(offset, &text), slot).await
 }
 
+/// The text of the document and nothing else, behind a system message where one is given.
+fn prompt(system: Option<&str>) -> Arc<Prompt> {
+    let config = PromptConfig {
+        system: system.map(str::to_owned),
+        user: Some("{{ content }}".to_owned()),
+        ..PromptConfig::default()
+    };
+    Arc::new(Prompt::new(&config, None).unwrap())
+}
+
 fn request(offset: i64, text: &str) -> CompletionRequest {
     CompletionRequest {
         document_id: format!("doc-{offset}"),
@@ -130,10 +140,9 @@ fn request(offset: i64, text: &str) -> CompletionRequest {
             topic_partition: TopicPartition::new("documents", 3),
             offset: Offset::new(offset),
         },
-        messages: vec![Message {
-            role: "user".to_owned(),
-            content: text.to_owned(),
-        }],
+        prompt: prompt(None),
+        scope: Scope::default(),
+        content: text.to_owned(),
         traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
     }
 }
@@ -227,7 +236,7 @@ async fn retry_after_is_waited_out_without_a_slot() {
         (seen.text() == "throttled").then_some(Answer::WithHeader(429, "retry-after: 60"))
     });
     let mut config = config(&stub.url());
-    config.concurrency = 1;
+    config.concurrency = Concurrency::Fixed(1);
     let client = Client::new(&config);
     let throttled = client.start(1, "throttled");
     eventually("the document waits", || client.state().throttled == 1).await;
@@ -443,13 +452,7 @@ async fn a_chat_template_that_refuses_the_system_role_holds() {
     stub.rule(|seen| (seen.body["messages"][0]["role"] == "system").then_some(REFUSED));
     let client = Client::new(&config(&stub.url()));
     let mut with_system = request(1, "x");
-    with_system.messages.insert(
-        0,
-        Message {
-            role: "system".to_owned(),
-            content: "be brief".to_owned(),
-        },
-    );
+    with_system.prompt = prompt(Some("be brief"));
     let document = tokio::spawn({
         let client = Arc::clone(&client.client);
         async move { client.complete(with_system, client.admit().await).await }
@@ -481,7 +484,7 @@ async fn a_kept_connection_that_the_server_had_closed_costs_no_attempt() {
     stub.script([Answer::OkThenClose]);
     let mut config = config(&stub.url());
     config.attempts = 1;
-    config.concurrency = 1;
+    config.concurrency = Concurrency::Fixed(1);
     let client = Client::new(&config);
     client.ask(1, "first").await.unwrap();
     // Whether the client sees the end before it writes or after is a race that both sides of must go well.
@@ -559,7 +562,7 @@ async fn no_more_calls_run_than_allowed() {
     let stub = Stub::start().await;
     stub.rule(|_| Some(Answer::WhenLetGo));
     let mut config = config(&stub.url());
-    config.concurrency = 3;
+    config.concurrency = Concurrency::Fixed(3);
     let client = Client::new(&config);
     let documents: Vec<_> = (0..9).map(|offset| client.start(offset, "x")).collect();
     for sent in 3..=9 {
@@ -585,7 +588,7 @@ async fn a_dropped_document_gives_its_slot_back() {
     let stub = Stub::start().await;
     stub.script([Answer::Silence]);
     let mut config = config(&stub.url());
-    config.concurrency = 1;
+    config.concurrency = Concurrency::Fixed(1);
     let client = Client::new(&config);
     let dropped = client.start(1, "dropped");
     eventually("the call runs", || client.state().running == 1).await;

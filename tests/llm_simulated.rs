@@ -11,8 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kafka_llm_processor::llm::{
-    Complete, CompleteError, Completion, CompletionRequest, HttpTransport, KafkaContext, LlmConfig,
-    LlmError, LlmMetrics, Prompt, PromptConfig, VllmClient,
+    Complete, CompleteError, Completion, CompletionRequest, Concurrency, HttpTransport,
+    KafkaContext, LlmConfig, LlmError, LlmMetrics, LongDocumentsConfig, LongPolicy, Prompt,
+    PromptConfig, Setup, VllmClient,
 };
 use kafka_llm_processor::sandbox::vllm::{
     Action, EngineState, Fault, Latency, SIMULATED, Vllm, VllmConfig,
@@ -39,21 +40,39 @@ fn config(server: &Vllm) -> LlmConfig {
 }
 
 fn client(config: &LlmConfig) -> Arc<VllmClient> {
+    set_up(Setup::from(config))
+}
+
+fn set_up(setup: Setup) -> Arc<VllmClient> {
     let metrics = LlmMetrics::new(&mut Registry::default());
-    let transport = Arc::new(HttpTransport::new(config).unwrap());
-    Arc::new(VllmClient::new(config, transport, metrics, &CancellationToken::new()).unwrap())
+    let transport = Arc::new(HttpTransport::new(&setup.llm).unwrap());
+    Arc::new(VllmClient::new(setup, transport, metrics, &CancellationToken::new()).unwrap())
+}
+
+/// A client that gives up what is longer than the context.
+fn short_client(config: &LlmConfig) -> Arc<VllmClient> {
+    let long = LongDocumentsConfig {
+        policy: LongPolicy::DeadLetter,
+        ..LongDocumentsConfig::default()
+    };
+    set_up(Setup {
+        long,
+        ..Setup::from(config)
+    })
 }
 
 fn request(offset: i64, content: &str) -> CompletionRequest {
     let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
-    let context = Prompt::context(Map::new(), content, "d", KafkaContext::default());
+    let context = Prompt::context(Map::new(), "d", KafkaContext::default());
     CompletionRequest {
         document_id: format!("doc-{offset}"),
         position: SourcePosition {
             topic_partition: TopicPartition::new("documents", 0),
             offset: Offset::new(offset),
         },
-        messages: prompt.render(&context).unwrap(),
+        scope: prompt.scope(&context),
+        prompt: Arc::new(prompt),
+        content: content.to_owned(),
         traceparent: None,
     }
 }
@@ -163,7 +182,7 @@ async fn an_outage_in_the_middle_costs_no_document() {
     .unwrap();
     let mut config = config(&server);
     config.attempts = 1;
-    config.concurrency = 16;
+    config.concurrency = Concurrency::Fixed(16);
     let client = client(&config);
     let documents = start(&client, 200);
     assert!(
@@ -212,7 +231,7 @@ async fn refused_admission_is_waited_for_and_costs_no_attempt() {
     .unwrap();
     let mut config = config(&server);
     config.attempts = 1;
-    config.concurrency = 32;
+    config.concurrency = Concurrency::Fixed(32);
     let client = client(&config);
     let documents = start(&client, 200);
     all_answered(documents).await;
@@ -235,7 +254,7 @@ async fn a_document_longer_than_the_context_is_given_up_and_no_other() {
     .unwrap();
     let mut config = config(&server);
     config.max_tokens = 64;
-    let client = client(&config);
+    let client = short_client(&config);
     let documents = start(&client, 5);
     for words in [700, 20_000] {
         let outcome = ask(Arc::clone(&client), 9, "word ".repeat(words)).await;
@@ -256,7 +275,7 @@ async fn at_the_edge_of_the_context_a_document_is_answered_or_too_long() {
     .unwrap();
     let mut config = config(&server);
     config.max_tokens = 16;
-    let client = client(&config);
+    let client = short_client(&config);
     let (mut answered, mut too_long) = (0, 0);
     for words in 100..400 {
         match ask(

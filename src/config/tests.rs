@@ -49,7 +49,7 @@ fn each_layer_overrides_the_one_below() {
     let settings = load(file, &environment, &[("llm.concurrency", "4")]).unwrap();
     assert_eq!(settings.llm.attempts, 7);
     assert_eq!(settings.llm.model, "environment");
-    assert_eq!(settings.llm.concurrency, 4);
+    assert_eq!(settings.llm.concurrency, crate::llm::Concurrency::Fixed(4));
 }
 
 #[test]
@@ -102,7 +102,10 @@ fn text_that_looks_like_a_number_stays_text() {
 #[test]
 fn every_key_without_a_default_has_a_known_type() {
     let numbers = [
+        "llm.requests_per_minute",
         "llm.seed",
+        "llm.tokens_per_day",
+        "llm.tokens_per_minute",
         "llm.top_p",
         "processing.commit_interval_ms",
         "long_documents.map_tokens",

@@ -2,6 +2,7 @@
 
 use super::Settings;
 use crate::kafka::SecurityProtocol;
+use crate::llm::Concurrency;
 use crate::offsets::COMMIT_BYTES_MAX;
 
 /// Most open documents: as many as one flush was measured to look through in a millisecond. The commit record has a bound of its own, which
@@ -115,12 +116,15 @@ fn topics(settings: &Settings, problems: &mut Vec<String>) {
 
 fn pipeline(settings: &Settings, problems: &mut Vec<String>) {
     let pipeline = &settings.pipeline;
-    if pipeline.read_ahead_records < settings.llm.concurrency
-        || pipeline.read_ahead_records > READ_AHEAD_RECORDS_MAX
-    {
+    // Adaptive concurrency finds out how many calls there can be; a number that could not be reached is a mistake.
+    let (least, key) = match settings.llm.concurrency {
+        Concurrency::Adaptive => (1, "1".to_owned()),
+        Concurrency::Fixed(calls) => (calls, format!("llm.concurrency ({calls})")),
+    };
+    if !(least..=READ_AHEAD_RECORDS_MAX).contains(&pipeline.read_ahead_records) {
         problems.push(format!(
-            "pipeline.read_ahead_records = {}: must lie between llm.concurrency ({}) and {READ_AHEAD_RECORDS_MAX}",
-            pipeline.read_ahead_records, settings.llm.concurrency
+            "pipeline.read_ahead_records = {}: must lie between {key} and {READ_AHEAD_RECORDS_MAX}",
+            pipeline.read_ahead_records
         ));
     }
     if pipeline.read_ahead_bytes < READ_AHEAD_BYTES_MIN {

@@ -1,6 +1,7 @@
 //! The OpenAI-compatible requests and answers as vLLM serves them, read leniently: beyond `choices` and `finish_reason` nothing is
 //! relied on, and an error body may have any shape.
 
+use reqwest::header::HeaderMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
@@ -34,6 +35,16 @@ pub(super) fn read_count(body: &[u8]) -> Option<u64> {
     }
     let counted: Counted = serde_json::from_slice(body).ok()?;
     Some(counted.count)
+}
+
+/// Requests that wait in the server, of the header that it adds when it is asked for its load: `JSON` and an object behind it.
+/// `vllm/entrypoints/serve/utils/orca_metrics.py` of vLLM 0.32.
+pub(super) fn read_waiting(headers: &HeaderMap) -> Option<f64> {
+    let text = headers.get("endpoint-load-metrics")?.to_str().ok()?;
+    let metrics: Value = serde_json::from_str(text.trim().strip_prefix("JSON")?).ok()?;
+    metrics
+        .pointer("/named_metrics/num_requests_waiting")?
+        .as_f64()
 }
 
 /// Body of a chat completion. What is not named here is left to the server; `temperature` and `max_tokens` never are, as a model's
@@ -231,6 +242,37 @@ mod tests {
         assert_eq!(message(b""), None);
         assert_eq!(message(br#"{"detail":[{"loc":["body"]}]}"#), None);
         assert_eq!(message(br#"[1]"#), None);
+    }
+
+    #[test]
+    fn the_load_is_read_as_vllm_tells_it_and_nothing_else() {
+        let waiting = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("endpoint-load-metrics", text.parse().unwrap());
+            read_waiting(&headers)
+        };
+        let told =
+            r#"JSON {"named_metrics": {"num_requests_waiting": 3.0, "kv_cache_usage_perc": 0.5}}"#;
+        assert_eq!(waiting(told), Some(3.0));
+        for other in [
+            "",
+            "JSON",
+            "TEXT named_metrics.x=1",
+            "JSON {}",
+            r#"{"named_metrics":{}}"#,
+        ] {
+            assert_eq!(waiting(other), None, "{other}");
+        }
+        assert_eq!(read_waiting(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn a_count_is_read_without_its_tokens() {
+        assert_eq!(
+            read_count(br#"{"count":3,"max_model_len":9,"tokens":[1,2,3]}"#),
+            Some(3)
+        );
+        assert_eq!(read_count(br#"{"detail":"Not Found"}"#), None);
     }
 
     #[test]

@@ -7,11 +7,12 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, sleep};
 use tracing::Instrument as _;
 
+use super::adaptive::Sample;
 use super::api::Answer;
 use super::budget::Reservation;
 use super::classify::{Failure, Fault};
 use super::client::VllmClient;
-use super::endpoint::short_random;
+use super::endpoint::{Answered, short_random};
 use super::long::Step;
 use super::policy::{Decision, History};
 use super::pool::{Permit, Wish};
@@ -301,7 +302,9 @@ impl<'a> Attempts<'a> {
         self.request_id = Some(request_id);
         if let Some(reservation) = reservation {
             match &outcome {
-                Ok(answer) => reservation.settle(answer.prompt_tokens + answer.completion_tokens),
+                Ok(Answered { answer, .. }) => {
+                    reservation.settle(answer.prompt_tokens + answer.completion_tokens);
+                }
                 Err(failure) => reservation.fail(failure.fault, self.prompt_tokens),
             }
         }
@@ -311,9 +314,20 @@ impl<'a> Attempts<'a> {
         })
     }
 
-    fn answered(&mut self, permit: &Permit, answer: Answer, began: Instant) -> Next {
+    fn answered(&mut self, permit: &Permit, answered: Answered, began: Instant) -> Next {
         let client = self.client;
         let time = began.elapsed();
+        let Answered { answer, waiting } = answered;
+        client.endpoint(permit.lane()).adapt(|controller| {
+            let sample = Sample {
+                elapsed: time,
+                prompt_tokens: answer.prompt_tokens,
+                completion_tokens: answer.completion_tokens,
+                waiting,
+                running: client.pool().running(permit.lane()),
+            };
+            controller.answered(Instant::now(), sample);
+        });
         let truncated = answer.finish_reason == "length";
         client.endpoint(permit.lane()).note_success(began);
         client.succeeded.notify_waiters();
@@ -400,6 +414,11 @@ impl<'a> Attempts<'a> {
         let client = self.client;
         let endpoint = client.endpoint(permit.lane());
         client.metrics().failed(failure.fault);
+        endpoint.adapt(|controller| match failure.fault {
+            Fault::Capacity { .. } => controller.refused(Instant::now(), began.elapsed()),
+            Fault::Document(_) | Fault::TooLong | Fault::Request => {}
+            _ => controller.failed(),
+        });
         if !self.history.is_stale_connection(failure.fault) {
             endpoint.note_failure(began, &failure);
             let (lane, alone) = (permit.lane(), permit.is_alone());

@@ -28,7 +28,7 @@ pub(super) const FAILURES_TO_OPEN: u32 = 10;
 
 /// See the module's page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum State {
+pub enum State {
     /// Calls flow.
     Closed,
     /// Nothing is sent.
@@ -39,7 +39,6 @@ pub(super) enum State {
 
 /// What an event has changed, for whoever tells of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[must_use = "the gate, the metrics and the log follow it"]
 pub(super) enum Change {
     /// Nothing that anyone waits for.
     Nothing,
@@ -119,11 +118,6 @@ impl Breaker {
     /// Whether documents may be sent.
     pub(super) const fn passes(&self) -> bool {
         self.opening.is_none()
-    }
-
-    /// When it opened, while it is not closed.
-    pub(super) fn opened_at(&self) -> Option<Instant> {
-        self.opening.as_ref().map(|opening| opening.at)
     }
 
     /// Why it is not closed: one sentence for the operator.

@@ -24,8 +24,8 @@ use super::pool::{Permit, Pool, Wish};
 use super::refusals::Refusals;
 use super::transport::Transport;
 use super::{
-    AnswerSchema, Complete, CompleteError, Completion, CompletionRequest, LlmConfig, LlmError,
-    LongDocumentsConfig, Message, OnTruncated, ServedModel, Slot, document,
+    AnswerSchema, BreakerState, Complete, CompleteError, Completion, CompletionRequest, LlmConfig,
+    LlmError, LongDocumentsConfig, Message, OnTruncated, ServedModel, Slot, document,
 };
 
 /// How soon it shows that documents wait for a budget, and how often that is brought up to date.
@@ -36,7 +36,11 @@ const BUDGET_SHOWN_EVERY: Duration = Duration::from_secs(1);
 pub struct LlmState {
     /// Why and since when the work is held; `None` while it flows.
     pub held: Option<Hold>,
-    /// Calls that may run at once.
+    /// What documents wait for while a budget is used up.
+    pub over_budget: Option<Hold>,
+    /// The servers, in the order of `llm.url`.
+    pub endpoints: Vec<EndpointState>,
+    /// Calls that may run at once, over all servers.
     pub limit: usize,
     /// Calls that run.
     pub running: usize,
@@ -46,6 +50,23 @@ pub struct LlmState {
     pub retrying: usize,
     /// Those of them that wait because the server has too much to do.
     pub throttled: usize,
+}
+
+/// A snapshot of one server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointState {
+    /// Base URL.
+    pub url: String,
+    /// Whether calls flow to it.
+    pub breaker: BreakerState,
+    /// Why not, and since when.
+    pub held: Option<Hold>,
+    /// Calls that may run at once.
+    pub limit: usize,
+    /// Calls that run, or have their slot.
+    pub running: usize,
+    /// Prompt and expected answer tokens of these.
+    pub outstanding_tokens: u64,
 }
 
 #[derive(Debug, Default)]
@@ -167,8 +188,9 @@ impl VllmClient {
         let endpoints = endpoints(config, schema.clone(), transport, metrics)?;
         let common = endpoints.common;
         let endpoints = endpoints.all;
-        let limits = common.pool.lanes().into_iter().map(|lane| lane.limit);
-        common.metrics.limited(limits.sum());
+        for (endpoint, lane) in endpoints.iter().zip(common.pool.lanes()) {
+            common.metrics.endpoint_limit(endpoint.url(), lane.limit);
+        }
         let keep = |endpoint: &Arc<Endpoint>| {
             let endpoint = Arc::clone(endpoint);
             let shutdown = shutdown.clone();
@@ -222,10 +244,25 @@ impl VllmClient {
     /// How things stand now.
     #[must_use]
     pub fn state(&self) -> LlmState {
-        let limits = self.pool().lanes().into_iter().map(|lane| lane.limit);
+        let lanes = self.pool().lanes();
+        let limit = lanes.iter().map(|lane| lane.limit).sum();
+        let endpoints = self
+            .endpoints
+            .iter()
+            .zip(lanes)
+            .map(|(endpoint, lane)| EndpointState {
+                url: endpoint.url().to_owned(),
+                breaker: endpoint.breaker(),
+                held: endpoint.gate().current(),
+                limit: lane.limit,
+                running: lane.running,
+                outstanding_tokens: lane.tokens,
+            });
         LlmState {
             held: self.common.joint.gate().current(),
-            limit: limits.sum(),
+            over_budget: self.budget_gate.current(),
+            endpoints: endpoints.collect(),
+            limit,
             running: self.levels.running.load(Ordering::Relaxed),
             waiting: self.levels.waiting.load(Ordering::Relaxed),
             retrying: self.levels.retrying.load(Ordering::Relaxed),
@@ -298,20 +335,35 @@ impl VllmClient {
 
     /// The model's context in tokens: what the settings say, or the least that a server tells, as a document may go to any.
     pub(super) fn context(&self) -> Option<u64> {
-        let told = self.endpoints.iter().filter_map(|endpoint| endpoint.context());
+        let told = self
+            .endpoints
+            .iter()
+            .filter_map(|endpoint| endpoint.context());
         self.long.context_tokens.or(told.min())
     }
 
     /// Tokens of these messages as a server counts them; `None` when none can tell.
     pub(super) async fn count_tokens(&self, messages: &[Message]) -> Option<u64> {
         let lanes = self.pool().lanes();
-        let open = self.endpoints.iter().zip(lanes).filter(|(_, lane)| !lane.is_closed);
+        let open = self
+            .endpoints
+            .iter()
+            .zip(lanes)
+            .filter(|(_, lane)| !lane.is_closed);
         let (endpoint, _) = open.min_by_key(|(_, lane)| lane.tokens)?;
         endpoint.count_tokens(messages).await
     }
 
+    /// Calls that may run at once, over all servers.
+    pub(super) fn limit(&self) -> usize {
+        self.pool().lanes().iter().map(|lane| lane.limit).sum()
+    }
+
     /// Learns what prompts and answers come to.
     pub(super) fn learn(&self, messages: &[Message], answer: &Answer) {
+        if let Some(budget) = &self.budget {
+            self.metrics().budget_left(budget.left());
+        }
         self.tokens.learn(messages, answer.prompt_tokens);
         self.completion_estimate
             .lock()
@@ -413,7 +465,7 @@ fn endpoints(
 ) -> Result<Endpoints, LlmError> {
     let urls = config.base_urls().map_err(LlmError::Setting)?;
     let common = Arc::new(Common::new(config, schema, urls.len(), transport, metrics)?);
-    let endpoint = |(index, url)| Arc::new(Endpoint::new(Arc::clone(&common), index, url));
+    let endpoint = |(index, url)| Arc::new(Endpoint::new(config, Arc::clone(&common), index, url));
     let all = urls.into_iter().enumerate().map(endpoint).collect();
     Ok(Endpoints { common, all })
 }

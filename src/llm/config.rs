@@ -1,13 +1,18 @@
 //! How to reach the model, what to ask it for, and with which words.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use reqwest::Url;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::types::Secret;
 
+/// How it is written that the server decides.
+const ADAPTIVE: &str = "adaptive";
+/// Where adaptive concurrency begins: little enough for a laptop to bear, and two seconds from a thousand.
+const CONCURRENCY_INITIAL: usize = 64;
 /// The most calls that may be allowed to run at once: beyond it the connections alone would be the bottleneck.
 const CONCURRENCY_MAX: usize = 10_000;
 /// The most servers that may be named: each has connections, a probe and metrics of its own.
@@ -30,6 +35,54 @@ pub enum OnTruncated {
     DeadLetter,
 }
 
+/// How many calls may run at once, at each server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Concurrency {
+    /// As many as the server shows that it can use, up to `llm.concurrency_max`.
+    #[default]
+    Adaptive,
+    /// So many.
+    Fixed(usize),
+}
+
+impl Serialize for Concurrency {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Adaptive => serializer.serialize_str(ADAPTIVE),
+            Self::Fixed(calls) => serializer.collect_str(calls),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Concurrency {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(usize),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)
+            .map_err(|_other| de::Error::custom("must be a number or `adaptive`"))?
+        {
+            Written::Number(calls) => Ok(Self::Fixed(calls)),
+            Written::Text(text) if text.trim() == ADAPTIVE => Ok(Self::Adaptive),
+            Written::Text(text) => text.trim().parse().map(Self::Fixed).map_err(|_other| {
+                de::Error::custom(format!("`{text}` must be a number or `adaptive`"))
+            }),
+        }
+    }
+}
+
+impl fmt::Display for Concurrency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Adaptive => f.write_str(ADAPTIVE),
+            Self::Fixed(calls) => calls.fmt(f),
+        }
+    }
+}
+
 /// Section `[llm]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -49,8 +102,10 @@ pub struct LlmConfig {
     pub api_key_file: Option<PathBuf>,
     /// PEM certificates that are trusted beside the system's. Default none.
     pub ca_file: Option<PathBuf>,
-    /// Calls that may run at once, at each server. Default 64.
-    pub concurrency: usize,
+    /// Calls that may run at once, at each server: a number, or `adaptive`, which finds out. Default `adaptive`.
+    pub concurrency: Concurrency,
+    /// The most that `adaptive` may come to. Default 1024.
+    pub concurrency_max: usize,
     /// Attempts that one document may spend. Default 5.
     pub attempts: u32,
     /// Different documents in a row whose request is refused (status 400 and the like) before the work is held and one at a time is tried: then
@@ -111,7 +166,8 @@ impl Default for LlmConfig {
             api_key: None,
             api_key_file: None,
             ca_file: None,
-            concurrency: 64,
+            concurrency: Concurrency::Adaptive,
+            concurrency_max: 1024,
             attempts: 5,
             refusals_to_hold: 5,
             prefix_affinity: false,
@@ -168,11 +224,17 @@ impl LlmConfig {
     }
 
     fn validate_bounds(&self, problems: &mut Vec<String>) {
-        if self.concurrency == 0 || self.concurrency > CONCURRENCY_MAX {
-            problems.push(format!(
-                "llm.concurrency = {}: must lie between 1 and {CONCURRENCY_MAX}",
-                self.concurrency
-            ));
+        let fixed = match self.concurrency {
+            Concurrency::Adaptive => None,
+            Concurrency::Fixed(calls) => Some(("llm.concurrency", calls)),
+        };
+        let bounds = [fixed, Some(("llm.concurrency_max", self.concurrency_max))];
+        for (key, calls) in bounds.into_iter().flatten() {
+            if calls == 0 || calls > CONCURRENCY_MAX {
+                problems.push(format!(
+                    "{key} = {calls}: must lie between 1 and {CONCURRENCY_MAX}"
+                ));
+            }
         }
         if self.attempts == 0 || self.attempts > ATTEMPTS_MAX {
             problems.push(format!(
@@ -245,6 +307,22 @@ impl LlmConfig {
                 written(self.retry_backoff_max),
                 written(self.retry_backoff_initial)
             ));
+        }
+    }
+
+    /// Calls that may run at once at the start.
+    pub(super) fn concurrency_initial(&self) -> usize {
+        match self.concurrency {
+            Concurrency::Adaptive => CONCURRENCY_INITIAL.min(self.concurrency_max),
+            Concurrency::Fixed(calls) => calls,
+        }
+    }
+
+    /// The most calls that may ever run at once.
+    pub(super) const fn concurrency_bound(&self) -> usize {
+        match self.concurrency {
+            Concurrency::Adaptive => self.concurrency_max,
+            Concurrency::Fixed(calls) => calls,
         }
     }
 
@@ -390,6 +468,23 @@ mod tests {
     }
 
     #[test]
+    fn concurrency_is_a_number_or_adaptive() {
+        let read = |json: &str| serde_json::from_str::<LlmConfig>(json).map(|c| c.concurrency);
+        for (json, expected) in [
+            (r#"{"concurrency": 3}"#, Concurrency::Fixed(3)),
+            (r#"{"concurrency": "3"}"#, Concurrency::Fixed(3)),
+            (r#"{"concurrency": "adaptive"}"#, Concurrency::Adaptive),
+            ("{}", Concurrency::Adaptive),
+        ] {
+            assert_eq!(read(json).unwrap(), expected, "{json}");
+        }
+        for json in [r#"{"concurrency": -1}"#, r#"{"concurrency": "many"}"#] {
+            let error = read(json).unwrap_err().to_string();
+            assert!(error.contains("a number or `adaptive`"), "{error}");
+        }
+    }
+
+    #[test]
     fn durations_are_read_in_seconds_or_with_units() {
         let config: LlmConfig =
             serde_json::from_str(r#"{"timeout": 2, "deadline": "3m"}"#).unwrap();
@@ -401,8 +496,13 @@ mod tests {
     fn a_problem_names_key_and_value() {
         for (change, expected) in [
             (
-                Box::new(|c: &mut LlmConfig| c.concurrency = 0) as Box<dyn FnOnce(&mut LlmConfig)>,
+                Box::new(|c: &mut LlmConfig| c.concurrency = Concurrency::Fixed(0))
+                    as Box<dyn FnOnce(&mut LlmConfig)>,
                 "llm.concurrency = 0",
+            ),
+            (
+                Box::new(|c| c.concurrency_max = 0),
+                "llm.concurrency_max = 0",
             ),
             (Box::new(|c| c.attempts = 0), "llm.attempts = 0"),
             (Box::new(|c| c.temperature = 2.5), "llm.temperature = 2.5"),

@@ -5,6 +5,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
+use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::attempts::{Attempts, Question};
@@ -64,6 +65,7 @@ async fn through_cache(
                 let bytes = completion.text.len() * if completion.data.is_some() { 3 } else { 1 };
                 let weight = u64::try_from(bytes + ANSWER_BYTES).unwrap_or(u64::MAX);
                 flight.land(Arc::new(completion.clone()), weight);
+                client.metrics().cached(cache.level());
                 return Ok(completion);
             }
             Look::Wait(waiter) => {
@@ -89,7 +91,10 @@ fn key(client: &VllmClient, request: &CompletionRequest) -> Result<CacheKey, Pro
     messages.extend(prompt.render_with(Template::Merge(place), &request.scope, "")?);
     let parameters = format!(
         "{:?} {:?} {:?} {:?}",
-        client.common.parameters, client.on_truncated, client.long, prompt.template_hash()
+        client.common.parameters,
+        client.on_truncated,
+        client.long,
+        prompt.template_hash()
     );
     let schema = client.schema.as_deref().map(AnswerSchema::schema_hash);
     let fixed = [parameters.as_bytes(), schema.unwrap_or_default().as_bytes()];
@@ -183,7 +188,7 @@ impl Ask for Asked<'_> {
     }
 
     fn width(&self) -> usize {
-        self.client.state().limit.max(1)
+        self.client.limit()
     }
 }
 
@@ -229,10 +234,10 @@ impl Asked<'_> {
             OnTruncated::Accept | OnTruncated::DeadLetter => OnTruncated::Accept,
         };
         let call = |messages| self.call(messages, max_tokens, Step::Answer, format, on_truncated);
-        let first = call(messages).await?;
-        let (first, violation) = match read(schema, first, max_tokens) {
-            Ok(completion) => return Ok(completion),
-            Err(refused) => refused,
+        let mut last = call(messages).await?;
+        let mut violation = match check(schema, &last, max_tokens) {
+            Ok(data) => return Ok(with_data(last, data)),
+            Err(violation) => violation,
         };
         tracing::debug!(
             position = %self.request.position,
@@ -240,29 +245,27 @@ impl Asked<'_> {
             "the answer breaks the schema: the model is asked to mend it"
         );
         self.client.metrics().retried("schema");
-        let mended = call(&repair_messages(messages, &first.text, &violation)).await;
-        let (last, violation) = match mended {
-            Ok(second) => match read(schema, second, max_tokens) {
-                Ok(mut completion) => {
-                    completion.usage.add(first.usage);
-                    completion.attempts = completion.attempts.saturating_add(first.attempts);
-                    return Ok(completion);
-                }
-                Err((mut second, violation)) => {
-                    second.attempts = second.attempts.saturating_add(first.attempts);
-                    (second, violation)
-                }
-            },
+        match call(&repair_messages(messages, &last.text, &violation)).await {
+            Ok(mut mended) => {
+                mended.usage.add(last.usage);
+                mended.attempts = mended.attempts.saturating_add(last.attempts);
+                last = mended;
+                violation = match check(schema, &last, max_tokens) {
+                    Ok(data) => return Ok(with_data(last, data)),
+                    Err(violation) => violation,
+                };
+            }
             // With the answer to be mended the conversation may be longer than the context.
-            Err(CompleteError::DeadLetter(GiveUp {
-                reason: DeadLetterReason::ContextLengthExceeded,
-                ..
-            })) => (first, violation),
+            Err(CompleteError::DeadLetter(given_up))
+                if given_up.reason == DeadLetterReason::ContextLengthExceeded => {}
             Err(error) => return Err(error),
-        };
+        }
         Err(CompleteError::DeadLetter(GiveUp {
             reason: DeadLetterReason::SchemaViolation,
-            detail: format!("the answer is of no use, also after it was to be mended: {}", violation.label()),
+            detail: format!(
+                "the answer is of no use, also after it was to be mended: {}",
+                violation.label()
+            ),
             attempts: last.attempts,
             http_status: Some(200),
             request_id: Some(last.request_id),
@@ -271,21 +274,18 @@ impl Asked<'_> {
     }
 }
 
-/// The answer with its data; or the answer and what is wrong with it.
-fn read(
-    schema: &AnswerSchema,
-    answer: Completion,
-    max_tokens: u32,
-) -> Result<Completion, (Completion, Violation)> {
+/// What an answer says, when it is whole and valid.
+fn check(schema: &AnswerSchema, answer: &Completion, max_tokens: u32) -> Result<Value, Violation> {
     if answer.finish_reason == "length" {
-        return Err((answer, Violation::cut_off(max_tokens)));
+        return Err(Violation::cut_off(max_tokens));
     }
-    match schema.read(&answer.text) {
-        Ok(data) => Ok(Completion {
-            data: Some(data),
-            ..answer
-        }),
-        Err(violation) => Err((answer, violation)),
+    schema.read(&answer.text)
+}
+
+fn with_data(answer: Completion, data: Value) -> Completion {
+    Completion {
+        data: Some(data),
+        ..answer
     }
 }
 

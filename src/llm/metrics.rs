@@ -11,6 +11,8 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 use super::LongSummary;
+use super::budget::Left;
+use super::cache::CacheLevel;
 use super::classify::Fault;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -29,6 +31,11 @@ struct At {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Limited {
+    budget: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Done {
     policy: &'static str,
 }
@@ -42,12 +49,15 @@ pub struct LlmMetrics {
     completion_tokens: Counter,
     call_duration: Histogram,
     running: Gauge,
-    limit: Gauge,
+    limit: Family<At, Gauge>,
     held: Gauge,
     holds: Counter,
     hold_seconds: Counter<f64, AtomicU64>,
     endpoint_held: Family<At, Gauge>,
     cache_hits: Counter,
+    cache_bytes: Gauge,
+    cache_entries: Gauge,
+    budget_left: Family<Limited, Gauge>,
     long_documents: Family<Done, Counter>,
 }
 
@@ -62,12 +72,15 @@ impl LlmMetrics {
             // 10 ms to 11 min: a long document takes minutes.
             call_duration: Histogram::new(exponential_buckets(0.01, 2.0, 17)),
             running: Gauge::default(),
-            limit: Gauge::default(),
+            limit: Family::default(),
             held: Gauge::default(),
             holds: Counter::default(),
             hold_seconds: Counter::default(),
             endpoint_held: Family::default(),
             cache_hits: Counter::default(),
+            cache_bytes: Gauge::default(),
+            cache_entries: Gauge::default(),
+            budget_left: Family::default(),
             long_documents: Family::default(),
         };
         registry.register(
@@ -96,47 +109,71 @@ impl LlmMetrics {
             Unit::Seconds,
             metrics.call_duration.clone(),
         );
+        metrics.register_levels(registry);
+        metrics.register_documents(registry);
+        metrics
+    }
+
+    fn register_levels(&self, registry: &mut Registry) {
         registry.register(
             "llm_calls_in_flight",
             "Calls that run now",
-            metrics.running.clone(),
+            self.running.clone(),
         );
         registry.register(
             "llm_concurrency_limit",
-            "Calls that may run at once",
-            metrics.limit.clone(),
+            "Calls that may run at once, by the base URL of the server",
+            self.limit.clone(),
         );
         registry.register(
             "llm_held",
             "1 while the model server cannot be used and the work is held",
-            metrics.held.clone(),
+            self.held.clone(),
         );
         registry.register(
             "llm_holds",
             "Times that the work was held",
-            metrics.holds.clone(),
+            self.holds.clone(),
         );
         registry.register(
             "llm_hold_seconds",
             "Time that the work was held, counted when a hold ends",
-            metrics.hold_seconds.clone(),
+            self.hold_seconds.clone(),
         );
         registry.register(
             "llm_endpoint_held",
             "1 while a model server is held, by its base URL",
-            metrics.endpoint_held.clone(),
+            self.endpoint_held.clone(),
         );
+    }
+
+    fn register_documents(&self, registry: &mut Registry) {
         registry.register(
             "llm_cache_hits",
             "Documents that got the answer of an identical one",
-            metrics.cache_hits.clone(),
+            self.cache_hits.clone(),
+        );
+        registry.register_with_unit(
+            "llm_cache",
+            "Answers that are kept for identical documents",
+            Unit::Bytes,
+            self.cache_bytes.clone(),
+        );
+        registry.register(
+            "llm_cache_entries",
+            "Answers that are kept for identical documents",
+            self.cache_entries.clone(),
+        );
+        registry.register(
+            "llm_budget_left",
+            "What may be used at once of a budget, below zero while more was used than reserved; by its key",
+            self.budget_left.clone(),
         );
         registry.register(
             "llm_long_documents",
             "Documents longer than the context that were answered, by what was done with them",
-            metrics.long_documents.clone(),
+            self.long_documents.clone(),
         );
-        metrics
     }
 
     pub(super) fn answered(&self, truncated: bool, time: Duration, prompt: u64, completion: u64) {
@@ -164,8 +201,11 @@ impl LlmMetrics {
         self.running.dec();
     }
 
-    pub(super) fn limited(&self, limit: usize) {
-        self.limit.set(i64::try_from(limit).unwrap_or(i64::MAX));
+    pub(super) fn endpoint_limit(&self, url: &str, limit: usize) {
+        let endpoint = url.to_owned();
+        self.limit
+            .get_or_create(&At { endpoint })
+            .set(i64::try_from(limit).unwrap_or(i64::MAX));
     }
 
     pub(super) fn endpoint_held(&self, url: &str, is_held: bool) {
@@ -177,6 +217,28 @@ impl LlmMetrics {
 
     pub(super) fn cache_hit(&self) {
         self.cache_hits.inc();
+    }
+
+    pub(super) fn cached(&self, level: CacheLevel) {
+        let bytes = i64::try_from(level.bytes).unwrap_or(i64::MAX);
+        self.cache_bytes.set(bytes);
+        let entries = i64::try_from(level.entries).unwrap_or(i64::MAX);
+        self.cache_entries.set(entries);
+    }
+
+    pub(super) fn budget_left(&self, left: Left) {
+        let budgets = [
+            ("requests_per_minute", left.requests),
+            ("tokens_per_minute", left.tokens),
+            ("tokens_per_day", left.day),
+        ];
+        for (budget, left) in budgets {
+            if let Some(left) = left {
+                self.budget_left
+                    .get_or_create(&Limited { budget })
+                    .set(left);
+            }
+        }
     }
 
     pub(super) fn long_document(&self, summary: &LongSummary) {
@@ -210,7 +272,7 @@ mod tests {
         metrics.answered(true, Duration::from_millis(20), 5, 3);
         metrics.failed(Fault::Aborted);
         metrics.retried(Fault::Aborted.as_str());
-        metrics.limited(64);
+        metrics.endpoint_limit("http://a:1", 64);
         metrics.hold_began();
         metrics.hold_ended(Duration::from_millis(1500));
         let mut text = String::new();
@@ -224,7 +286,7 @@ mod tests {
             "llm_completion_tokens_total 6",
             "llm_call_duration_seconds_count 2",
             "llm_calls_in_flight 0",
-            "llm_concurrency_limit 64",
+            "llm_concurrency_limit{endpoint=\"http://a:1\"} 64",
             "llm_held 0",
             "llm_holds_total 1",
             "llm_hold_seconds_total 1.5",

@@ -3,7 +3,6 @@
 //! The pipeline asks for a slot with [`Complete::admit`] and hands it back in with the first attempt. Retries, holds, deadlines
 //! and the bound on calls in flight are this side's business alone.
 
-#[allow(dead_code, reason = "not wired in yet")]
 mod adaptive;
 mod api;
 mod attempts;
@@ -30,11 +29,12 @@ mod tls;
 mod transport;
 
 pub use api::{Answer, ServedModel};
+pub use breaker::State as BreakerState;
 pub use classify::{
     Failure, Fault, Target, reply as classify_reply, transport as classify_transport,
 };
-pub use client::{LlmState, Setup, VllmClient};
-pub use config::{LlmConfig, OnTruncated, PromptConfig};
+pub use client::{EndpointState, LlmState, Setup, VllmClient};
+pub use config::{Concurrency, LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
 pub use gate::Hold;
 pub use long::{LongDocumentsConfig, LongPolicy, LongSummary, TruncateKeep};
@@ -95,7 +95,9 @@ impl Usage {
     /// Adds another call's.
     pub(crate) const fn add(&mut self, other: Self) {
         self.prompt_tokens = self.prompt_tokens.saturating_add(other.prompt_tokens);
-        self.completion_tokens = self.completion_tokens.saturating_add(other.completion_tokens);
+        self.completion_tokens = self
+            .completion_tokens
+            .saturating_add(other.completion_tokens);
         self.total_tokens = self.total_tokens.saturating_add(other.total_tokens);
         self.calls = self.calls.saturating_add(other.calls);
     }

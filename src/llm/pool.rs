@@ -281,6 +281,11 @@ impl Pool {
             .send_if_modified(|was| std::mem::replace(was, flow) != flow);
     }
 
+    /// Calls that run in a lane.
+    pub(super) fn running(&self, lane: usize) -> usize {
+        self.state().lanes.get(lane).map_or(0, |lane| lane.running)
+    }
+
     /// A snapshot of the lanes.
     pub(super) fn lanes(&self) -> Vec<Lane> {
         self.state().lanes.clone()

@@ -144,7 +144,7 @@ pub struct Place {
 }
 
 /// A context that is made ready once for many renderings, each with a content of its own.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Scope(minijinja::Value);
 
 /// The parsed templates.
@@ -294,11 +294,7 @@ impl Prompt {
 
     /// What templates see beside `content`: the document's fields at the top level, over them `document_id` and `kafka`.
     #[must_use]
-    pub fn context(
-        fields: Map<String, Value>,
-        document_id: &str,
-        kafka: KafkaContext,
-    ) -> Value {
+    pub fn context(fields: Map<String, Value>, document_id: &str, kafka: KafkaContext) -> Value {
         let mut context = fields;
         let mut record = Map::new();
         record.insert("key".to_owned(), kafka.key.into());
@@ -408,6 +404,20 @@ mod tests {
         .unwrap()
     }
 
+    /// What templates see, `content` among it.
+    fn context(fields: Map<String, Value>, content: &str, id: &str, kafka: KafkaContext) -> Value {
+        let mut context = Prompt::context(fields, id, kafka);
+        context["content"] = content.into();
+        context
+    }
+
+    impl Prompt {
+        fn render(&self, context: &Value) -> Result<Vec<Message>, PromptError> {
+            let content = context["content"].as_str().unwrap_or_default();
+            self.render_with(Question::Answer, &self.scope(context), content)
+        }
+    }
+
     fn fields(value: Value) -> Map<String, Value> {
         match value {
             Value::Object(fields) => fields,
@@ -418,7 +428,7 @@ mod tests {
     #[test]
     fn the_default_is_one_user_message_with_the_document_last() {
         let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
-        let context = Prompt::context(
+        let context = context(
             Map::new(),
             "Revenue <rose> & {{ fell }}",
             "d",
@@ -432,7 +442,7 @@ mod tests {
 
     #[test]
     fn fields_and_kafka_are_in_scope_and_nothing_is_escaped() {
-        let context = Prompt::context(
+        let context = context(
             fields(
                 json!({"company": "A & B", "figures": {"revenue": 12.5}, "content": "shadowed"}),
             ),
@@ -566,7 +576,7 @@ mod tests {
             Prompt::new(&config, Some("{\"type\": <1>}")).unwrap(),
         );
         assert_ne!(text.template_hash(), json.template_hash());
-        let context = Prompt::context(Map::new(), "The document.", "d", KafkaContext::default());
+        let context = context(Map::new(), "The document.", "d", KafkaContext::default());
         let messages = json.render(&context).unwrap();
         assert_eq!(messages.len(), 1);
         let content = &messages[0].content;

@@ -133,7 +133,7 @@ impl HttpTransport {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(config.timeout.saturating_mul(TIMEOUT_FACTOR))
             .pool_idle_timeout(POOL_IDLE_TIMEOUT)
-            .pool_max_idle_per_host(config.concurrency)
+            .pool_max_idle_per_host(config.concurrency_bound())
             .tcp_nodelay(true)
             .tcp_keepalive(TCP_KEEPALIVE)
             .user_agent(concat!("kafka-llm-processor/", env!("CARGO_PKG_VERSION")))

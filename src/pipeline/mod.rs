@@ -57,6 +57,8 @@ pub struct Services {
     pub complete: Arc<dyn Complete>,
     /// Makes the prompts.
     pub prompt: Arc<Prompt>,
+    /// SHA-256 of the schema that answers must keep to, in hex; `None` without one.
+    pub schema_hash: Option<String>,
     /// How the input is read.
     pub input: InputConfig,
     /// Where outcomes go.

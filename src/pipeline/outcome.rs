@@ -9,7 +9,7 @@ use super::Services;
 use super::config::Partitioner;
 use crate::clock;
 use crate::llm::{
-    CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, Prompt, Slot,
+    CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
 };
 use crate::offsets::Output;
 use crate::records::dead_letter::{self, DeadLetter};
@@ -254,7 +254,9 @@ struct Answered {
 impl Answered {
     fn into_outcome(self, services: &Services, work: &Work) -> Outcome {
         let completion = self.completion;
-        let cut = completion.finish_reason == "length";
+        let output_cut = completion.finish_reason == "length";
+        let document_cut = matches!(completion.long, Some(LongSummary::Truncate { .. }));
+        let cut = output_cut || document_cut;
         let status = if cut {
             ResultStatus::Truncated
         } else {
@@ -283,16 +285,29 @@ impl Answered {
             schema: SCHEMA_VERSION,
             document_id: self.document_id,
             status,
-            output: ResultOutput::Text(completion.text),
+            output: match completion.data {
+                Some(data) => ResultOutput::Data(data),
+                None => ResultOutput::Text(completion.text),
+            },
             finish_reason: completion.finish_reason,
             model: completion.model,
             system_fingerprint: completion.system_fingerprint,
             generation: services.generation.clone(),
             prompt_hash: services.prompt.template_hash().to_owned(),
+            schema_hash: services.schema_hash.clone(),
             usage,
             timing,
             attempts,
-            truncated: cut.then(|| "output".to_owned()),
+            truncated: match (document_cut, output_cut) {
+                (true, true) => Some("document, output".to_owned()),
+                (true, false) => Some("document".to_owned()),
+                (false, true) => Some("output".to_owned()),
+                (false, false) => None,
+            },
+            long_document: completion
+                .long
+                .and_then(|summary| serde_json::to_value(summary).ok()),
+            cached: completion.cached,
             source: ResultSource::new(&work.position, work.record.timestamp_ms),
             request_id: completion.request_id,
             completed_at: clock::now(),

@@ -17,7 +17,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub enum ResultStatus {
     /// The model finished its answer.
     Ok,
-    /// The answer ended at the token limit (`finish_reason` is `length`).
+    /// The answer ended at the token limit (`finish_reason` is `length`), or a part of the document was left out.
     Truncated,
 }
 
@@ -159,15 +159,26 @@ pub struct ResultRecord {
     /// Hash of the prompt template.
     #[serde(default)]
     pub prompt_hash: String,
+    /// Hash of the JSON Schema that the answer keeps to; null without one.
+    #[serde(default)]
+    pub schema_hash: Option<String>,
     /// Tokens.
     pub usage: ResultUsage,
     /// Durations.
     pub timing: ResultTiming,
     /// Attempts that were made, the one that succeeded included.
     pub attempts: u32,
-    /// What was cut: `output` when the answer ended at the token limit.
+    /// What was cut: `output` when the answer ended at the token limit, `document` when a part of the document was left out,
+    /// `document, output` when both.
     #[serde(default)]
     pub truncated: Option<String>,
+    /// What was done with a document that is longer than the model's context: `policy` is `map_reduce`, with `parts`, `levels`, `calls` and
+    /// `notes_cut`, or `truncate`, with `keep` and `left_out_characters`. Null when it was read whole in one call.
+    #[serde(default)]
+    pub long_document: Option<Value>,
+    /// Whether this is the answer that an identical document got, without a call of its own.
+    #[serde(default)]
+    pub cached: bool,
     /// Where the document came from.
     pub source: ResultSource,
     /// `X-Request-Id` of the attempt that succeeded: finds the call in the server's log.
@@ -231,6 +242,7 @@ mod tests {
             system_fingerprint: None,
             generation: "g1".to_owned(),
             prompt_hash: "p1".to_owned(),
+            schema_hash: None,
             usage: ResultUsage {
                 prompt_tokens: 10,
                 completion_tokens: 5,
@@ -244,6 +256,8 @@ mod tests {
             },
             attempts: 1,
             truncated: None,
+            long_document: None,
+            cached: false,
             source: ResultSource::new(
                 &SourcePosition {
                     topic_partition: TopicPartition::new("docs", 2),
@@ -265,10 +279,10 @@ mod tests {
             json!({
                 "schema": 1, "document_id": "report-1", "status": "ok",
                 "output": {"text": "Revenue rose."}, "finish_reason": "stop",
-                "model": "mistral", "system_fingerprint": null, "generation": "g1", "prompt_hash": "p1",
+                "model": "mistral", "system_fingerprint": null, "generation": "g1", "prompt_hash": "p1", "schema_hash": null,
                 "usage": {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15, "calls": 1},
                 "timing": {"queued_ms": 1, "llm_ms": 50, "total_ms": 52},
-                "attempts": 1, "truncated": null,
+                "attempts": 1, "truncated": null, "long_document": null, "cached": false,
                 "source": {"topic": "docs", "partition": 2, "offset": 41, "timestamp": "2023-11-14T22:13:20Z"},
                 "request_id": "docs-2-41-1", "completed_at": "2023-11-14T22:13:21Z"
             })

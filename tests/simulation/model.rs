@@ -101,6 +101,9 @@ impl Complete for Model {
         let length = if is_long { VALUE_BYTES_MAX } else { 0 };
         Ok(Completion {
             text: format!("about {position}{}", ".".repeat(length)),
+            data: None,
+            long: None,
+            cached: false,
             finish_reason: "stop".to_owned(),
             model: "simulated".to_owned(),
             system_fingerprint: None,

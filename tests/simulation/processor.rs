@@ -102,6 +102,7 @@ fn services(instance: &Arc<Instance>) -> Services {
         commit_bytes_max: COMMIT_BYTES_MAX,
         complete: Arc::new(Model::new(instance)) as Arc<dyn Complete>,
         prompt: Arc::clone(&PROMPT),
+        schema_hash: None,
         input: InputConfig {
             fetch_wait: FETCH_WAIT,
             on_data_loss: if instance.world.state().faults_on {

@@ -93,6 +93,9 @@ fn result(id: &str) -> Record {
         system_fingerprint: None,
         generation: String::new(),
         prompt_hash: String::new(),
+        schema_hash: None,
+        long_document: None,
+        cached: false,
         usage: ResultUsage {
             prompt_tokens: 412,
             completion_tokens: 96,

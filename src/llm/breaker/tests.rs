@@ -3,6 +3,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::types::DeadLetterReason;
 
+impl Breaker {
+    /// When it opened, while it is not closed.
+    fn opened_at(&self) -> Option<Instant> {
+        self.opening.as_ref().map(|opening| opening.at)
+    }
+}
+
 const SECOND: Duration = Duration::from_secs(1);
 /// Faults that count as one of a row.
 const TRANSIENT: [Fault; 6] = [

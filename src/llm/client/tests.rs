@@ -10,7 +10,9 @@ use reqwest::header::HeaderMap;
 use tokio::time::Instant;
 
 use super::*;
-use crate::llm::{Call, ConnectFault, GiveUp, Message, Reply, TransportError};
+use crate::llm::{
+    Call, Concurrency, ConnectFault, GiveUp, Prompt, PromptConfig, Reply, Scope, TransportError,
+};
 use crate::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
 
 /// What the fake server does with one call.
@@ -105,6 +107,15 @@ fn request() -> CompletionRequest {
     document(1, "x")
 }
 
+/// The text of the document and nothing else.
+fn bare_prompt() -> Arc<Prompt> {
+    let config = PromptConfig {
+        user: Some("{{ content }}".to_owned()),
+        ..PromptConfig::default()
+    };
+    Arc::new(Prompt::new(&config, None).unwrap())
+}
+
 fn document(offset: i64, text: &str) -> CompletionRequest {
     CompletionRequest {
         document_id: "d".to_owned(),
@@ -112,10 +123,9 @@ fn document(offset: i64, text: &str) -> CompletionRequest {
             topic_partition: TopicPartition::new("t", 0),
             offset: Offset::new(offset),
         },
-        messages: vec![Message {
-            role: "user".to_owned(),
-            content: text.to_owned(),
-        }],
+        prompt: bare_prompt(),
+        scope: Scope::default(),
+        content: text.to_owned(),
         traceparent: None,
     }
 }
@@ -230,7 +240,7 @@ async fn a_document_that_kills_the_engine_is_given_up_and_its_neighbours_are_ans
     let server = Mortal::default();
     let engine = Arc::clone(&server.engine);
     let config = LlmConfig {
-        concurrency: 16,
+        concurrency: Concurrency::Fixed(16),
         attempts: 3,
         ..LlmConfig::default()
     };
@@ -267,7 +277,7 @@ async fn planned_restarts_give_no_document_up() {
         Does::Wait(Duration::from_secs(3))
     });
     let config = LlmConfig {
-        concurrency: 8,
+        concurrency: Concurrency::Fixed(8),
         attempts: 2,
         ..LlmConfig::default()
     };
@@ -296,7 +306,7 @@ async fn a_request_that_is_refused_for_different_documents_holds() {
         Does::Answer
     });
     let config = LlmConfig {
-        concurrency: 32,
+        concurrency: Concurrency::Fixed(32),
         ..LlmConfig::default()
     };
     let client = Arc::new(client(&config, transport));
@@ -344,7 +354,7 @@ async fn a_dead_server_costs_nothing_while_another_lives() {
     });
     let config = LlmConfig {
         url: "http://one:1,http://two:2".to_owned(),
-        concurrency: 4,
+        concurrency: Concurrency::Fixed(4),
         attempts: 1,
         ..LlmConfig::default()
     };
@@ -562,7 +572,7 @@ async fn waiters_for_admission_keep_their_order_through_a_hold() {
         }
     });
     let config = LlmConfig {
-        concurrency: 1,
+        concurrency: Concurrency::Fixed(1),
         ..LlmConfig::default()
     };
     let client = Arc::new(client(&config, transport));

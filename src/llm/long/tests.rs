@@ -193,6 +193,9 @@ impl Ask for Server {
             answer_tokens: completion_tokens,
         });
         Ok(Completion {
+            data: None,
+            long: None,
+            cached: false,
             finish_reason: if text == written { "stop" } else { "length" }.to_owned(),
             text,
             model: "m".to_owned(),

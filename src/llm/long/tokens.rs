@@ -64,11 +64,6 @@ impl Default for TokenEstimate {
 }
 
 impl TokenEstimate {
-    /// Tokens that `text` is thought to have.
-    pub(in crate::llm) fn estimate(&self, text: &str) -> u64 {
-        self.scale().tokens(cost_of(text))
-    }
-
     /// Tokens that a prompt is thought to have, the chat template included.
     pub(in crate::llm) fn estimate_messages(&self, messages: &[Message]) -> u64 {
         self.scale().messages(messages)
@@ -169,6 +164,13 @@ fn saturated(value: u128) -> u64 {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    impl TokenEstimate {
+        /// Tokens that `text` is thought to have.
+        fn estimate(&self, text: &str) -> u64 {
+            self.scale().tokens(cost_of(text))
+        }
+    }
 
     fn prompt(text: &str) -> Vec<Message> {
         vec![Message {
