@@ -40,7 +40,11 @@ async fn documents_that_do_not_fit_are_dead_letters() {
     let one_more = turn.text_of(turn.context + 1).await;
     // More characters than so many tokens can ever have: refused before they are counted.
     let characters = usize::try_from(turn.context).expect("a length") * 64;
-    let far_too_long = "figures and words ".chars().cycle().take(characters).collect();
+    let far_too_long = "figures and words "
+        .chars()
+        .cycle()
+        .take(characters)
+        .collect();
     let too_long: Vec<String> = exact
         .into_iter()
         .chain(one_more)
@@ -56,10 +60,17 @@ async fn documents_that_do_not_fit_are_dead_letters() {
     processor.drain(SOON).await;
     job.assert_given_up(given_up.clone(), DeadLetterReason::ContextLengthExceeded);
     for letter in job.dead_letters().values().flatten() {
-        assert_eq!((letter.attempts, letter.http_status), (1, Some(400)), "{letter:?}");
+        assert_eq!(
+            (letter.attempts, letter.http_status),
+            (1, Some(400)),
+            "{letter:?}"
+        );
     }
-    job.assert_answered(&turn, (0..documents).filter(|number| !given_up.contains(number)))
-        .await;
+    job.assert_answered(
+        &turn,
+        (0..documents).filter(|number| !given_up.contains(number)),
+    )
+    .await;
     assert_eq!(job.dead_letters().len(), given_up.len());
 }
 

@@ -39,7 +39,10 @@ async fn a_model_that_is_not_served_holds_until_the_next_run_names_the_right_one
         .line(&["the work is held", "no/such-model"], TOLD_WITHIN)
         .await;
     assert!(told.contains("MODEL_NAME"), "{told}");
-    assert!(told.contains(&turn.model), "it names what is served: {told}");
+    assert!(
+        told.contains(&turn.model),
+        "it names what is served: {told}"
+    );
     assert!(processor.is_running(), "it waits");
     processor.drain(SOON).await;
     assert!(job.results().is_empty() && job.dead_letters().is_empty());

@@ -24,7 +24,9 @@ async fn refusals_spend_no_attempt() {
     let refused = turn.api.metric(REFUSED).await - before;
     let seen = counted(&processor, r#"klp_llm_calls_total{outcome="capacity"}"#).await;
     let held = processor.lines().find(&["the work is held"]);
-    eprintln!("{DOCUMENTS} documents, the server refused {refused} calls, the processor saw {seen}");
+    eprintln!(
+        "{DOCUMENTS} documents, the server refused {refused} calls, the processor saw {seen}"
+    );
     assert!(seen > 0, "the server was too busy");
     assert_eq!(held, None, "a busy server holds nothing");
     job.assert_all_answered(&turn, processor).await;

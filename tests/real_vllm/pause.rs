@@ -55,7 +55,12 @@ async fn a_server_that_stands_still_goes_on_where_it_was() {
     assert_eq!(counted(&processor, ABORTED).await, 0);
     job.assert_all_answered(&turn, processor).await;
     let results = job.results();
-    assert!(results.values().flatten().all(|result| result.attempts == 1));
+    assert!(
+        results
+            .values()
+            .flatten()
+            .all(|result| result.attempts == 1)
+    );
 }
 
 /// Every call in flight is broken off, several times, while the server goes on with others.

@@ -81,8 +81,8 @@ async fn the_built_in_schema_is_one_that_the_server_takes() {
     let (results, letters) = (job.results(), job.dead_letters());
     eprintln!("{} results, {} dead letters", results.len(), letters.len());
     for number in 0..DOCUMENTS {
-        let outcomes = results.get(&number).map_or(0, Vec::len)
-            + letters.get(&number).map_or(0, Vec::len);
+        let outcomes =
+            results.get(&number).map_or(0, Vec::len) + letters.get(&number).map_or(0, Vec::len);
         assert_eq!(outcomes, 1, "document {number}");
     }
     for letter in letters.values().flatten() {

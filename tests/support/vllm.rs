@@ -68,10 +68,7 @@ impl Api {
             .expect("an HTTP client");
         Self {
             client,
-            url: url
-                .trim_end_matches('/')
-                .trim_end_matches("/v1")
-                .to_owned(),
+            url: url.trim_end_matches('/').trim_end_matches("/v1").to_owned(),
             key: key.map(str::to_owned),
         }
     }
@@ -164,7 +161,7 @@ struct Warden {
 impl Warden {
     fn of(group: u32) -> Self {
         let mut child = Command::new("sh")
-            .args(["-c", "read -r _; kill -KILL -- \"-$1\"", "warden"])
+            .args(["-c", "read -r _; kill -s KILL -- \"-$1\"", "warden"])
             .arg(group.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
