@@ -126,7 +126,8 @@ test-vllm *arguments:
     if [ -n "$tools" ]; then
         echo "Installing vLLM, unless it is there (some minutes and 6 GB)."
         "$tools/install.sh" > /dev/null
-        export REAL_VLLM_TOOLS=$(cd "$tools" && pwd) REAL_VLLM_REQUIRED=1
+        tools=$(cd "$tools" && pwd)
+        export REAL_VLLM_TOOLS=$tools REAL_VLLM_REQUIRED=1
     fi
     {{ cargo }} test --release --test real_vllm -- --nocapture --test-threads=1 {{ arguments }}
 
@@ -138,8 +139,9 @@ vllm-ratio:
         echo "Set REAL_VLLM_TOOLS to the folder with install.sh and serve.sh, which start a vLLM." >&2
         exit 64
     fi
-    export REAL_VLLM_TOOLS=$(cd "$REAL_VLLM_TOOLS" && pwd)
-    venv=$("$REAL_VLLM_TOOLS/install.sh" | tail -n 1)/venv
+    tools=$(cd "$REAL_VLLM_TOOLS" && pwd)
+    export REAL_VLLM_TOOLS=$tools
+    venv=$("$tools/install.sh" | tail -n 1)/venv
     # What `vllm bench serve` needs to read prompts, and vLLM itself does not.
     "$venv/bin/python" -c 'import pandas' 2> /dev/null || "$venv/bin/pip" install --quiet pandas
     REAL_VLLM_REQUIRED=1 {{ cargo }} bench --bench vllm_ratio

@@ -7,7 +7,8 @@
 //!
 //! `REAL_VLLM_TOOLS` and `KLP_TEST_BINARY` are as for `tests/real_vllm.rs`; the anchor needs the Python package `pandas` beside vLLM. Each run
 //! is measured `VLLM_RATIO_ROUNDS` times (default 5), the two in turns, after a round that only warms up. `VLLM_RATIO_DOCUMENTS` (default
-//! 400) and `VLLM_RATIO_TOKENS` (of each answer, default 64) change what is done, `VLLM_RATIO_PORT` where the server listens.
+//! 400) and `VLLM_RATIO_TOKENS` (of each answer, default 64) change what is done, `VLLM_RATIO_AT_ONCE` leaves one case, and `VLLM_RATIO_PORT` moves the
+//! server.
 //! `VLLM_RATIO_BAR=1` fails below the bar, which says something only where nothing else uses the machine.
 
 #![cfg(feature = "sandbox")]
@@ -44,7 +45,8 @@ use support::vllm::{Api, Server, tools};
 
 /// Where the server listens; `VLLM_RATIO_PORT` is another.
 const PORT: u16 = 18_200;
-const AT_ONCE: [usize; 2] = [16, 64];
+/// Calls at once; `VLLM_RATIO_AT_ONCE` leaves only one case.
+const AT_ONCE: [u16; 2] = [16, 64];
 const PARTITIONS: i32 = 8;
 /// The least part of the anchor's throughput that must arrive.
 const BAR: f64 = 0.97;
@@ -72,6 +74,8 @@ struct Work {
 #[derive(Debug, Clone, Copy)]
 struct Measured {
     per_second: f64,
+    /// Calls in flight on average, as the client sees them: what is missing to the calls at once is the client's own time.
+    in_flight: f64,
     /// Tokens of each prompt and of each answer, as the server counted them.
     prompt_tokens: f64,
     answer_tokens: f64,
@@ -101,11 +105,15 @@ async fn measure() {
         .map(|text| json!({"prompt": text}).to_string() + "\n");
     fs::write(&work.prompts, lines.collect::<String>()).expect("written");
     println!(
-        "| calls at once | documents/s | requests/s of `vllm bench serve` | ratio | tokens of a prompt | tokens of an answer |"
+        "| calls at once | documents/s | requests/s of `vllm bench serve` | ratio | calls in flight | tokens of a prompt | tokens of an answer |"
     );
-    println!("| --- | --- | --- | --- | --- | --- |");
+    println!("| --- | --- | --- | --- | --- | --- | --- |");
     let mut below = Vec::new();
-    for at_once in AT_ONCE {
+    let only = number("VLLM_RATIO_AT_ONCE");
+    for at_once in AT_ONCE
+        .into_iter()
+        .filter(|case| only.is_none_or(|only| only == *case))
+    {
         let mut runs = [Vec::new(), Vec::new()];
         for round in 0..=rounds {
             // Whoever comes first finds another machine than the second: they take turns.
@@ -180,7 +188,7 @@ async fn tokens(api: &Api) -> [f64; 2] {
 }
 
 /// The processor, from its first call to the last result that can be read.
-async fn ours(work: &Work, api: &Api, at_once: usize) -> Measured {
+async fn ours(work: &Work, api: &Api, at_once: u16) -> Measured {
     let broker = Broker::start(BrokerConfig::default()).await;
     let broker = broker.expect("the sandbox's broker");
     broker.create_topic("in", PARTITIONS, &[]).expect("created");
@@ -237,11 +245,15 @@ async fn ours(work: &Work, api: &Api, at_once: usize) -> Measured {
     });
     let began: Timestamp = began.min().expect("results");
     let wall = Duration::try_from(ended.duration_since(began)).expect("time passes");
-    measured(work, wall.as_secs_f64(), before, tokens(api).await)
+    let calls = results
+        .iter()
+        .map(|result| Duration::from_millis(result.timing.llm_ms));
+    let calls: Duration = calls.sum();
+    measured(work, wall, calls, before, tokens(api).await)
 }
 
 /// `vllm bench serve`, by its own clock.
-async fn anchor(work: &Work, api: &Api, at_once: usize) -> Measured {
+async fn anchor(work: &Work, api: &Api, at_once: u16) -> Measured {
     let before = tokens(api).await;
     let found = work.prompts.with_extension("result.json");
     let mut command = Command::new(work.installed.join("venv/bin/vllm"));
@@ -264,6 +276,7 @@ async fn anchor(work: &Work, api: &Api, at_once: usize) -> Measured {
         .args(["--custom-output-len", &work.answer_tokens.to_string()])
         .args(["--temperature", "0", "--request-rate", "inf"])
         .args(["--max-concurrency", &at_once.to_string()])
+        .args(["--percentile-metrics", "e2el"])
         .args(["--disable-tqdm", "--save-result", "--result-filename"])
         .arg(&found)
         .envs([("HF_HUB_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1")]);
@@ -274,20 +287,34 @@ async fn anchor(work: &Work, api: &Api, at_once: usize) -> Measured {
     let completed = result["completed"].as_u64().expect("a count");
     assert_eq!(usize::try_from(completed), Ok(work.texts.len()), "{result}");
     let wall = result["duration"].as_f64().expect("seconds");
-    measured(work, wall, before, tokens(api).await)
+    let each = result["mean_e2el_ms"].as_f64().expect("milliseconds");
+    let calls = Duration::from_secs_f64(each / 1e3).mul_f64(count(work.texts.len()));
+    let wall = Duration::from_secs_f64(wall);
+    measured(work, wall, calls, before, tokens(api).await)
 }
 
-fn measured(work: &Work, seconds: f64, before: [f64; 2], after: [f64; 2]) -> Measured {
-    let documents = f64::from(u32::try_from(work.texts.len()).expect("a count"));
+fn count(number: usize) -> f64 {
+    f64::from(u32::try_from(number).expect("a count"))
+}
+
+fn measured(
+    work: &Work,
+    wall: Duration,
+    calls: Duration,
+    before: [f64; 2],
+    after: [f64; 2],
+) -> Measured {
+    let documents = count(work.texts.len());
     Measured {
-        per_second: documents / seconds,
+        per_second: documents / wall.as_secs_f64(),
+        in_flight: calls.as_secs_f64() / wall.as_secs_f64(),
         prompt_tokens: (after[0] - before[0]) / documents,
         answer_tokens: (after[1] - before[1]) / documents,
     }
 }
 
 /// Prints the row of a case and gives back the median of the rounds' ratios.
-fn report(at_once: usize, runs: &[Vec<Measured>; 2]) -> f64 {
+fn report(at_once: u16, runs: &[Vec<Measured>; 2]) -> f64 {
     let [ours, anchor] = runs;
     let ratios = ours
         .iter()
@@ -299,11 +326,21 @@ fn report(at_once: usize, runs: &[Vec<Measured>; 2]) -> f64 {
     };
     let both = |figure: fn(&Measured) -> f64| [of(ours, figure), of(anchor, figure)];
     let speeds = both(|run| run.per_second);
+    let in_flight = both(|run| run.in_flight);
     let prompts = both(|run| run.prompt_tokens);
     let answers = both(|run| run.answer_tokens);
     println!(
-        "| {at_once} | {:.1} | {:.1} | {ratio:.3} ({:.3} to {:.3}) | {:.1} / {:.1} | {:.1} / {:.1} |",
-        speeds[0], speeds[1], spread[0], spread[1], prompts[0], prompts[1], answers[0], answers[1],
+        "| {at_once} | {:.1} | {:.1} | {ratio:.3} ({:.3} to {:.3}) | {:.1} / {:.1} | {:.1} / {:.1} | {:.1} / {:.1} |",
+        speeds[0],
+        speeds[1],
+        spread[0],
+        spread[1],
+        in_flight[0],
+        in_flight[1],
+        prompts[0],
+        prompts[1],
+        answers[0],
+        answers[1],
     );
     ratio
 }
