@@ -3,8 +3,12 @@
 use kafka_llm_processor::types::DeadLetterReason;
 
 use crate::harness::{ANSWER_TOKENS, Job, SOON, Turn, texts};
+use crate::support::vllm::skipped;
 
 const DOCUMENTS: usize = 50;
+/// Tokens of the context that the longest of the prompts that fit leaves.
+const ROOM: u64 = 5;
+const _: () = assert!(ROOM < ANSWER_TOKENS);
 
 /// Documents of several lengths, one call and one result each, with the prompt as the server counts it.
 #[tokio::test(flavor = "multi_thread")]
@@ -80,10 +84,8 @@ async fn a_document_that_leaves_little_room_has_a_shorter_answer() {
     let Some(turn) = Turn::take().await else {
         return;
     };
-    let room = 5;
-    assert!(room < ANSWER_TOKENS);
-    let Some(text) = turn.text_of(turn.context - room).await else {
-        crate::support::vllm::skipped("the tokenizer steps over the length that is needed");
+    let Some(text) = turn.text_of(turn.context - ROOM).await else {
+        skipped("the tokenizer steps over the length that is needed");
         return;
     };
     let mut job = Job::new(&turn).await;
@@ -93,8 +95,8 @@ async fn a_document_that_leaves_little_room_has_a_shorter_answer() {
     processor.drain(SOON).await;
     let results = job.results();
     let result = &results[&0][0];
-    assert_eq!(result.usage.prompt_tokens, turn.context - room);
-    assert_eq!(result.usage.completion_tokens, room, "{result:?}");
+    assert_eq!(result.usage.prompt_tokens, turn.context - ROOM);
+    assert_eq!(result.usage.completion_tokens, ROOM, "{result:?}");
     assert_eq!(result.finish_reason, "length");
     assert_eq!(result.truncated.as_deref(), Some("output"));
     assert!(job.dead_letters().is_empty());

@@ -38,7 +38,10 @@ async fn a_server_that_drains_costs_no_document() {
     turn.server().restart().await;
     processor.line(&["the work goes on"], SOON).await;
     let failed = counted(&processor, REFUSED).await;
-    eprintln!("{failed} calls were refused by the draining server");
+    let cut = counted(&processor, r#"klp_llm_calls_total{outcome="disconnected"}"#).await;
+    eprintln!(
+        "{failed} calls were refused by the draining server, {cut} connections ended without an answer"
+    );
     job.assert_all_answered(&turn, processor).await;
 }
 

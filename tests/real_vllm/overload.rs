@@ -5,6 +5,7 @@ use crate::harness::{Job, QUEUED_MAX, Turn, counted, texts};
 const DOCUMENTS: usize = 200;
 /// More calls at once than the server queues.
 const CONCURRENCY: usize = 64;
+const _: () = assert!(CONCURRENCY > QUEUED_MAX);
 const REFUSED: &str = "vllm:admission_rejections_total";
 
 /// With one attempt: a refusal that spent any would be a dead letter.
@@ -13,7 +14,6 @@ async fn refusals_spend_no_attempt() {
     let Some(turn) = Turn::take_own().await else {
         return;
     };
-    assert!(CONCURRENCY > QUEUED_MAX);
     let mut job = Job::new(&turn).await;
     job.set("llm.concurrency", &CONCURRENCY.to_string());
     job.set("llm.attempts", "1");

@@ -5,7 +5,7 @@
 use kafka_llm_processor::records::result::ResultOutput;
 use serde_json::{Value, json};
 
-use crate::harness::{Job, SOON, Turn, knows, texts};
+use crate::harness::{Job, SOON, Turn, described, knows, texts};
 
 const DOCUMENTS: usize = 20;
 
@@ -41,7 +41,7 @@ async fn answers_follow_the_schema() {
     let processor = job.start();
     job.outcomes(DOCUMENTS).await;
     processor.drain(SOON).await;
-    assert_eq!(crate::harness::described(&job.dead_letters()), "");
+    assert_eq!(described(&job.dead_letters()), "");
     let results = job.results();
     for number in 0..DOCUMENTS {
         let [result] = &results[&number][..] else {
