@@ -113,6 +113,39 @@ storm *arguments:
     done
     [ ${#failed[@]} -eq 0 ] || { echo "failed: seeds ${failed[*]}; their logs are in target/storm" >&2; exit 1; }
 
+# the suite against a real vLLM; REAL_VLLM_TOOLS names the folder of the scripts that install and serve one, VLLM_TEST_URL one that runs
+test-vllm *arguments:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    tools=${REAL_VLLM_TOOLS:-}
+    if [ -z "$tools" ] && [ -z "${VLLM_TEST_URL:-}" ]; then
+        echo "Set REAL_VLLM_TOOLS to the folder with install.sh and serve.sh, which start a vLLM, or VLLM_TEST_URL to the address of one that runs." >&2
+        echo "Only the first can also be killed, drained, paused and overloaded." >&2
+        exit 64
+    fi
+    if [ -n "$tools" ]; then
+        echo "Installing vLLM, unless it is there (some minutes and 6 GB)."
+        "$tools/install.sh" > /dev/null
+        tools=$(cd "$tools" && pwd)
+        export REAL_VLLM_TOOLS=$tools REAL_VLLM_REQUIRED=1
+    fi
+    {{ cargo }} test --release --test real_vllm -- --nocapture --test-threads=1 {{ arguments }}
+
+# documents/s through the pipeline against requests/s of `vllm bench serve`, as a table; VLLM_RATIO_BAR=1 holds it to the bar
+vllm-ratio:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    if [ -z "${REAL_VLLM_TOOLS:-}" ]; then
+        echo "Set REAL_VLLM_TOOLS to the folder with install.sh and serve.sh, which start a vLLM." >&2
+        exit 64
+    fi
+    tools=$(cd "$REAL_VLLM_TOOLS" && pwd)
+    export REAL_VLLM_TOOLS=$tools
+    venv=$("$tools/install.sh" | tail -n 1)/venv
+    # What `vllm bench serve` needs to read prompts, and vLLM itself does not.
+    "$venv/bin/python" -c 'import pandas' 2> /dev/null || "$venv/bin/pip" install --quiet pandas
+    REAL_VLLM_REQUIRED=1 {{ cargo }} bench --bench vllm_ratio
+
 # what exactly once costs on a real Apache Kafka, as a table for docs/performance.md
 cost:
     {{ cargo }} build --release

@@ -16,6 +16,19 @@ pub(crate) fn admin_address(line: &str) -> String {
 
 /// The value of each of these counters, which have no labels, at one moment.
 pub(crate) fn counters<const N: usize>(address: &str, names: [&str; N]) -> [u64; N] {
+    let page = page(address);
+    names.map(|name| {
+        let value = value(&page, name);
+        value.unwrap_or_else(|| panic!("no {name} in:\n{page}"))
+    })
+}
+
+/// The value of one counter with its labels, as it is written on the page; 0 while it was not counted.
+pub(crate) fn sample(address: &str, sample: &str) -> u64 {
+    value(&page(address), sample).unwrap_or(0)
+}
+
+fn page(address: &str) -> String {
     let mut stream = TcpStream::connect(address).expect("the admin server answers");
     stream
         .set_read_timeout(Some(ANSWER_WITHIN))
@@ -27,11 +40,12 @@ pub(crate) fn counters<const N: usize>(address: &str, names: [&str; N]) -> [u64;
     .expect("asked");
     let mut page = String::new();
     stream.read_to_string(&mut page).expect("a page");
-    names.map(|name| {
-        let value = page
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-        let value = value.unwrap_or_else(|| panic!("no {name} in:\n{page}"));
-        value.parse().expect("a count")
-    })
+    page
+}
+
+fn value(page: &str, name: &str) -> Option<u64> {
+    let value = page
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))?;
+    Some(value.parse().expect("a count"))
 }

@@ -1,4 +1,4 @@
-//! What the suites on the real Kafka share: processes that never outlive the tests, the broker, and the processor's binary.
+//! What the suites on real servers share: processes that never outlive the tests, the broker, the vLLM, and the processor's binary.
 
 #![allow(
     dead_code,
@@ -10,6 +10,7 @@ pub(crate) mod load;
 pub(crate) mod metrics;
 pub(crate) mod process;
 pub(crate) mod processor;
+pub(crate) mod vllm;
 
 use std::time::Duration;
 
