@@ -254,7 +254,7 @@ impl<'a> Attempts<'a> {
     fn tell_trial(&self, failure: &Failure) {
         tracing::warn!(
             reason = %failure.detail,
-            "the model server refuses document after document: the work is held and one document at a time is tried, nothing is lost; correct the settings under [llm] and [prompt], or the server's"
+            "the model server refuses document after document: the work is held and one document at a time is tried, nothing is lost; correct the settings under [llm] and [prompt], or the server's; if it is the documents that are wrong, set llm.refusals_to_hold = 0"
         );
     }
 

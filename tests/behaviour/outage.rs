@@ -264,7 +264,7 @@ async fn an_outage_does_not_read_ahead_without_end() {
     world.produce(0..3_000, plain);
     let running = world.start(&[
         "pipeline.read_ahead_records=100",
-        "llm.concurrency=8",
+        "llm.concurrency=64",
         "pipeline.read_ahead_bytes=65536",
     ]);
     let open = || {

@@ -65,11 +65,21 @@ fn result_text(terminal: &Terminal, result: &ResultRecord) -> String {
     );
     line(terminal, &mut text, "processing time", &time);
     let usage = result.usage;
-    let tokens = format!(
+    let mut tokens = format!(
         "{} ({} prompt, {} completion)",
         usage.total_tokens, usage.prompt_tokens, usage.completion_tokens
     );
+    if usage.calls > 1 {
+        tokens.push_str(&format!(" in {} calls", usage.calls));
+    }
     line(terminal, &mut text, "tokens used", &tokens);
+    if let Some(long) = result.long_document.as_ref().and_then(long_document) {
+        line(terminal, &mut text, "long document", &long);
+    }
+    if result.cached {
+        let cached = "the answer to an identical document, without a call";
+        line(terminal, &mut text, "cached", cached);
+    }
     line(
         terminal,
         &mut text,
@@ -93,6 +103,19 @@ fn result_text(terminal: &Terminal, result: &ResultRecord) -> String {
     text.push_str(&terminal.wrapped(&answer, "    "));
     text.push('\n');
     text
+}
+
+/// What was done with a document beyond the context; `None` for what a later version may do.
+fn long_document(done: &Value) -> Option<String> {
+    match done.get("policy")?.as_str()? {
+        "map_reduce" => Some(format!("read in {} parts", done.get("parts")?)),
+        "truncate" => Some(format!(
+            "{} characters left out, kept: {}",
+            done.get("left_out_characters")?,
+            done.get("keep")?.as_str()?
+        )),
+        _ => None,
+    }
 }
 
 pub(super) fn result_json(partition: &TopicPartition, offset: Offset, record: &Record) -> String {
@@ -143,6 +166,10 @@ pub(super) fn dead_letter(
     if let Some(request_id) = &letter.request_id {
         line(terminal, &mut text, "request id", request_id);
     }
+    if let Some(answer) = &letter.answer {
+        line(terminal, &mut text, "the model's answer", "");
+        text.push_str(&terminal.wrapped(answer, "    "));
+    }
     if headers::text(record, POINTER).is_some() {
         line(
             terminal,
@@ -167,6 +194,7 @@ pub(super) fn dead_letter_json(
             "http_status": letter.http_status,
             "attempts": letter.attempts,
             "request_id": letter.request_id,
+            "answer": letter.answer,
             "at": letter.at,
             "key": key_text(record),
             "source": position(&letter.source.topic_partition, letter.source.offset),

@@ -83,6 +83,10 @@ fn source(offset: i64) -> SourcePosition {
 }
 
 fn result(id: &str) -> Record {
+    result_record(id).into_record(None, None)
+}
+
+fn result_record(id: &str) -> ResultRecord {
     ResultRecord {
         schema: SCHEMA_VERSION,
         document_id: id.to_owned(),
@@ -113,7 +117,6 @@ fn result(id: &str) -> Record {
         request_id: "docs-0-41-1".to_owned(),
         completed_at: Timestamp::UNIX_EPOCH,
     }
-    .into_record(None, None)
 }
 
 async fn shown(args: &ResultsArgs, log: &Log) -> (String, u64) {
@@ -302,4 +305,26 @@ fn from_is_a_word_or_an_offset() {
     assert_eq!("17".parse(), Ok(From::Offset(Offset::new(17))));
     assert!("-1".parse::<From>().is_err());
     assert!("yesterday".parse::<From>().is_err());
+}
+
+#[test]
+fn what_was_done_with_a_long_document_and_a_cached_answer_is_shown() {
+    let text = |result: ResultRecord| {
+        let record = result.into_record(None, None);
+        let partition = TopicPartition::new("results", 0);
+        super::show::result(&Terminal::plain(), &partition, Offset::ZERO, &record)
+    };
+    let mut result = result_record("filing");
+    result.long_document = Some(serde_json::json!({"policy": "map_reduce", "parts": 56}));
+    result.usage.calls = 69;
+    result.cached = true;
+    let shown = text(result.clone());
+    assert!(shown.contains("96 completion) in 69 calls\n"), "{shown}");
+    assert!(shown.contains("read in 56 parts\n"), "{shown}");
+    assert!(shown.contains("identical document"), "{shown}");
+    result.long_document =
+        Some(serde_json::json!({"policy": "truncate", "keep": "head", "left_out_characters": 7}));
+    assert!(text(result.clone()).contains("7 characters left out, kept: head\n"));
+    result.long_document = Some(serde_json::json!({"policy": "of a later version"}));
+    assert!(!text(result).contains("long document"));
 }
