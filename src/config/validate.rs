@@ -119,7 +119,14 @@ fn pipeline(settings: &Settings, problems: &mut Vec<String>) {
     // Adaptive concurrency finds out how many calls there can be; a number that could not be reached is a mistake.
     let (least, key) = match settings.llm.concurrency {
         Concurrency::Adaptive => (1, "1".to_owned()),
-        Concurrency::Fixed(calls) => (calls, format!("llm.concurrency ({calls})")),
+        Concurrency::Fixed(calls) => {
+            let servers = settings.llm.base_urls().map_or(1, |urls| urls.len());
+            let calls = calls.saturating_mul(servers);
+            (
+                calls,
+                format!("llm.concurrency at each server ({calls} in all)"),
+            )
+        }
     };
     if !(least..=READ_AHEAD_RECORDS_MAX).contains(&pipeline.read_ahead_records) {
         problems.push(format!(

@@ -8,6 +8,8 @@ use serde_json::value::RawValue;
 
 use super::Message;
 
+/// The most tokens that are believed of one call: sums of them over the calls of a document never overflow.
+const TOKENS_MAX: u64 = 1 << 40;
 /// Where chat completions are asked for.
 pub(super) const CHAT_PATH: &str = "/v1/chat/completions";
 /// Where the served models are listed; unlike `/health` it needs the key.
@@ -34,7 +36,7 @@ pub(super) fn read_count(body: &[u8]) -> Option<u64> {
         count: u64,
     }
     let counted: Counted = serde_json::from_slice(body).ok()?;
-    Some(counted.count)
+    Some(counted.count.min(TOKENS_MAX))
 }
 
 /// Requests that wait in the server, of the header that it adds when it is asked for its load: `JSON` and an object behind it.
@@ -80,6 +82,13 @@ pub struct Answer {
     pub completion_tokens: u64,
 }
 
+impl Answer {
+    /// Tokens of prompt and answer; 0 when the server tells neither.
+    pub(super) const fn tokens(&self) -> u64 {
+        self.prompt_tokens.saturating_add(self.completion_tokens)
+    }
+}
+
 /// Reads a chat completion.
 ///
 /// # Errors
@@ -104,6 +113,7 @@ pub(super) fn read_answer(body: &[u8]) -> Result<Answer, &'static str> {
             .and_then(|usage| usage.get(name))
             .and_then(Value::as_u64)
             .unwrap_or(0)
+            .min(TOKENS_MAX)
     };
     let text = |value: Option<&Value>| value.and_then(Value::as_str).map(str::to_owned);
     Ok(Answer {

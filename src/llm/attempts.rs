@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::Instrument as _;
 
 use super::adaptive::Sample;
@@ -15,7 +15,7 @@ use super::client::VllmClient;
 use super::endpoint::{Answered, short_random};
 use super::long::Step;
 use super::policy::{Decision, History};
-use super::pool::{Permit, Wish};
+use super::pool::{Lanes, Permit, Wish};
 use super::refusals::Refused;
 use super::suspicion::{Company, Suspicion};
 use super::{CompleteError, Completion, GiveUp, Message, OnTruncated, Usage};
@@ -59,10 +59,30 @@ pub(super) struct Attempts<'a> {
     longer_tries: u32,
     usage: Usage,
     request_id: Option<String>,
-    /// The endpoint that failed last.
-    avoid: Option<usize>,
+    /// The endpoints that failed it.
+    failed_at: Lanes,
+    /// A cut answer, for when asking for a longer one comes to nothing.
+    kept: Option<Box<Completion>>,
     /// What the prompt is expected to have.
     prompt_tokens: u64,
+}
+
+/// A part of the budget for a call that is not made yet: dropping it gives it back.
+struct Unused(Option<Reservation>);
+
+impl Unused {
+    /// The call is made.
+    fn into_used(mut self) -> Option<Reservation> {
+        self.0.take()
+    }
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        if let Some(reservation) = self.0.take() {
+            reservation.refund();
+        }
+    }
 }
 
 /// What follows a call.
@@ -87,7 +107,8 @@ impl<'a> Attempts<'a> {
             longer_tries: 0,
             usage: Usage::default(),
             request_id: None,
-            avoid: None,
+            failed_at: Lanes::default(),
+            kept: None,
             prompt_tokens: client.tokens.estimate_messages(question.messages),
         }
     }
@@ -97,7 +118,10 @@ impl<'a> Attempts<'a> {
         let client = self.client;
         let mut permit = permit;
         loop {
-            let (permit, reservation) = self.leave(permit.take()).await?;
+            let (permit, reservation) = match self.leave(permit.take()).await {
+                Ok(leave) => leave,
+                Err(error) => return self.end(error),
+            };
             let lane = permit.lane();
             let next = self.attempt(&permit, reservation).await;
             let failure = match next {
@@ -106,21 +130,40 @@ impl<'a> Attempts<'a> {
                     client.metrics().retried("truncated");
                     continue;
                 }
-                Next::GiveUp(reason, failure) => return Err(self.give_up(reason, failure)),
+                Next::GiveUp(reason, failure) => {
+                    let given_up = self.give_up(reason, failure);
+                    return self.end(given_up);
+                }
                 Next::Refused(failure) => {
                     self.wait_on_trial(permit, &failure).await?;
                     failure
                 }
                 Next::Failed(failure, decision) => {
                     drop(permit);
+                    // First, so that what asks elsewhere knows where it was.
+                    self.failed_at.insert(lane);
                     match self.follow(lane, &failure, decision).await? {
                         None => failure,
-                        Some(reason) => return Err(self.give_up(reason, failure)),
+                        Some(reason) => {
+                            let given_up = self.give_up(reason, failure);
+                            return self.end(given_up);
+                        }
                     }
                 }
             };
-            self.avoid = Some(lane);
+            self.failed_at.insert(lane);
             client.metrics().retried(failure.fault.as_str());
+        }
+    }
+
+    /// The end without an answer; unless there is a cut one.
+    fn end(self, error: CompleteError) -> Result<Completion, CompleteError> {
+        match (error, self.kept) {
+            (CompleteError::DeadLetter(_), Some(kept)) => Ok(Completion {
+                attempts: self.history.calls(),
+                ..*kept
+            }),
+            (error, _) => Err(error),
         }
     }
 
@@ -134,7 +177,7 @@ impl<'a> Attempts<'a> {
         let client = self.client;
         let endpoint = client.endpoint(lane);
         let is_request = matches!(failure.fault, Fault::Request);
-        let mut has_looked_around = !is_request;
+        let look_until = Instant::now() + LOOK_AROUND;
         loop {
             if is_request && client.refusals.is_on_trial() {
                 // It was refused before it was known that all are.
@@ -142,51 +185,59 @@ impl<'a> Attempts<'a> {
             }
             match decision {
                 Decision::Retry { delay, .. } => {
-                    client.wait_for_retry(delay, failure.fault).await;
+                    client.wait_for_retry(delay, failure.fault).await?;
                     return Ok(None);
                 }
+                Decision::DeadLetter(reason) if self.may_ask_elsewhere(reason) => return Ok(None),
                 Decision::DeadLetter(reason) => return Ok(Some(reason)),
                 Decision::Hold => {}
             }
             let _waiting = client.waits();
-            // Before the look at what the endpoints show, so that no success between the two is missed.
-            let succeeded = client.succeeded.notified();
-            tokio::pin!(succeeded);
-            succeeded.as_mut().enable();
+            // Before the look at what the endpoints show, so that no news between the two is missed.
+            let news = client.common.news.notified();
+            tokio::pin!(news);
+            news.as_mut().enable();
             decision = self.history.resume(client.view());
             if decision != Decision::Hold {
                 continue;
             }
-            if has_looked_around {
-                endpoint.hold(&failure.detail);
-                let wait = async {
-                    tokio::select! {
-                        () = endpoint.gate().flowing() => {}
-                        () = succeeded => {}
-                    }
-                };
-                client.unless_abandoned(wait).await?;
+            // What becomes of others says more than the probe, which asks about no document.
+            let is_over = endpoint.gate().is_held() || look_until <= Instant::now();
+            let wait = async {
+                tokio::select! {
+                    () = &mut news => {}
+                    () = client.pool().on_trial(), if is_request => {}
+                    () = sleep_until(look_until), if !is_over => {}
+                }
+            };
+            if is_over && !endpoint.gate().is_held() {
+                client.unless_draining(endpoint.ask_probe()).await?;
             } else {
-                // What becomes of others says more than the probe, which asks about no document.
-                has_looked_around = true;
-                let wait = async {
-                    tokio::select! {
-                        () = succeeded => {}
-                        () = client.pool().on_trial() => {}
-                        () = sleep(LOOK_AROUND) => {}
-                    }
-                };
-                client.unless_abandoned(wait).await?;
+                client.unless_draining(wait).await?;
             }
             decision = self.history.resume(client.view());
         }
+    }
+
+    /// Whether another endpoint, which has not failed it, may know better.
+    fn may_ask_elsewhere(&self, reason: DeadLetterReason) -> bool {
+        let is_asked_again = matches!(
+            reason,
+            DeadLetterReason::RequestRejected
+                | DeadLetterReason::AttemptsExhausted
+                | DeadLetterReason::InvalidResponse
+        );
+        let lanes = self.client.pool().lanes();
+        let mut others = lanes.iter().enumerate();
+        is_asked_again
+            && others.any(|(index, lane)| !lane.is_closed && !self.failed_at.contains(index))
     }
 
     /// A slot and a part of the budget for the next attempt.
     async fn leave(
         &mut self,
         permit: Option<Permit>,
-    ) -> Result<(Permit, Option<Reservation>), CompleteError> {
+    ) -> Result<(Permit, Option<Unused>), CompleteError> {
         let client = self.client;
         let tokens = self
             .prompt_tokens
@@ -195,17 +246,17 @@ impl<'a> Attempts<'a> {
         let reservation = match &client.budget {
             None => None,
             Some(budget) => Some(match budget.try_reserve(tokens) {
-                Some(reservation) => reservation,
+                Some(reservation) => Unused(Some(reservation)),
                 None => {
                     // What waits for the budget holds no slot.
                     drop(permit);
-                    let reservation = client.reserve(budget, tokens).await?;
+                    let reservation = Unused(Some(client.reserve(budget, tokens).await?));
                     permit = self.permit(None).await?;
                     reservation
                 }
             }),
         };
-        if self.avoid.is_none()
+        if self.failed_at == Lanes::default()
             && let Some(lane) = self.question.affinity
         {
             permit.prefer(lane);
@@ -219,9 +270,8 @@ impl<'a> Attempts<'a> {
         let client = self.client;
         let mut permit = permit;
         loop {
-            let culprits = client.culprits.load(Ordering::Acquire);
             let shown = |endpoint| client.endpoint(endpoint).shown();
-            let alone = match self.suspicion.judge(shown, culprits) {
+            let alone = match self.suspicion.judge(shown, client.others()) {
                 Company::Any => false,
                 Company::Alone => true,
                 Company::None => {
@@ -233,7 +283,7 @@ impl<'a> Attempts<'a> {
             if let Some(permit) = permit.take().filter(fits) {
                 return Ok(permit);
             }
-            let avoid = self.avoid;
+            let avoid = self.failed_at;
             permit = Some(client.slot(Wish { avoid, alone }).await?);
         }
     }
@@ -259,7 +309,7 @@ impl<'a> Attempts<'a> {
     }
 
     /// One call and its judgement.
-    async fn attempt(&mut self, permit: &Permit, reservation: Option<Reservation>) -> Next {
+    async fn attempt(&mut self, permit: &Permit, reservation: Option<Unused>) -> Next {
         let client = self.client;
         let endpoint = client.endpoint(permit.lane());
         let outages = endpoint.shown().outages;
@@ -290,9 +340,12 @@ impl<'a> Attempts<'a> {
             self.max_tokens,
             self.question.response_format,
         );
+        // From here on the call may use it, also when nobody waits for its answer any more.
+        let reservation = reservation.and_then(Unused::into_used);
         let began = Instant::now();
         let outcome = {
             let _running = client.runs();
+            let _begun = client.refusals.begin();
             let traceparent = self.question.traceparent;
             endpoint
                 .chat(body, &request_id, traceparent, self.history.timeout())
@@ -302,9 +355,9 @@ impl<'a> Attempts<'a> {
         self.request_id = Some(request_id);
         if let Some(reservation) = reservation {
             match &outcome {
-                Ok(Answered { answer, .. }) => {
-                    reservation.settle(answer.prompt_tokens + answer.completion_tokens);
-                }
+                // A server that does not tell leaves it at the estimate.
+                Ok(Answered { answer, .. }) if answer.tokens() == 0 => drop(reservation),
+                Ok(Answered { answer, .. }) => reservation.settle(answer.tokens()),
                 Err(failure) => reservation.fail(failure.fault, self.prompt_tokens),
             }
         }
@@ -329,24 +382,26 @@ impl<'a> Attempts<'a> {
             controller.answered(Instant::now(), sample);
         });
         let truncated = answer.finish_reason == "length";
-        client.endpoint(permit.lane()).note_success(began);
-        client.succeeded.notify_waiters();
+        client.endpoint(permit.lane()).note_answer(began);
+        client.common.news.notify_waiters();
         client.learn(self.question.messages, &answer);
-        if client.refusals.answered() {
+        client.refusals.answered(|| {
             client.pool().set_on_trial(false);
             client.common.turned(&client.common.joint.set_beside(None));
             tracing::info!("the model server takes documents again: the work goes on");
-        }
+        });
         client.metrics().answered(
             truncated,
             time,
             answer.prompt_tokens,
             answer.completion_tokens,
         );
-        self.usage.prompt_tokens += answer.prompt_tokens;
-        self.usage.completion_tokens += answer.completion_tokens;
-        self.usage.total_tokens += answer.prompt_tokens + answer.completion_tokens;
-        self.usage.calls += 1;
+        self.usage.add(Usage {
+            prompt_tokens: answer.prompt_tokens,
+            completion_tokens: answer.completion_tokens,
+            total_tokens: answer.tokens(),
+            calls: 1,
+        });
         tracing::debug!(
             finish_reason = %answer.finish_reason,
             prompt_tokens = answer.prompt_tokens,
@@ -359,6 +414,7 @@ impl<'a> Attempts<'a> {
             match on_truncated {
                 OnTruncated::Accept => {}
                 OnTruncated::RetryLonger if self.may_ask_longer(&answer, time) => {
+                    self.kept = Some(Box::new(self.completion(answer, time)));
                     return Next::Longer;
                 }
                 OnTruncated::RetryLonger => {}
@@ -377,7 +433,11 @@ impl<'a> Attempts<'a> {
                 }
             }
         }
-        Next::Done(Box::new(Completion {
+        Next::Done(Box::new(self.completion(answer, time)))
+    }
+
+    fn completion(&self, answer: Answer, time: Duration) -> Completion {
+        Completion {
             text: answer.content.unwrap_or_default(),
             data: None,
             long: None,
@@ -385,13 +445,13 @@ impl<'a> Attempts<'a> {
             finish_reason: answer.finish_reason,
             model: answer
                 .model
-                .unwrap_or_else(|| client.common.parameters.model.clone()),
+                .unwrap_or_else(|| self.client.common.parameters.model.clone()),
             system_fingerprint: answer.system_fingerprint,
             usage: self.usage,
             attempts: self.history.calls(),
             request_id: self.request_id.clone().unwrap_or_default(),
             llm_time: time,
-        }))
+        }
     }
 
     /// Whether more tokens could help and may be asked for. An answer shorter than asked for ended at the end of the context: vLLM
@@ -405,8 +465,15 @@ impl<'a> Attempts<'a> {
         if !self.history.spend_on_longer(time) {
             return false;
         }
+        // vLLM refuses more than the whole context.
+        let context = self.client.context().unwrap_or(u64::MAX);
+        let longer = u64::from(self.max_tokens).saturating_mul(2).min(context);
+        let longer = u32::try_from(longer).unwrap_or(u32::MAX);
+        if longer <= self.max_tokens {
+            return false;
+        }
         self.longer_tries += 1;
-        self.max_tokens = self.max_tokens.saturating_mul(2);
+        self.max_tokens = longer;
         true
     }
 
@@ -419,25 +486,25 @@ impl<'a> Attempts<'a> {
             Fault::Document(_) | Fault::TooLong | Fault::Request => {}
             _ => controller.failed(),
         });
+        // One connection that the server had closed says nothing about the server. Of a document that ends the process it is all there is
+        // to see, and an answer to anybody clears it.
+        let (lane, alone) = (permit.lane(), permit.is_alone());
+        self.suspicion
+            .note_failure(failure.fault, lane, outages, alone, Instant::now());
         if !self.history.is_stale_connection(failure.fault) {
             endpoint.note_failure(began, &failure);
-            let (lane, alone) = (permit.lane(), permit.is_alone());
-            self.suspicion
-                .note_failure(failure.fault, lane, outages, alone, Instant::now());
         }
-        let refused = matches!(failure.fault, Fault::Request)
-            .then(|| client.refusals.note(self.question.position));
-        if refused == Some(Refused::Begins) {
-            let reason = format!(
-                "document after document is refused, the last: {}",
-                failure.detail
-            );
-            client.pool().set_on_trial(true);
-            client
-                .common
-                .turned(&client.common.joint.set_beside(Some(&reason)));
-            self.tell_trial(&failure);
-        }
+        let refused = matches!(failure.fault, Fault::Request).then(|| {
+            client.refusals.note(self.question.position, || {
+                let last = &failure.detail;
+                let reason = format!("document after document is refused, the last: {last}");
+                client.pool().set_on_trial(true);
+                client
+                    .common
+                    .turned(&client.common.joint.set_beside(Some(&reason)));
+                self.tell_trial(&failure);
+            })
+        });
         if matches!(refused, Some(Refused::Begins | Refused::OnTrial)) {
             return Next::Refused(failure);
         }
@@ -465,13 +532,13 @@ impl<'a> Attempts<'a> {
         })
     }
 
-    fn give_up(self, reason: DeadLetterReason, failure: Failure) -> CompleteError {
+    fn give_up(&mut self, reason: DeadLetterReason, failure: Failure) -> CompleteError {
         CompleteError::DeadLetter(GiveUp {
             reason,
             detail: failure.detail,
             attempts: self.history.calls(),
             http_status: failure.status,
-            request_id: self.request_id,
+            request_id: self.request_id.take(),
             answer: None,
         })
     }

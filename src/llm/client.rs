@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -22,6 +22,7 @@ use super::metrics::LlmMetrics;
 use super::policy::{Policy, View};
 use super::pool::{Permit, Pool, Wish};
 use super::refusals::Refusals;
+use super::suspicion::Others;
 use super::transport::Transport;
 use super::{
     AnswerSchema, BreakerState, Complete, CompleteError, Completion, CompletionRequest, LlmConfig,
@@ -161,8 +162,6 @@ pub struct VllmClient {
     pub(super) refusals: Refusals,
     /// Documents that were found to kill the engine.
     pub(super) culprits: AtomicU64,
-    /// Told of each success, for those who wait for a verdict.
-    pub(super) succeeded: Notify,
     draining: CancellationToken,
     levels: Levels,
     _keepers: Vec<AbortOnDropHandle<()>>,
@@ -213,7 +212,6 @@ impl VllmClient {
             affinity: config.prefix_affinity,
             refusals: Refusals::new(config.refusals_to_hold),
             culprits: AtomicU64::new(0),
-            succeeded: Notify::new(),
             draining: shutdown.child_token(),
             levels: Levels::default(),
         })
@@ -317,6 +315,28 @@ impl VllmClient {
         self.unless_abandoned(self.pool().acquire(wish)).await
     }
 
+    /// What speaks for or against a document that engines die with.
+    pub(super) fn others(&self) -> Others {
+        let shown = self.endpoints.iter().map(|endpoint| endpoint.shown());
+        Others {
+            culprits: self.culprits.load(Ordering::Acquire),
+            last_answer: shown.map(|shown| shown.last_answer).max().flatten(),
+            none_wait: self.pool().nobody_waits(),
+        }
+    }
+
+    /// Waits, unless a drain has begun: what waits is asked again after the restart.
+    pub(super) async fn unless_draining<T>(
+        &self,
+        wait: impl Future<Output = T>,
+    ) -> Result<T, CompleteError> {
+        tokio::select! {
+            biased;
+            done = wait => Ok(done),
+            () = self.draining.cancelled() => Err(CompleteError::Abandoned),
+        }
+    }
+
     /// Waits, unless a drain has begun and the work stands still.
     pub(super) async fn unless_abandoned<T>(
         &self,
@@ -342,6 +362,16 @@ impl VllmClient {
         self.long.context_tokens.or(told.min())
     }
 
+    /// The same; `surely` asks the servers where nobody has told yet.
+    pub(super) async fn context_tokens(&self, surely: bool) -> Option<u64> {
+        if surely && self.context().is_none() {
+            for endpoint in &self.endpoints {
+                endpoint.learn_context().await;
+            }
+        }
+        self.context()
+    }
+
     /// Tokens of these messages as a server counts them; `None` when none can tell.
     pub(super) async fn count_tokens(&self, messages: &[Message]) -> Option<u64> {
         let lanes = self.pool().lanes();
@@ -365,6 +395,9 @@ impl VllmClient {
             self.metrics().budget_left(budget.left());
         }
         self.tokens.learn(messages, answer.prompt_tokens);
+        if answer.tokens() == 0 {
+            return;
+        }
         self.completion_estimate
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -387,6 +420,10 @@ impl VllmClient {
         tokens: u64,
     ) -> Result<Reservation, CompleteError> {
         let _waiting = self.waits();
+        let _shown = BudgetShown {
+            gate: &self.budget_gate,
+            budget,
+        };
         let reserve = async {
             let reserve = budget.reserve(tokens);
             tokio::pin!(reserve);
@@ -398,16 +435,8 @@ impl VllmClient {
                 }
             }
         };
-        let reserved = tokio::select! {
-            biased;
-            reservation = reserve => Ok(reservation),
-            // It may be midnight until there is some.
-            () = self.draining.cancelled() => Err(CompleteError::Abandoned),
-        };
-        if budget.waiting().is_none() {
-            drop(self.budget_gate.release());
-        }
-        reserved
+        // It may be midnight until there is some.
+        self.unless_draining(reserve).await
     }
 
     fn show_budget(&self, budget: &Budget) {
@@ -442,12 +471,35 @@ impl VllmClient {
         Running::new(&self.levels.running, self.metrics())
     }
 
-    pub(super) async fn wait_for_retry(&self, delay: Duration, fault: Fault) {
-        if !delay.is_zero() {
-            let _retrying = Counted::new(&self.levels.retrying);
-            let _throttled = matches!(fault, Fault::Capacity { .. })
-                .then(|| Counted::new(&self.levels.throttled));
-            sleep(delay).await;
+    /// Waits before the next attempt. A server that has too much to do may have for ever: a drain does not wait for that.
+    pub(super) async fn wait_for_retry(
+        &self,
+        delay: Duration,
+        fault: Fault,
+    ) -> Result<(), CompleteError> {
+        if delay.is_zero() {
+            return Ok(());
+        }
+        let _retrying = Counted::new(&self.levels.retrying);
+        if matches!(fault, Fault::Capacity { .. }) {
+            let _throttled = Counted::new(&self.levels.throttled);
+            return self.unless_draining(sleep(delay)).await;
+        }
+        sleep(delay).await;
+        Ok(())
+    }
+}
+
+/// Shows no more that documents wait for a budget once none does, however the waiting ends.
+struct BudgetShown<'a> {
+    gate: &'a Gate,
+    budget: &'a Budget,
+}
+
+impl Drop for BudgetShown<'_> {
+    fn drop(&mut self) {
+        if self.budget.waiting().is_none() {
+            drop(self.gate.release());
         }
     }
 }

@@ -16,7 +16,7 @@ const CONCURRENCY_INITIAL: usize = 64;
 /// The most calls that may be allowed to run at once: beyond it the connections alone would be the bottleneck.
 const CONCURRENCY_MAX: usize = 10_000;
 /// The most servers that may be named: each has connections, a probe and metrics of its own.
-const ENDPOINTS_MAX: usize = 64;
+pub(super) const ENDPOINTS_MAX: usize = 64;
 /// The most attempts that a document may be given.
 const ATTEMPTS_MAX: u32 = 1_000;
 /// The longest that a timeout, wait or deadline may be set to.
@@ -106,7 +106,7 @@ pub struct LlmConfig {
     pub concurrency: Concurrency,
     /// The most that `adaptive` may come to. Default 1024.
     pub concurrency_max: usize,
-    /// Attempts that one document may spend. Default 5.
+    /// Attempts that one document may spend, and each part of a long one. Default 5.
     pub attempts: u32,
     /// Different documents in a row whose request is refused (status 400 and the like) before the work is held and one at a time is tried: then
     /// it is our request that is wrong. 0 never holds for that. Default 5.
@@ -114,7 +114,7 @@ pub struct LlmConfig {
     /// With several servers: whether prompts of the same templates go to the same one while it is not the busier one, so that they find
     /// their beginning in its prefix cache. Default false.
     pub prefix_affinity: bool,
-    /// Time that one document may spend on calls and on waits between them; it stands still while the work is held or throttled.
+    /// Time that one document, and each part of a long one, may spend on calls and on waits between them; it stands still while the work is held or throttled.
     /// Default 10 min.
     #[serde(with = "crate::types::duration")]
     pub deadline: Duration,
@@ -348,6 +348,13 @@ impl LlmConfig {
     /// A sentence that names key and value.
     pub fn base_urls(&self) -> Result<Vec<String>, String> {
         let mut urls = Vec::new();
+        if self.url.contains('@') {
+            // Not repeated: where it would be cut in pieces a password could show.
+            return Err(
+                "llm.url (LLM_URL) holds an `@`: it must hold no user or password; use llm.api_key"
+                    .to_owned(),
+            );
+        }
         for text in self.url.split(',') {
             let url = base_url(text.trim())?;
             if urls.contains(&url) {
@@ -368,7 +375,7 @@ impl LlmConfig {
 }
 
 fn base_url(text: &str) -> Result<String, String> {
-    let at = format!("llm.url (LLM_URL) = `{}`", redacted(text));
+    let at = format!("llm.url (LLM_URL) = `{text}`");
     let url = Url::parse(text)
         .map_err(|error| format!("{at}: {error}; write it like http://localhost:8000"))?;
     if !matches!(url.scheme(), "http" | "https") {
@@ -377,28 +384,11 @@ fn base_url(text: &str) -> Result<String, String> {
     if url.host_str().is_none_or(str::is_empty) {
         return Err(format!("{at}: has no host"));
     }
-    if !url.username().is_empty() || url.password().is_some() {
-        return Err(format!(
-            "{at}: must hold no user or password; use llm.api_key"
-        ));
-    }
     if url.query().is_some() || url.fragment().is_some() {
         return Err(format!("{at}: must have no `?` or `#` part"));
     }
     let base = url.as_str().trim_end_matches('/');
     Ok(base.strip_suffix("/v1").unwrap_or(base).to_owned())
-}
-
-/// A URL for a message: what stands before an `@` may be a password.
-fn redacted(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if at > scheme => format!(
-            "{}://***{}",
-            url.get(..scheme).unwrap_or_default(),
-            url.get(at..).unwrap_or_default()
-        ),
-        _ => url.to_owned(),
-    }
 }
 
 /// Section `[prompt]`: MiniJinja templates. In scope are the document's fields, `content`, `document_id` and `kafka`
@@ -557,9 +547,15 @@ mod tests {
 
     #[test]
     fn a_password_in_the_url_is_refused_and_not_repeated() {
-        let problems = problems(|config| config.url = "http://user:hunter2@host:1".to_owned());
-        assert_eq!(problems.len(), 1);
-        assert!(!problems[0].contains("hunter2"), "{problems:?}");
+        for url in [
+            "http://user:hunter2@host:1",
+            "http://user:hunt,er2@host:1",
+            "user:hunter2@host:1",
+        ] {
+            let problems = problems(|config| config.url = url.to_owned());
+            assert_eq!(problems.len(), 1);
+            assert!(!problems[0].contains("hunt"), "{problems:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde_json::Value;
@@ -11,17 +12,17 @@ use serde_json::value::RawValue;
 use super::attempts::{Attempts, Question};
 use super::cache::{Cache, CacheKey, Look};
 use super::client::VllmClient;
-use super::long::{self, Ask, AskError, Document, Limits, Step};
+use super::long::{self, Ask, AskError, Document, Step};
 use super::pool::Permit;
 use super::prompt::{Place, Question as Template};
 use super::schema::{AnswerSchema, Violation, repair_messages};
-use super::{
-    CompleteError, Completion, CompletionRequest, GiveUp, Message, OnTruncated, PromptError,
-};
+use super::{CompleteError, Completion, CompletionRequest, GiveUp, Message, OnTruncated, Usage};
 use crate::types::DeadLetterReason;
 
 /// What an answer weighs in the cache beside its text, in bytes: names, counts, and the text as JSON where there is a schema.
 const ANSWER_BYTES: usize = 512;
+/// The calls of one long document take one in so many of those that may run.
+const LONG_SHARE: usize = 4;
 
 /// Answers a document. `permit` serves the first call.
 ///
@@ -47,15 +48,19 @@ async fn through_cache(
     request: &CompletionRequest,
     permit: Option<Permit>,
 ) -> Result<Completion, CompleteError> {
-    let key = key(client, request).map_err(|error| prompt_failed(&error))?;
+    let key = key(client, request);
     let mut permit = permit;
     let mut look = cache.look(key);
     loop {
         match look {
             Look::Hit(answer) => {
                 client.metrics().cache_hit();
+                // Nothing was spent on this one.
                 return Ok(Completion {
                     cached: true,
+                    usage: Usage::default(),
+                    attempts: 0,
+                    llm_time: Duration::ZERO,
                     ..(*answer).clone()
                 });
             }
@@ -78,31 +83,39 @@ async fn through_cache(
     }
 }
 
-/// Everything that shapes the answer. The templates for parts are rendered too, as they may use fields that the other does not.
-fn key(client: &VllmClient, request: &CompletionRequest) -> Result<CacheKey, PromptError> {
-    let prompt = &request.prompt;
+/// Everything that shapes the answer. The templates for parts are rendered too, as they may use fields that the other does not; where one
+/// cannot be rendered, that is what it comes to.
+fn key(client: &VllmClient, request: &CompletionRequest) -> CacheKey {
     let place = Place {
         part: 1,
         parts: 1,
         words: 1,
     };
-    let mut messages = prompt.render_with(Template::Answer, &request.scope, &request.content)?;
-    messages.extend(prompt.render_with(Template::Notes(place), &request.scope, "")?);
-    messages.extend(prompt.render_with(Template::Merge(place), &request.scope, "")?);
+    let rendered = [
+        (Template::Answer, request.content.as_str()),
+        (Template::Notes(place), ""),
+        (Template::Merge(place), ""),
+    ];
+    let rendered = rendered.map(|(template, content)| {
+        let messages = request
+            .prompt
+            .render_with(template, &request.scope, content);
+        format!("{messages:?}")
+    });
     let parameters = format!(
         "{:?} {:?} {:?} {:?}",
         client.common.parameters,
         client.on_truncated,
         client.long,
-        prompt.template_hash()
+        request.prompt.template_hash()
     );
     let schema = client.schema.as_deref().map(AnswerSchema::schema_hash);
     let fixed = [parameters.as_bytes(), schema.unwrap_or_default().as_bytes()];
-    let messages = messages.iter().flat_map(|message| {
-        let Message { role, content } = message;
-        [role.as_bytes(), content.as_bytes()]
-    });
-    Ok(CacheKey::new(fixed.into_iter().chain(messages)))
+    CacheKey::new(
+        fixed
+            .into_iter()
+            .chain(rendered.iter().map(String::as_bytes)),
+    )
 }
 
 async fn ask(
@@ -115,17 +128,20 @@ async fn ask(
         scope: &request.scope,
         content: &request.content,
     };
-    let limits = Limits {
-        context_tokens: client.context(),
-        answer_tokens: client.max_tokens,
-    };
     let asked = Asked {
         client,
         request,
         affinity: client.affinity.then(|| affinity(client, &request.prompt)),
         permit: Mutex::new(permit),
     };
-    let answer = long::answer(&asked, &document, limits, &client.tokens, &client.long).await?;
+    let answer = long::answer(
+        &asked,
+        &document,
+        client.max_tokens,
+        &client.tokens,
+        &client.long,
+    )
+    .await?;
     if let Some(summary) = &answer.summary {
         client.metrics().long_document(summary);
     }
@@ -184,15 +200,30 @@ impl Ask for Asked<'_> {
     }
 
     async fn count(&self, messages: &[Message]) -> Option<u64> {
+        // Counting takes a while, and needs no slot.
+        drop(self.permit());
         self.client.count_tokens(messages).await
     }
 
+    async fn context(&self, surely: bool) -> Option<u64> {
+        self.client.context_tokens(surely).await
+    }
+
+    /// A part of what can run at once: other documents are to have their turn beside a long one.
     fn width(&self) -> usize {
-        self.client.limit()
+        (self.client.limit() / LONG_SHARE).max(1)
     }
 }
 
 impl Asked<'_> {
+    /// The slot that the document came with, until somebody has taken it.
+    fn permit(&self) -> Option<Permit> {
+        self.permit
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
     async fn call(
         &self,
         messages: &[Message],
@@ -212,12 +243,9 @@ impl Asked<'_> {
             on_truncated,
             affinity: self.affinity,
         };
-        let permit = self
-            .permit
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        Attempts::new(self.client, question).run(permit).await
+        Attempts::new(self.client, question)
+            .run(self.permit())
+            .await
     }
 
     /// An answer that is valid under the schema, after one attempt to have it mended.
@@ -255,9 +283,13 @@ impl Asked<'_> {
                     Err(violation) => violation,
                 };
             }
-            // With the answer to be mended the conversation may be longer than the context.
-            Err(CompleteError::DeadLetter(given_up))
-                if given_up.reason == DeadLetterReason::ContextLengthExceeded => {}
+            Err(CompleteError::DeadLetter(mut given_up)) => {
+                // With the answer to be mended the conversation may be longer than the context.
+                if given_up.reason != DeadLetterReason::ContextLengthExceeded {
+                    given_up.attempts = given_up.attempts.saturating_add(last.attempts);
+                    return Err(CompleteError::DeadLetter(given_up));
+                }
+            }
             Err(error) => return Err(error),
         }
         Err(CompleteError::DeadLetter(GiveUp {
@@ -287,15 +319,4 @@ fn with_data(answer: Completion, data: Value) -> Completion {
         data: Some(data),
         ..answer
     }
-}
-
-fn prompt_failed(error: &PromptError) -> CompleteError {
-    CompleteError::DeadLetter(GiveUp {
-        reason: DeadLetterReason::PromptFailed,
-        detail: error.to_string(),
-        attempts: 0,
-        http_status: None,
-        request_id: None,
-        answer: None,
-    })
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde_json::value::RawValue;
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 use super::adaptive::{Bounds, Controller};
@@ -94,6 +95,8 @@ pub(super) struct Common {
     pub(super) pool: Arc<Pool>,
     pub(super) joint: JointGate,
     pub(super) metrics: LlmMetrics,
+    /// Told of each answered document and of each change of a breaker, for those who wait for a verdict.
+    pub(super) news: Notify,
     /// How many endpoints there are, for what is told of one of them.
     endpoints: usize,
     /// The longest that a probe may take.
@@ -120,6 +123,7 @@ impl Common {
             pool: Arc::new(Pool::new(&vec![config.concurrency_initial(); endpoints])),
             joint: JointGate::new(endpoints),
             metrics,
+            news: Notify::new(),
             endpoints,
             timeout: config.timeout,
             with_system: AtomicBool::new(false),
@@ -156,6 +160,8 @@ struct Record {
     /// When the call began that began last among those that succeeded. Not when it ended: a server that shuts down answers what it has and
     /// refuses what is new.
     last_success: Option<Instant>,
+    /// The same of documents alone.
+    last_answer: Option<Instant>,
 }
 
 /// One server.
@@ -180,6 +186,7 @@ impl Endpoint {
         let record = Record {
             breaker: Breaker::new(format!("{url} (LLM_URL)")),
             last_success: None,
+            last_answer: None,
         };
         Self {
             common,
@@ -230,6 +237,7 @@ impl Endpoint {
         Shown {
             outages: record.breaker.outages(),
             last_success: record.last_success,
+            last_answer: record.last_answer,
         }
     }
 
@@ -237,7 +245,14 @@ impl Endpoint {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call that was sent at `sent` was answered.
+    /// A document's call that was sent at `sent` was answered.
+    pub(super) fn note_answer(&self, sent: Instant) {
+        self.note_success(sent);
+        let mut record = self.record();
+        record.last_answer = record.last_answer.max(Some(sent));
+    }
+
+    /// A call that was sent at `sent` succeeded, be it a probe.
     pub(super) fn note_success(&self, sent: Instant) {
         let mut record = self.record();
         record.breaker.on_success(sent);
@@ -301,11 +316,16 @@ impl Endpoint {
                 if confirmed {
                     self.adapt(|controller| controller.reset(Instant::now()));
                 }
+                // The lane first: a document that the gate wakes must find it open.
+                self.common.pool.set_closed(self.index, false);
                 drop(self.gate.release());
                 self.show(None);
-                self.common.pool.set_closed(self.index, false);
             }
             Change::Nothing | Change::StaysOpen { .. } => {}
+        }
+        drop(record);
+        if change != Change::Nothing {
+            self.common.news.notify_waiters();
         }
         change
     }
@@ -390,6 +410,13 @@ impl Endpoint {
             )
             .map(|_| None),
             _ => Ok(None),
+        }
+    }
+
+    /// Asks what the model's context is. A server that does not tell, or not now, leaves it unknown.
+    pub(super) async fn learn_context(&self) {
+        if let Ok(Some(models)) = self.models().await {
+            drop(self.objection(&models));
         }
     }
 

@@ -81,15 +81,6 @@ impl Gate {
         self.hold.subscribe()
     }
 
-    /// Waits until nothing holds the work.
-    ///
-    /// # Cancel safety
-    /// Safe.
-    pub(super) async fn flowing(&self) {
-        // The sender lives as long as `self`, so waiting cannot fail.
-        drop(self.hold.subscribe().wait_for(Option::is_none).await);
-    }
-
     /// Waits until something holds the work.
     ///
     /// # Cancel safety

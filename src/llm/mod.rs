@@ -122,7 +122,7 @@ pub struct Completion {
     pub long: Option<LongSummary>,
     /// Whether this is the answer to an identical document, without a call.
     pub cached: bool,
-    /// Attempts that were made, this one included; at least 1.
+    /// Attempts that were made, over all calls; 0 for a cached answer.
     pub attempts: u32,
     /// `X-Request-Id` of the attempt that succeeded.
     pub request_id: String,

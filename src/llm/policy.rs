@@ -164,7 +164,13 @@ impl History {
         view: View,
     ) -> Decision {
         let stale_connection = self.is_stale_connection(failure.fault);
-        self.reconnected = matches!(failure.fault, Fault::Disconnected);
+        // A refused connection in between says nothing about the next one: an engine that dies of a document each time closes the
+        // connection and is then not to be reached.
+        self.reconnected = match failure.fault {
+            Fault::Disconnected => true,
+            Fault::Endpoint => self.reconnected,
+            _ => false,
+        };
         if !matches!(failure.fault, Fault::Endpoint) {
             self.endpoint_faults = 0;
         }

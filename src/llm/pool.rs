@@ -5,8 +5,8 @@
 //!
 //! # Invariants
 //! 1. Nobody is let into a lane that is closed or full; one whose limit fell below what runs in it lets nobody in until enough has ended.
-//! 2. Waiters are served in the order they came. A waiter that would rather not have one lane takes it all the same where it is the only
-//!    one with room, so that nobody waits behind a wish.
+//! 2. Waiters are served in the order they came. A waiter that avoids lanes waits for the others while one of them is open; those
+//!    behind it, who can use what it does not want, go before it.
 //! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that.
 //! 4. On trial at most one call runs over all lanes.
 //! 5. A slot comes back when it is dropped, wherever that happens.
@@ -19,11 +19,37 @@ use tokio::sync::{oneshot, watch};
 /// Of the mean of what calls hold in tokens, the newest call is one part in this many.
 const MEAN_OVER: u64 = 16;
 
+/// A set of lanes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Lanes(u64);
+
+const _: () = assert!(
+    super::config::ENDPOINTS_MAX <= 64,
+    "a set of lanes has a bit for each"
+);
+
+impl Lanes {
+    pub(super) fn insert(&mut self, lane: usize) {
+        self.0 |= Self::bit(lane);
+    }
+
+    pub(super) fn contains(self, lane: usize) -> bool {
+        self.0 & Self::bit(lane) != 0
+    }
+
+    fn bit(lane: usize) -> u64 {
+        u32::try_from(lane)
+            .ok()
+            .and_then(|lane| 1_u64.checked_shl(lane))
+            .unwrap_or(0)
+    }
+}
+
 /// What a waiter wishes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Wish {
-    /// A lane that has just failed for it.
-    pub(super) avoid: Option<usize>,
+    /// Lanes that have failed for it. They bind while another is open.
+    pub(super) avoid: Lanes,
     /// Nothing else may run in its lane.
     pub(super) alone: bool,
 }
@@ -79,7 +105,8 @@ impl Permit {
         let here = load(self.lane).map(|tokens| tokens.saturating_sub(self.tokens));
         let is_busier = load(lane) > here;
         let has_room = state.lanes.get(lane).is_some_and(Lane::has_room);
-        if is_busier || !has_room {
+        // A lane that is kept for a suspect is being emptied, so it would always look like the less busy one.
+        if is_busier || !has_room || state.alone_in == Some(lane) {
             return;
         }
         if let Some(left) = state.lanes.get_mut(self.lane) {
@@ -135,7 +162,7 @@ impl Lane {
 
 #[derive(Debug)]
 struct Waiter {
-    avoid: Option<usize>,
+    avoid: Lanes,
     grant: oneshot::Sender<Permit>,
 }
 
@@ -281,6 +308,14 @@ impl Pool {
             .send_if_modified(|was| std::mem::replace(was, flow) != flow);
     }
 
+    /// Whether nobody waits for a slot.
+    pub(super) fn nobody_waits(&self) -> bool {
+        let state = self.state();
+        let waits = state.waiters.iter().any(|waiter| !waiter.grant.is_closed())
+            || state.suspects.iter().any(|suspect| !suspect.is_closed());
+        !waits
+    }
+
     /// Calls that run in a lane.
     pub(super) fn running(&self, lane: usize) -> usize {
         self.state().lanes.get(lane).map_or(0, |lane| lane.running)
@@ -331,23 +366,23 @@ impl State {
         if self.on_trial && self.lanes.iter().any(|lane| lane.running > 0) {
             return None;
         }
-        if let Some(lane) = self.lane_for_suspect()
+        // On trial others have their turn first, or the same suspect would be tried again and again.
+        let is_suspects_turn = !self.on_trial || self.waiters.is_empty();
+        if is_suspects_turn
+            && let Some(lane) = self.lane_for_suspect()
             && let Some(grant) = self.suspects.pop_front()
         {
             self.alone_runs = true;
             self.lanes.get_mut(lane)?.enter(tokens);
             return Some((grant, lane, true));
         }
-        while self
+        self.waiters.retain(|waiter| !waiter.grant.is_closed());
+        let (index, lane) = self
             .waiters
-            .front()
-            .is_some_and(|waiter| waiter.grant.is_closed())
-        {
-            self.waiters.pop_front();
-        }
-        let avoid = self.waiters.front()?.avoid;
-        let lane = self.least_loaded(avoid)?;
-        let waiter = self.waiters.pop_front()?;
+            .iter()
+            .enumerate()
+            .find_map(|(index, waiter)| Some((index, self.least_loaded(waiter.avoid)?)))?;
+        let waiter = self.waiters.remove(index)?;
         self.lanes.get_mut(lane)?.enter(tokens);
         Some((waiter.grant, lane, false))
     }
@@ -382,11 +417,17 @@ impl State {
             .filter(|lane| self.lanes.get(*lane).is_some_and(|lane| lane.running == 0))
     }
 
-    /// The lane with room and the fewest outstanding tokens, another than `avoid` where there is one.
-    fn least_loaded(&self, avoid: Option<usize>) -> Option<usize> {
-        let open = self.lanes.iter().enumerate();
-        open.filter(|(index, lane)| lane.has_room() && self.alone_in != Some(*index))
-            .min_by_key(|(index, lane)| (Some(*index) == avoid, lane.tokens, lane.running))
+    /// The lane with room and the fewest outstanding tokens; none of those to avoid while another is open.
+    fn least_loaded(&self, avoid: Lanes) -> Option<usize> {
+        let open = || {
+            let lanes = self.lanes.iter().enumerate();
+            lanes.filter(|(_, lane)| !lane.is_closed)
+        };
+        let binds = open().any(|(index, _)| !avoid.contains(index));
+        open()
+            .filter(|(index, lane)| lane.has_room() && self.alone_in != Some(*index))
+            .filter(|(index, _)| !(binds && avoid.contains(*index)))
+            .min_by_key(|(_, lane)| (lane.tokens, lane.running))
             .map(|(index, _)| index)
     }
 }

@@ -2,7 +2,10 @@
 //!
 //! While that is so the work is *on trial*: one document at a time is tried, and waits for its turn again when it is refused, until the
 //! server takes one. The probe cannot tell, as it asks about no document.
+//!
+//! A refusal comes within milliseconds, an answer takes seconds: so a row of refusals says nothing while calls still run that began before it.
 
+use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,8 +42,14 @@ pub(super) struct Refusals {
 
 #[derive(Debug)]
 struct Inner {
-    /// Never more than the limit.
+    /// The number of the next call.
+    next_call: u64,
+    /// The calls that run.
+    running: BTreeSet<u64>,
+    /// Different documents that were refused since the last answer; never more than the limit.
     positions: Vec<SourcePosition>,
+    /// The first call that began after the first of these refusals.
+    row_began: u64,
     on_trial: bool,
     pace: Backoff,
     next_report: Instant,
@@ -51,7 +60,10 @@ impl Refusals {
         Self {
             limit,
             inner: Mutex::new(Inner {
+                next_call: 0,
+                running: BTreeSet::new(),
                 positions: Vec::new(),
+                row_began: 0,
                 on_trial: false,
                 pace: Backoff::new(PACE_INITIAL, PACE_MAX),
                 next_report: Instant::now(),
@@ -63,30 +75,53 @@ impl Refusals {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A document's request was refused.
-    pub(super) fn note(&self, position: &SourcePosition) -> Refused {
+    /// A call begins; it ends with what is returned.
+    pub(super) fn begin(&self) -> RunningCall<'_> {
+        let mut inner = self.inner();
+        let number = inner.next_call;
+        inner.next_call += 1;
+        inner.running.insert(number);
+        RunningCall {
+            refusals: self,
+            number,
+        }
+    }
+
+    /// A document's request was refused, by a call that has ended. `begin` puts the work on trial when that begins one; under the lock, so that nobody ends a trial
+    /// before it has begun.
+    pub(super) fn note(&self, position: &SourcePosition, begin: impl FnOnce()) -> Refused {
         let mut inner = self.inner();
         if inner.on_trial {
             return Refused::OnTrial;
         }
-        if self.limit == 0 || inner.positions.contains(position) {
+        if self.limit == 0 {
             return Refused::Alone;
         }
-        inner.positions.push(position.clone());
-        if inner.positions.len() < self.limit {
+        if inner.positions.is_empty() {
+            inner.row_began = inner.next_call;
+        }
+        if inner.positions.len() < self.limit && !inner.positions.contains(position) {
+            inner.positions.push(position.clone());
+        }
+        let earlier = inner.running.first();
+        let may_be_answered = earlier.is_some_and(|earlier| *earlier < inner.row_began);
+        if inner.positions.len() < self.limit || may_be_answered {
             return Refused::Alone;
         }
         inner.on_trial = true;
         inner.pace.reset();
         inner.next_report = Instant::now() + REPORT_EVERY;
+        begin();
         Refused::Begins
     }
 
-    /// A document was answered; true when that ends a trial.
-    pub(super) fn answered(&self) -> bool {
+    /// A document was answered. `end` lets the work flow again when that ends a trial.
+    pub(super) fn answered(&self, end: impl FnOnce()) {
         let mut inner = self.inner();
         inner.positions.clear();
-        std::mem::take(&mut inner.on_trial)
+        if std::mem::take(&mut inner.on_trial) {
+            end();
+        }
     }
 
     pub(super) fn is_on_trial(&self) -> bool {
@@ -105,6 +140,19 @@ impl Refusals {
     }
 }
 
+/// A call that runs, until it is dropped.
+#[derive(Debug)]
+pub(super) struct RunningCall<'a> {
+    refusals: &'a Refusals,
+    number: u64,
+}
+
+impl Drop for RunningCall<'_> {
+    fn drop(&mut self) {
+        self.refusals.inner().running.remove(&self.number);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -120,26 +168,49 @@ mod tests {
     #[tokio::test]
     async fn different_documents_in_a_row_begin_a_trial_and_an_answer_ends_it() {
         let refusals = Refusals::new(3);
+        let turns = std::cell::Cell::new((0, 0));
+        let note = |offset| refusals.note(&position(offset), || turns.set((1, 0)));
         for offset in [1, 1, 1, 2, 2] {
-            assert_eq!(refusals.note(&position(offset)), Refused::Alone);
+            assert_eq!(note(offset), Refused::Alone);
         }
-        assert!(!refusals.answered(), "in a row");
+        refusals.answered(|| panic!("in a row"));
         for offset in [1, 2] {
-            assert_eq!(refusals.note(&position(offset)), Refused::Alone);
+            assert_eq!(note(offset), Refused::Alone);
         }
-        assert_eq!(refusals.note(&position(3)), Refused::Begins);
-        assert_eq!(refusals.note(&position(3)), Refused::OnTrial);
+        assert_eq!(note(3), Refused::Begins);
+        assert_eq!(note(3), Refused::OnTrial);
         assert!(refusals.is_on_trial());
-        assert!(refusals.answered());
+        assert_eq!(turns.get(), (1, 0));
+        refusals.answered(|| turns.set((1, 1)));
+        assert_eq!(turns.get(), (1, 1));
         assert!(!refusals.is_on_trial());
-        assert_eq!(refusals.note(&position(3)), Refused::Alone);
+        assert_eq!(note(3), Refused::Alone);
+    }
+
+    /// Refusals come at once, answers take their time: those that began before may still be answered.
+    #[tokio::test]
+    async fn a_row_waits_for_the_calls_that_began_before_it() {
+        let refusals = Refusals::new(2);
+        let begun = std::cell::Cell::new(false);
+        let note = |offset| refusals.note(&position(offset), || begun.set(true));
+        let earlier = refusals.begin();
+        for offset in 0..10 {
+            drop(refusals.begin());
+            assert_eq!(note(offset), Refused::Alone);
+        }
+        let later = refusals.begin();
+        drop(earlier);
+        assert!(!begun.get());
+        assert_eq!(note(10), Refused::Begins);
+        drop(later);
     }
 
     #[tokio::test]
     async fn a_limit_of_zero_never_begins_one() {
         let refusals = Refusals::new(0);
         for offset in 0..100 {
-            assert_eq!(refusals.note(&position(offset)), Refused::Alone);
+            let refused = refusals.note(&position(offset), || panic!("begun"));
+            assert_eq!(refused, Refused::Alone);
         }
     }
 }

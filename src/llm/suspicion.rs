@@ -7,7 +7,10 @@
 //! # Invariants
 //! 1. Only a death that the probe confirmed counts, and only for a document whose call reached that engine and got no answer.
 //! 2. A document is tried alone after [`DEATHS_IN_COMPANY`] deaths, and is the culprit after [`DEATHS_ALONE`] while it was alone.
-//! 3. Once a culprit is found, the deaths that others were in count no more: it explains them.
+//! 3. It is the culprit only when another document was answered by a call that began after its first death alone: an engine that dies
+//!    of every document is not any document's fault. One that nobody else can be compared with is the culprit after
+//!    [`DEATHS_UNPROVEN`].
+//! 4. Once a culprit is found, the deaths that others were in count no more: it explains them.
 
 use tokio::time::Instant;
 
@@ -17,6 +20,9 @@ use super::classify::Fault;
 const DEATHS_IN_COMPANY: u32 = 2;
 /// Deaths while it was alone before a document is given up; the first may still be a restart.
 const DEATHS_ALONE: u32 = 2;
+
+/// Deaths while it was alone before a document is given up when there is no other that could be answered or not.
+const DEATHS_UNPROVEN: u32 = 5;
 
 /// In which company a document may be asked about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +42,19 @@ pub(super) struct Shown {
     pub(super) outages: u64,
     /// When the last of the calls that succeeded began.
     pub(super) last_success: Option<Instant>,
+    /// When the last of the documents' calls that were answered began.
+    pub(super) last_answer: Option<Instant>,
+}
+
+/// What speaks for or against a document beside its own calls.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Others {
+    /// Culprits found so far.
+    pub(super) culprits: u64,
+    /// When the last of the calls that were answered, over all endpoints, began; of documents, not of probes.
+    pub(super) last_answer: Option<Instant>,
+    /// Whether nobody else waits to be asked about.
+    pub(super) none_wait: bool,
 }
 
 /// A call that ended without an answer; whether its engine died is not known yet.
@@ -54,6 +73,8 @@ pub(super) struct Suspicion {
     unanswered: Vec<Unanswered>,
     in_company: u32,
     alone: u32,
+    /// When it first died alone.
+    first_alone: Option<Instant>,
     /// Culprits that were found before its first death.
     culprits: u64,
 }
@@ -86,22 +107,25 @@ impl Suspicion {
         }
     }
 
-    /// Judges anew before the next call. `culprits` are those found so far, over all documents.
-    pub(super) fn judge(&mut self, shown: impl Fn(usize) -> Shown, culprits: u64) -> Company {
-        if culprits != self.culprits {
+    /// Judges anew before the next call.
+    pub(super) fn judge(&mut self, shown: impl Fn(usize) -> Shown, others: Others) -> Company {
+        if others.culprits != self.culprits {
             self.in_company = 0;
             self.alone = 0;
-            self.culprits = culprits;
+            self.first_alone = None;
+            self.culprits = others.culprits;
         }
         let (mut in_company, mut alone) = (0, 0);
+        let mut first_alone = self.first_alone;
         self.unanswered.retain(|call| {
             let shown = shown(call.endpoint);
             if shown.outages > call.outages {
-                *if call.alone {
-                    &mut alone
+                if call.alone {
+                    alone += 1;
+                    first_alone = first_alone.or(Some(call.failed_at));
                 } else {
-                    &mut in_company
-                } += 1;
+                    in_company += 1;
+                }
                 return false;
             }
             // It answered others since: it had not died.
@@ -111,7 +135,17 @@ impl Suspicion {
         });
         self.in_company += in_company;
         self.alone += alone;
-        if self.alone >= DEATHS_ALONE {
+        self.first_alone = first_alone;
+        let is_proven = matches!(
+            (others.last_answer, self.first_alone),
+            (Some(answer), Some(death)) if answer > death
+        );
+        let deaths = match (is_proven, others.none_wait) {
+            (true, _) => DEATHS_ALONE,
+            (false, true) => DEATHS_UNPROVEN,
+            (false, false) => u32::MAX,
+        };
+        if self.alone >= deaths {
             Company::None
         } else if self.in_company >= DEATHS_IN_COMPANY || self.alone > 0 {
             Company::Alone
@@ -132,24 +166,51 @@ mod tests {
         move |_| Shown {
             outages,
             last_success,
+            last_answer: last_success,
         }
+    }
+
+    fn others(culprits: u64, last_answer: Option<Instant>) -> Others {
+        Others {
+            culprits,
+            last_answer,
+            none_wait: false,
+        }
+    }
+
+    /// What is thought of a document after its engine died each time; others are answered at `answered`.
+    fn after_deaths(others: Others, deaths: u64) -> Company {
+        let now = Instant::now();
+        let mut suspicion = Suspicion::default();
+        let mut company = Company::Any;
+        for death in 0..deaths {
+            let alone = company == Company::Alone;
+            suspicion.note_failure(Fault::Disconnected, 0, death, alone, now);
+            company = suspicion.judge(shown(death + 1, None), others);
+        }
+        company
     }
 
     #[test]
     fn a_document_that_kills_each_time_is_tried_alone_and_then_given_up() {
-        let now = Instant::now();
-        let mut suspicion = Suspicion::default();
-        let mut deaths = 0;
-        for (alone, expected) in [
-            (false, Company::Any),
-            (false, Company::Alone),
-            (true, Company::Alone),
-            (true, Company::None),
-        ] {
-            suspicion.note_failure(Fault::Disconnected, 0, deaths, alone, now);
-            deaths += 1;
-            assert_eq!(suspicion.judge(shown(deaths, None), 0), expected);
+        let later = Instant::now() + Duration::from_secs(60);
+        let proof = others(0, Some(later));
+        let expected = [Company::Any, Company::Alone, Company::Alone, Company::None];
+        for (deaths, expected) in (1..).zip(expected) {
+            assert_eq!(after_deaths(proof, deaths), expected);
         }
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn an_engine_that_dies_of_everybody_is_nobodys_fault() {
+        assert_eq!(after_deaths(others(0, None), 100), Company::Alone);
+        let only = Others {
+            none_wait: true,
+            ..Others::default()
+        };
+        assert_eq!(after_deaths(only, 6), Company::Alone);
+        assert_eq!(after_deaths(only, 7), Company::None);
     }
 
     /// Invariant 1.
@@ -160,14 +221,20 @@ mod tests {
         let mut suspicion = Suspicion::default();
         for _ in 0..10 {
             suspicion.note_failure(Fault::Transient, 0, 3, false, now);
-            assert_eq!(suspicion.judge(shown(3, Some(later)), 0), Company::Any);
+            assert_eq!(
+                suspicion.judge(shown(3, Some(later)), others(0, None)),
+                Company::Any
+            );
         }
         // That it answered before the failure proves nothing; the death is confirmed later, and each call counts once.
         suspicion.note_failure(Fault::Transient, 0, 3, false, later);
-        assert_eq!(suspicion.judge(shown(3, Some(now)), 0), Company::Any);
-        suspicion.judge(shown(4, Some(now)), 0);
+        assert_eq!(
+            suspicion.judge(shown(3, Some(now)), others(0, None)),
+            Company::Any
+        );
+        suspicion.judge(shown(4, Some(now)), others(0, None));
         assert_eq!(suspicion.in_company, 1);
-        suspicion.judge(shown(9, Some(now)), 0);
+        suspicion.judge(shown(9, Some(now)), others(0, None));
         assert_eq!(suspicion.in_company, 1);
         for fault in [
             Fault::TimedOut,
@@ -176,21 +243,27 @@ mod tests {
             Fault::Capacity { retry_after: None },
         ] {
             suspicion.note_failure(fault, 0, 9, false, later);
-            suspicion.judge(shown(10, None), 0);
+            suspicion.judge(shown(10, None), others(0, None));
             assert_eq!(suspicion.in_company, 1);
         }
     }
 
-    /// Invariant 3.
+    /// Invariant 4.
     #[test]
     fn a_culprit_clears_its_neighbours() {
         let now = Instant::now();
         let mut suspicion = Suspicion::default();
         for deaths in 0..2 {
             suspicion.note_failure(Fault::Transient, 0, deaths, false, now);
-            suspicion.judge(shown(deaths + 1, None), 0);
+            suspicion.judge(shown(deaths + 1, None), others(0, None));
         }
-        assert_eq!(suspicion.judge(shown(2, None), 0), Company::Alone);
-        assert_eq!(suspicion.judge(shown(4, None), 1), Company::Any);
+        assert_eq!(
+            suspicion.judge(shown(2, None), others(0, None)),
+            Company::Alone
+        );
+        assert_eq!(
+            suspicion.judge(shown(4, None), others(1, None)),
+            Company::Any
+        );
     }
 }

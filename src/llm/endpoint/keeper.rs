@@ -66,6 +66,16 @@ impl Endpoint {
         }
     }
 
+    /// Probes on behalf of a document that waits for a verdict, without holding anybody up.
+    pub(in crate::llm) async fn ask_probe(&self) {
+        let sent = Instant::now();
+        match self.probe().await {
+            Ok(_served) => self.note_success(sent),
+            Err(failure) => self.hold(&failure.detail),
+        }
+        self.common.news.notify_waiters();
+    }
+
     async fn probe_chat(&self) -> Result<(), Failure> {
         let message = |role: &str, content: &str| Message {
             role: role.to_owned(),
@@ -129,6 +139,13 @@ impl Endpoint {
                 biased;
                 () = self.gate.held() => return,
                 () = sleep(HEALTH_EVERY) => {}
+            }
+            if self.context().is_none()
+                && let Ok(Some(models)) = self.models().await
+                && let Some(objection) = self.objection(&models)
+            {
+                self.hold(&objection);
+                continue;
             }
             // Its calls say enough, and a busy front end has better things to do.
             let called = self.record().last_success;

@@ -93,16 +93,11 @@ pub(super) async fn run<A: Ask + ?Sized>(
         tally: Mutex::default(),
     };
     let (scale, budgets) = job.plan().await?;
-    let pieces = job.pieces(scale, budgets.map).await?;
-    let needed = job.calls_needed(pieces.len(), budgets);
-    if needed > u64::from(job.calls_max) {
-        return Err(too_long(format!(
-            "{} parts need up to {needed} calls of a model with a context of {} tokens, more than long_documents.calls_max = {}",
-            pieces.len(),
-            room.context,
-            job.calls_max
-        )));
-    }
+    let pieces = split(document.content, scale.units(budgets.map), cost);
+    // Before they are counted, which costs the server something too.
+    job.check_calls(pieces.len(), budgets)?;
+    let pieces = job.pieces(pieces).await?;
+    let needed = job.check_calls(pieces.len(), budgets)?;
     tracing::debug!(
         parts = pieces.len(),
         calls_max = needed,
@@ -197,8 +192,7 @@ impl<A: Ask + ?Sized> Job<'_, A> {
     }
 
     /// The document's parts. With a server that counts, each was counted and fits.
-    async fn pieces(&self, scale: Scale, budget: u64) -> Result<Vec<&str>, CompleteError> {
-        let pieces = split(self.document.content, scale.units(budget), cost);
+    async fn pieces<'p>(&self, pieces: Vec<&'p str>) -> Result<Vec<&'p str>, CompleteError> {
         let parts = pieces.len();
         let counted = pieces.into_iter().map(|piece| self.fitting(piece, parts));
         let fitting = in_order(self.meter.width(), counted.collect()).await?;
@@ -226,6 +220,18 @@ impl<A: Ask + ?Sized> Job<'_, A> {
             }
         }
         Ok(fitting)
+    }
+
+    /// The most calls that `parts` can take, when that is no more than may be made.
+    fn check_calls(&self, parts: usize, budgets: Budgets) -> Result<u64, CompleteError> {
+        let needed = self.calls_needed(parts, budgets);
+        if needed <= u64::from(self.calls_max) {
+            return Ok(needed);
+        }
+        Err(too_long(format!(
+            "{parts} parts need up to {needed} calls of a model with a context of {} tokens, more than long_documents.calls_max = {}",
+            self.room.context, self.calls_max
+        )))
     }
 
     /// The most calls that `parts` can take when every note is as long as it may be and no call is refused.

@@ -81,6 +81,9 @@ pub(super) trait Ask: Sync {
     /// Tokens of these messages as the server counts them, the chat template included; `None` when it cannot tell.
     async fn count(&self, messages: &[Message]) -> Option<u64>;
 
+    /// The model's context in tokens, prompt and answer together; `None` when nobody knows it. `surely` asks the server once more.
+    async fn context(&self, surely: bool) -> Option<u64>;
+
     /// How many calls may usefully be on their way at once; at least 1.
     fn width(&self) -> usize;
 }
@@ -103,15 +106,6 @@ impl Document<'_> {
             .render_with(question, self.scope, content)
             .map_err(|error| give_up(DeadLetterReason::PromptFailed, error.to_string()))
     }
-}
-
-/// What a prompt and its answer have to fit in.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// The model's context, prompt and answer together; `None` when nobody knows it.
-    pub(super) context_tokens: Option<u64>,
-    /// `llm.max_tokens`.
-    pub(super) answer_tokens: u32,
 }
 
 /// A context that is known, shared out between prompt and answer.
@@ -171,7 +165,7 @@ pub(super) struct LongAnswer {
     pub(super) summary: Option<LongSummary>,
 }
 
-/// Answers a document: in one call when it fits, else as `config` says.
+/// Answers a document: in one call when it fits, else as `config` says. An answer has at most `answer_tokens` tokens.
 ///
 /// # Errors
 /// The first call that failed for good, and [`DeadLetterReason::ContextLengthExceeded`] for a document that cannot be done.
@@ -181,14 +175,13 @@ pub(super) struct LongAnswer {
 pub(super) async fn answer<A: Ask + ?Sized>(
     ask: &A,
     document: &Document<'_>,
-    limits: Limits,
+    answer_tokens: u32,
     tokens: &TokenEstimate,
     config: &LongDocumentsConfig,
 ) -> Result<LongAnswer, CompleteError> {
     let meter = Meter::new(ask, tokens);
-    let room = limits
-        .context_tokens
-        .map(|context| Room::new(context, limits.answer_tokens));
+    let room_in = |context: Option<u64>| context.map(|context| Room::new(context, answer_tokens));
+    let room = room_in(ask.context(false).await);
     let messages = document.render(Question::Answer, document.content)?;
     let fit = match room {
         Some(room) => {
@@ -198,7 +191,7 @@ pub(super) async fn answer<A: Ask + ?Sized>(
         None => Fit::Fits,
     };
     if fit == Fit::Fits {
-        match ask.ask(messages, limits.answer_tokens, Step::Answer).await {
+        match ask.ask(messages, answer_tokens, Step::Answer).await {
             Ok(completion) => {
                 return Ok(LongAnswer {
                     completion,
@@ -211,6 +204,11 @@ pub(super) async fn answer<A: Ask + ?Sized>(
     } else {
         drop(messages);
     }
+    // The server may have told meanwhile, or does when it is asked now.
+    let room = match room {
+        Some(room) => Some(room),
+        None => room_in(ask.context(true).await),
+    };
     let Some(room) = room else {
         return Err(too_long(
             "the server refuses the prompt as longer than its context, whose size it does not tell: set long_documents.context_tokens"

@@ -14,6 +14,7 @@ const CALL_TIME: Duration = Duration::from_secs(1);
 /// A server in memory, with a tokenizer of its own: runs of up to five letters, and every other character that is no space.
 struct Server {
     context: u64,
+    tells: Tells,
     tokenizes: bool,
     width: usize,
     /// What the tokenizer counts is multiplied by this, in percent, where prompts are refused and not where they are counted.
@@ -28,6 +29,15 @@ struct Server {
     counted: AtomicUsize,
     refused: AtomicUsize,
     answered: Mutex<Vec<Call>>,
+}
+
+/// When a server says how large its context is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tells {
+    Always,
+    /// Only when it is asked once more.
+    Asked,
+    Never,
 }
 
 #[derive(Debug, Clone)]
@@ -108,6 +118,7 @@ impl Server {
     fn new(context: u64) -> Self {
         Self {
             context,
+            tells: Tells::Always,
             tokenizes: true,
             width: 8,
             refuses_at: 100,
@@ -217,6 +228,11 @@ impl Ask for Server {
         self.tokenizes.then(|| count_messages(messages))
     }
 
+    async fn context(&self, surely: bool) -> Option<u64> {
+        let tells = self.tells == Tells::Always || (surely && self.tells == Tells::Asked);
+        tells.then_some(self.context)
+    }
+
     fn width(&self) -> usize {
         self.width
     }
@@ -282,11 +298,7 @@ async fn answered_with(
         scope: &scope,
         content,
     };
-    let limits = Limits {
-        context_tokens: config.context_tokens.or(Some(server.context)),
-        answer_tokens: 512,
-    };
-    answer(server, &document, limits, estimate, config).await
+    answer(server, &document, 512, estimate, config).await
 }
 
 fn with_policy(policy: LongPolicy) -> LongDocumentsConfig {
@@ -684,25 +696,20 @@ async fn with_dead_letter_only_what_was_counted_or_refused_is_given_up() {
 
 #[tokio::test(start_paused = true)]
 async fn an_unknown_context_is_asked_for_when_a_prompt_is_refused() {
-    let server = Server::new(2_048);
-    let prompt = prompt();
-    let scope = prompt.scope(&json!({"company": "Example Inc."}));
     let content = filing(20_000);
-    let document = Document {
-        prompt: &prompt,
-        scope: &scope,
-        content: &content,
-    };
-    let limits = Limits {
-        context_tokens: None,
-        answer_tokens: 512,
-    };
-    let (estimate, config) = (TokenEstimate::default(), LongDocumentsConfig::default());
-    let error = answer(&server, &document, limits, &estimate, &config)
-        .await
-        .unwrap_err();
+    let config = LongDocumentsConfig::default();
+    let mut server = Server::new(2_048);
+    server.tells = Tells::Never;
+    let error = answered(&server, &content, &config).await.unwrap_err();
     let detail = detail(error, DeadLetterReason::ContextLengthExceeded);
     assert!(detail.contains("long_documents.context_tokens"), "{detail}");
+    let mut server = Server::new(2_048);
+    server.tells = Tells::Asked;
+    let answer = answered(&server, &content, &config).await.unwrap();
+    assert!(matches!(
+        answer.summary,
+        Some(LongSummary::MapReduce { .. })
+    ));
 }
 
 #[tokio::test(start_paused = true)]

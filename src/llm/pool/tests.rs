@@ -14,17 +14,19 @@ fn now(pool: &Arc<Pool>, wish: Wish) -> Option<Permit> {
 }
 
 const ANY: Wish = Wish {
-    avoid: None,
+    avoid: Lanes(0),
     alone: false,
 };
 const ALONE: Wish = Wish {
-    avoid: None,
+    avoid: Lanes(0),
     alone: true,
 };
 
-const fn not(lane: usize) -> Wish {
+fn not(lane: usize) -> Wish {
+    let mut avoid = Lanes::default();
+    avoid.insert(lane);
     Wish {
-        avoid: Some(lane),
+        avoid,
         alone: false,
     }
 }
@@ -78,13 +80,35 @@ fn the_lane_with_the_fewest_outstanding_tokens_is_chosen() {
     assert_eq!(pool.lanes().iter().map(|lane| lane.tokens).max(), Some(300));
 }
 
+/// Invariant 2.
 #[test]
-fn a_lane_that_failed_is_avoided_unless_it_is_the_only_one() {
+fn a_lane_that_failed_is_avoided_while_another_is_open() {
     let pool = pool(&[2, 1]);
     let elsewhere = now(&pool, not(0)).unwrap();
     assert_eq!(elsewhere.lane(), 1);
-    assert_eq!(now(&pool, not(1)).unwrap().lane(), 0);
-    assert_eq!(now(&pool, not(0)).unwrap().lane(), 0, "the other is full");
+    let mut waiter = Box::pin(pool.acquire(not(0)));
+    assert!((&mut waiter).now_or_never().is_none(), "the other is full");
+    assert_eq!(now(&pool, ANY).unwrap().lane(), 0, "it keeps nobody out");
+    drop(elsewhere);
+    assert_eq!((&mut waiter).now_or_never().unwrap().lane(), 1);
+    let mut waiter = Box::pin(pool.acquire(not(0)));
+    pool.set_closed(1, true);
+    assert_eq!(
+        (&mut waiter).now_or_never().unwrap().lane(),
+        0,
+        "the only one"
+    );
+}
+
+#[test]
+fn nobody_moves_into_the_lane_of_a_suspect() {
+    let pool = pool(&[2, 2]);
+    let mut elsewhere = now(&pool, not(0)).unwrap();
+    elsewhere.charge(1_000);
+    let suspect = now(&pool, ALONE).unwrap();
+    assert_eq!(suspect.lane(), 0);
+    elsewhere.prefer(0);
+    assert_eq!(elsewhere.lane(), 1);
 }
 
 /// Invariant 1: a limit that falls debits what runs, one that rises lets in at once.
@@ -212,6 +236,7 @@ enum Step {
     Close(usize, bool),
     Trial(bool),
     Charge(usize, u64),
+    Prefer(usize, usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -223,6 +248,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..3_usize, 0..4_usize).prop_map(|(lane, limit)| Step::Limit(lane, limit)),
         1 => (0..3_usize, any::<bool>()).prop_map(|(lane, closed)| Step::Close(lane, closed)),
         1 => any::<bool>().prop_map(Step::Trial),
+        1 => (0..8_usize, 0..3_usize).prop_map(|(index, lane)| Step::Prefer(index, lane)),
         2 => (0..8_usize, 0..1000_u64).prop_map(|(index, tokens)| Step::Charge(index, tokens)),
     ]
 }
@@ -238,7 +264,8 @@ proptest! {
             match step {
                 Step::Ask(avoid, alone) => {
                     let pool = Arc::clone(&pool);
-                    let mut waiter = Box::pin(async move { pool.acquire(Wish { avoid, alone }).await });
+                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone };
+                    let mut waiter = Box::pin(async move { pool.acquire(wish).await });
                     match (&mut waiter).now_or_never() {
                         Some(permit) => out.push(permit),
                         None => waiting.push(waiter),
@@ -253,6 +280,7 @@ proptest! {
                 Step::Limit(lane, limit) => pool.set_limit(lane, limit),
                 Step::Close(lane, closed) => pool.set_closed(lane, closed),
                 Step::Trial(on) => pool.set_on_trial(on),
+                Step::Prefer(index, lane) => if let Some(permit) = out.get_mut(index) { permit.prefer(lane); },
                 Step::Charge(index, tokens) => if let Some(permit) = out.get_mut(index) { permit.charge(tokens); },
             }
             // Slots on their way to a waiter are counted in their lane and not in `out`.
