@@ -95,7 +95,7 @@ const CEILING_NEAR: f64 = 1.05;
 const CEILING_HOLDS: Duration = Duration::from_secs(5);
 /// See [`CEILING_HOLDS`].
 const CEILING_ROUND_TRIPS: u32 = 4;
-/// The shortest time between two cuts by refusals.
+/// The shortest time between two cuts by refusals of what was good before; growth beyond that is taken back without delay.
 const CUT_EVERY: Duration = Duration::from_millis(100);
 
 /// Where the limit starts and what it stays within, all inclusive.
@@ -236,8 +236,14 @@ impl Controller {
 
     /// A call that took `elapsed` was refused for want of capacity: 429 or 503.
     pub(super) fn refused(&mut self, now: Instant, elapsed: Duration) {
+        // Beyond what was good a cut may not suffice, and until the next each place that is given back is refused anew.
+        let pace = if self.limit > self.good {
+            Duration::ZERO
+        } else {
+            CUT_EVERY
+        };
         if let Some(cut) = self.cut
-            && now < cut + elapsed.max(CUT_EVERY)
+            && now < cut + elapsed.max(pace)
         {
             return;
         }

@@ -331,6 +331,27 @@ fn a_burst_of_refusals_cuts_once() {
     assert!(controller.limit() < cut, "sent after the cut");
 }
 
+/// A server takes 60: growth went to 63, half way back is 61, and the one call too many must not be refused again and again.
+#[test]
+fn growth_beyond_a_bound_is_taken_back_at_once() {
+    let start = Instant::now();
+    let mut controller = Controller {
+        limit: 63,
+        good: 59,
+        ..Controller::new(BOUNDS, start)
+    };
+    let mut refused = |ms: u64| {
+        controller.refused(start + Duration::from_millis(ms), Duration::from_millis(1));
+        controller.limit()
+    };
+    assert_eq!(refused(500), 61);
+    assert_eq!(refused(501), 56, "sent after the first cut");
+    // What was good is not given up at once: a burst passes.
+    assert_eq!(refused(502), 56);
+    assert_eq!(refused(600), 56);
+    assert_eq!(refused(601), 44);
+}
+
 #[test]
 fn failures_give_no_growth() {
     let start = Instant::now();
