@@ -151,6 +151,10 @@ cost:
     {{ cargo }} build --release
     REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} {{ cargo }} bench --bench guarantee_cost
 
+# how adaptive concurrency follows a server whose capacity changes: a table, and docs/concurrency.svg; TRACE_SECONDS=20 just tries it out
+concurrency-trace:
+    {{ cargo }} bench --bench concurrency_trace
+
 # formats, lints, dependency rules
 lint:
     {{ cargo }} fmt --check
