@@ -193,7 +193,7 @@ impl Ask for Asked<'_> {
             CompleteError::DeadLetter(given_up)
                 if given_up.reason == DeadLetterReason::ContextLengthExceeded =>
             {
-                AskError::TooLong
+                AskError::TooLong(given_up)
             }
             error => AskError::Failed(error),
         })

@@ -276,7 +276,7 @@ impl<A: Ask + ?Sized> Job<'_, A> {
             {
                 Ok(completion) => notes.push(self.note(completion, scale)),
                 Err(AskError::Failed(error)) => return Err(in_part(error, part, parts)),
-                Err(AskError::TooLong) => match halves(piece) {
+                Err(AskError::TooLong(_)) => match halves(piece) {
                     Some(halves) => open.extend(halves.into_iter().rev()),
                     None => {
                         return Err(too_long(format!(
@@ -350,7 +350,7 @@ impl<A: Ask + ?Sized> Job<'_, A> {
         }
         match self.call(messages, self.room.answer, Step::Answer).await {
             Ok(completion) => Ok(Some(completion)),
-            Err(AskError::TooLong) => Ok(None),
+            Err(AskError::TooLong(_)) => Ok(None),
             Err(AskError::Failed(error)) => Err(error),
         }
     }
@@ -396,7 +396,7 @@ impl<A: Ask + ?Sized> Job<'_, A> {
             match self.call(messages, self.note_tokens, step).await {
                 Ok(completion) => merged.push(self.note(completion, scale)),
                 Err(AskError::Failed(error)) => return Err(error),
-                Err(AskError::TooLong) => {
+                Err(AskError::TooLong(_)) => {
                     let second = group.split_off(group.len() / 2);
                     open.extend([second, group]);
                 }
@@ -419,8 +419,12 @@ impl<A: Ask + ?Sized> Job<'_, A> {
                 self.calls_max
             ))));
         }
-        let completion = self.meter.ask(messages, answer_tokens, step).await?;
+        let answered = self.meter.ask(messages, answer_tokens, step).await;
         let mut tally = self.tally.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Err(AskError::TooLong(refused)) = &answered {
+            tally.attempts += refused.attempts;
+        }
+        let completion = answered?;
         let usage = completion.usage;
         tally.usage.prompt_tokens += usage.prompt_tokens;
         tally.usage.completion_tokens += usage.completion_tokens;

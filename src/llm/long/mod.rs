@@ -57,8 +57,8 @@ pub(super) enum Step {
 /// Why a call has no answer.
 #[derive(Debug)]
 pub(super) enum AskError {
-    /// The server says that the prompt is longer than the context.
-    TooLong,
+    /// The server says that the prompt is longer than the context; as the document would be given up for it.
+    TooLong(GiveUp),
     /// For good, and for the whole document.
     Failed(CompleteError),
 }
@@ -190,6 +190,7 @@ pub(super) async fn answer<A: Ask + ?Sized>(
         }
         None => Fit::Fits,
     };
+    let mut refused = None;
     if fit == Fit::Fits {
         match ask.ask(messages, answer_tokens, Step::Answer).await {
             Ok(completion) => {
@@ -199,7 +200,7 @@ pub(super) async fn answer<A: Ask + ?Sized>(
                 });
             }
             Err(AskError::Failed(error)) => return Err(error),
-            Err(AskError::TooLong) => {}
+            Err(AskError::TooLong(given_up)) => refused = Some(given_up),
         }
     } else {
         drop(messages);
@@ -210,19 +211,26 @@ pub(super) async fn answer<A: Ask + ?Sized>(
         None => room_in(ask.context(true).await),
     };
     let Some(room) = room else {
-        return Err(too_long(
+        return Err(refused_or_counted(
+            refused,
             "the server refuses the prompt as longer than its context, whose size it does not tell: set long_documents.context_tokens"
                 .to_owned(),
         ));
     };
-    match config.policy {
+    let answered = match config.policy {
         LongPolicy::MapReduce => map_reduce::run(&meter, document, room, config).await,
         LongPolicy::Truncate => shortened(&meter, document, room, config.truncate_keep).await,
-        LongPolicy::DeadLetter => Err(too_long(format!(
-            "the prompt does not fit the model's context of {} tokens beside an answer of {}, and long_documents.policy is dead_letter",
-            room.context, room.answer
-        ))),
-    }
+        LongPolicy::DeadLetter => {
+            let detail = format!(
+                "the prompt does not fit the model's context of {} tokens beside an answer of {}, and long_documents.policy is dead_letter",
+                room.context, room.answer
+            );
+            return Err(refused_or_counted(refused, detail));
+        }
+    };
+    let mut answer = answered?;
+    answer.completion.attempts += refused.map_or(0, |refused| refused.attempts);
+    Ok(answer)
 }
 
 /// Answers from a part of the document. Shortened anew while a count or the server says that it is still too long.
@@ -238,6 +246,7 @@ async fn shortened<A: Ask + ?Sized>(
         .await;
     let mut budget = prompt_tokens.saturating_sub(overhead);
     let mut scale = meter.estimated();
+    let mut refused_attempts = 0;
     for attempt in 0..SHORTEN_TRIES_MAX {
         if budget < ROOM_TOKENS_MIN {
             break;
@@ -255,7 +264,8 @@ async fn shortened<A: Ask + ?Sized>(
             }
         }
         match meter.ask(messages, room.answer, Step::Answer).await {
-            Ok(completion) => {
+            Ok(mut completion) => {
+                completion.attempts += refused_attempts;
                 let left_out_characters = part.left_out;
                 let summary = (left_out_characters > 0).then_some(LongSummary::Truncate {
                     keep,
@@ -267,7 +277,10 @@ async fn shortened<A: Ask + ?Sized>(
                 });
             }
             Err(AskError::Failed(error)) => return Err(error),
-            Err(AskError::TooLong) => budget = budget * 3 / 4,
+            Err(AskError::TooLong(refused)) => {
+                refused_attempts += refused.attempts;
+                budget = budget * 3 / 4;
+            }
         }
     }
     Err(too_long(format!(
@@ -289,6 +302,17 @@ fn give_up(reason: DeadLetterReason, detail: String) -> CompleteError {
 
 fn too_long(detail: String) -> CompleteError {
     give_up(DeadLetterReason::ContextLengthExceeded, detail)
+}
+
+/// As [`too_long`], with the attempt, its status and the server's words where the server has refused the document.
+fn refused_or_counted(refused: Option<GiveUp>, detail: String) -> CompleteError {
+    match refused {
+        Some(refused) => CompleteError::DeadLetter(GiveUp {
+            detail: format!("{detail}: {}", refused.detail),
+            ..refused
+        }),
+        None => too_long(detail),
+    }
 }
 
 #[cfg(test)]

@@ -182,7 +182,14 @@ impl Ask for Server {
         let prompt_tokens = count_messages(&messages);
         if prompt_tokens * self.refuses_at / 100 >= self.context {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return Err(AskError::TooLong);
+            return Err(AskError::TooLong(GiveUp {
+                reason: DeadLetterReason::ContextLengthExceeded,
+                detail: format!("{prompt_tokens} tokens are too many"),
+                attempts: 1,
+                http_status: Some(400),
+                request_id: Some("r".to_owned()),
+                answer: None,
+            }));
         }
         let prompt = messages.last().unwrap().content.clone();
         let written = (self.writes)(&prompt, step);
@@ -334,7 +341,8 @@ fn check_map_reduce(server: &Server, content: &str, answer: &LongAnswer) -> (usi
     };
     assert_eq!(usize::try_from(told).unwrap(), calls.len());
     assert_eq!(answer.completion.usage.calls, told);
-    assert_eq!(answer.completion.attempts, told);
+    let refused = u32::try_from(server.refused.load(Ordering::Relaxed)).unwrap();
+    assert_eq!(answer.completion.attempts, told + refused);
     let prompt_tokens: u64 = calls.iter().map(|call| call.prompt_tokens).sum();
     let answer_tokens: u64 = calls.iter().map(|call| call.answer_tokens).sum();
     assert_eq!(answer.completion.usage.prompt_tokens, prompt_tokens);
@@ -684,12 +692,22 @@ async fn with_dead_letter_only_what_was_counted_or_refused_is_given_up() {
         let error = answered(&server, &content, &with_policy(LongPolicy::DeadLetter))
             .await
             .unwrap_err();
-        let detail = detail(error, DeadLetterReason::ContextLengthExceeded);
+        let CompleteError::DeadLetter(given_up) = error else {
+            panic!("{error}");
+        };
+        assert_eq!(given_up.reason, DeadLetterReason::ContextLengthExceeded);
+        let detail = &given_up.detail;
         assert!(
             detail.contains("2048") && detail.contains("long_documents.policy"),
             "{detail}"
         );
         assert_eq!(server.refused.load(Ordering::Relaxed), refused);
+        // What the server was asked and said is not lost with its refusal.
+        let was_refused = refused > 0;
+        assert_eq!(usize::try_from(given_up.attempts), Ok(refused));
+        assert_eq!(given_up.http_status, was_refused.then_some(400));
+        assert_eq!(given_up.request_id.is_some(), was_refused);
+        assert_eq!(detail.contains("are too many"), was_refused);
         assert!(server.calls().is_empty());
     }
 }
