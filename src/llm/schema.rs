@@ -143,12 +143,15 @@ impl AnswerSchema {
     }
 
     /// Reads an answer: one JSON value, with white space around it at most, that is valid under the schema. Of a name that is given
-    /// twice the last counts.
+    /// twice the last counts. Control characters in texts may stand as they are: xgrammar lets them pass where there is a `maxLength`.
     ///
     /// # Errors
     /// What is wrong with it.
     pub(super) fn read(&self, text: &str) -> Result<Value, Violation> {
-        let answer = serde_json::from_str(text.trim()).map_err(|error| {
+        let text = text.trim();
+        let parsed = serde_json::from_str(text)
+            .or_else(|error| escaped(text).map_or(Err(error), |text| serde_json::from_str(&text)));
+        let answer = parsed.map_err(|error| {
             // The parser's words are its own, without a word of the text.
             let at = format!("line {}, column {}", error.line(), error.column());
             Violation {
@@ -169,6 +172,28 @@ impl AnswerSchema {
         };
         Err(Violation::new(&problems))
     }
+}
+
+/// An answer with the control characters within its texts escaped, as JSON wants them; `None` when there are none.
+fn escaped(text: &str) -> Option<String> {
+    let mut escaped = String::with_capacity(text.len());
+    let mut is_changed = false;
+    let mut is_in_text = false;
+    let mut is_after_backslash = false;
+    for character in text.chars() {
+        if is_in_text && !is_after_backslash && character < ' ' {
+            is_changed = true;
+            escaped += &format!("\\u{:04x}", u32::from(character));
+            continue;
+        }
+        match character {
+            '"' if !is_after_backslash => is_in_text = !is_in_text,
+            _ => {}
+        }
+        is_after_backslash = is_in_text && character == '\\' && !is_after_backslash;
+        escaped.push(character);
+    }
+    is_changed.then_some(escaped)
 }
 
 impl Violation {

@@ -425,3 +425,42 @@ proptest! {
         prop_assert_eq!(compact(&pretty), json.to_string());
     }
 }
+
+/// What xgrammar lets pass where a text has a `maxLength`.
+#[test]
+fn control_characters_within_texts_are_read_as_they_stand() {
+    let schema = schema(
+        r#"{"type": "object", "properties": {"a": {"type": "string", "maxLength": 4}}, "required": ["a"]}"#,
+    );
+    for text in ["x\u{0}y", "\t", "\u{1f}\r\n", "\u{7f}é\u{1}"] {
+        let answer = format!("\n{{\t\"a\": \"{text}\"\r\n}}");
+        assert_eq!(
+            schema.read(&answer).unwrap(),
+            json!({"a": text}),
+            "{text:?}"
+        );
+    }
+    let escaped = "{\"a\": \"\t\\\"\\\\\"}";
+    assert_eq!(schema.read(escaped).unwrap(), json!({"a": "\t\"\\"}));
+    // Its other rules hold as before.
+    assert!(schema.read("{\"a\": \"\t\t\t\t\t\"}").is_err());
+    for broken in [
+        "{\"a\": \"\t",
+        "{\"a\": \"\\\t\"}",
+        "{\"a\u{1}\": }",
+        "{\u{1}\"a\": \"\"}",
+    ] {
+        assert!(schema.read(broken).is_err(), "{broken:?}");
+    }
+}
+
+proptest! {
+    /// No text is read otherwise than it was meant, and what was JSON before is left alone.
+    #[test]
+    fn what_stands_unescaped_is_what_it_would_be_escaped(text in "[a\\x00-\\x1f]{0,20}") {
+        let schema = schema(r#"{"type": "object"}"#);
+        let escaped = json!({"a": text});
+        prop_assert_eq!(schema.read(&escaped.to_string()).unwrap(), escaped.clone());
+        prop_assert_eq!(schema.read(&format!("{{\"a\":\"{text}\"}}")).unwrap(), escaped);
+    }
+}
