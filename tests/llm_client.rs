@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use kafka_llm_processor::llm::{
     Complete, CompleteError, Completion, CompletionRequest, Concurrency, HttpTransport, LlmConfig,
-    LlmError, LlmMetrics, OnTruncated, Prompt, PromptConfig, Scope, VllmClient,
+    LlmError, LlmMetrics, LongDocumentsConfig, LongPolicy, OnTruncated, Prompt, PromptConfig,
+    Scope, Setup, VllmClient,
 };
 use kafka_llm_processor::types::{
     DeadLetterReason, Offset, Secret, SourcePosition, TopicPartition,
@@ -52,11 +53,15 @@ impl std::ops::Deref for Client {
 
 impl Client {
     fn new(config: &LlmConfig) -> Self {
+        Self::set_up(Setup::from(config))
+    }
+
+    fn set_up(setup: Setup) -> Self {
         let shutdown = CancellationToken::new();
         let mut registry = Registry::default();
         let metrics = LlmMetrics::new(&mut registry);
-        let transport = Arc::new(HttpTransport::new(config).unwrap());
-        let client = Arc::new(VllmClient::new(config, transport, metrics, &shutdown).unwrap());
+        let transport = Arc::new(HttpTransport::new(&setup.llm).unwrap());
+        let client = Arc::new(VllmClient::new(setup, transport, metrics, &shutdown).unwrap());
         Self {
             client,
             registry,
@@ -470,12 +475,31 @@ async fn a_prompt_that_is_too_long_gives_the_document_up_at_once() {
         400,
         r#"{"error":{"message":"too long","type":"BadRequestError","param":"input_tokens","code":400}}"#,
     )]);
-    let client = Client::new(&config(&stub.url()));
+    let long = LongDocumentsConfig {
+        policy: LongPolicy::DeadLetter,
+        ..LongDocumentsConfig::default()
+    };
+    let client = Client::set_up(Setup {
+        long,
+        ..Setup::from(&config(&stub.url()))
+    });
     assert_eq!(
         reason(client.ask(1, "x").await),
         DeadLetterReason::ContextLengthExceeded
     );
     assert_eq!(stub.chats().len(), 1);
+}
+
+/// The very first one, too, which comes before the server has told its context.
+#[tokio::test]
+async fn a_prompt_that_is_too_long_is_read_in_parts() {
+    let stub = Stub::start().await;
+    stub.script([Answer::Status(
+        400,
+        r#"{"error":{"message":"too long","type":"BadRequestError","param":"input_tokens","code":400}}"#,
+    )]);
+    let client = Client::new(&config(&stub.url()));
+    assert!(client.ask(1, "x").await.unwrap().long.is_some());
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use kafka_llm_processor::llm::{
     PromptConfig, Setup, VllmClient,
 };
 use kafka_llm_processor::sandbox::vllm::{
-    Action, EngineState, Fault, Latency, SIMULATED, Vllm, VllmConfig,
+    Action, Answers, EngineState, Fault, Latency, SIMULATED, Vllm, VllmConfig,
 };
 use kafka_llm_processor::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
 use prometheus_client::registry::Registry;
@@ -294,6 +294,37 @@ async fn at_the_edge_of_the_context_a_document_is_answered_or_too_long() {
         }
     }
     assert!(answered > 10 && too_long > 10, "{answered} and {too_long}");
+}
+
+/// Words of one letter have more than twice the tokens that they are thought to have. A prompt of them that leaves less than an answer is
+/// found out by its answer, which vLLM cuts at the end of the context without a word.
+#[tokio::test]
+async fn an_answer_that_is_cut_at_the_end_of_the_context_is_none() {
+    let server = Vllm::start(VllmConfig {
+        max_model_len: 600,
+        latency: Latency::ZERO,
+        answers: Answers::Fixed("word ".repeat(100)),
+        ..VllmConfig::default()
+    })
+    .await
+    .unwrap();
+    let mut config = config(&server);
+    config.max_tokens = 64;
+    let (mut whole, mut in_parts) = (0, 0);
+    for words in (300..560).step_by(20) {
+        // Each knows nothing yet.
+        let outcome = ask(client(&config), 0, "a ".repeat(words)).await.unwrap();
+        if outcome.long.is_some() {
+            in_parts += 1;
+            assert!(outcome.attempts > outcome.usage.calls, "{outcome:?}");
+            let outcome = ask(short_client(&config), 0, "a ".repeat(words)).await;
+            assert_eq!(reason(outcome), DeadLetterReason::ContextLengthExceeded);
+        } else {
+            whole += 1;
+            assert_eq!(outcome.usage.completion_tokens, 64, "{words}");
+        }
+    }
+    assert!(whole > 2 && in_parts > 2, "{whole} and {in_parts}");
 }
 
 #[tokio::test]

@@ -362,6 +362,14 @@ impl VllmClient {
         self.long.context_tokens.or(told.min())
     }
 
+    /// At the start, waits until a server has told the context, or all were asked: two seconds at most.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing.
+    pub(super) async fn context_looked_for(&self) {
+        self.common.looked_at(|| self.context().is_some()).await;
+    }
+
     /// The same; `surely` asks the servers where nobody has told yet.
     pub(super) async fn context_tokens(&self, surely: bool) -> Option<u64> {
         if surely && self.context().is_none() {

@@ -128,6 +128,7 @@ async fn ask(
         scope: &request.scope,
         content: &request.content,
     };
+    client.context_looked_for().await;
     let asked = Asked {
         client,
         request,
@@ -182,6 +183,7 @@ impl Ask for Asked<'_> {
                 let on_truncated = self.client.on_truncated;
                 self.call(&messages, answer_tokens, step, None, on_truncated)
                     .await
+                    .and_then(|answer| self.with_room(answer))
             }
             // Notes are used as far as they came.
             (Step::Map { .. } | Step::Reduce { .. }, _) => {
@@ -248,6 +250,24 @@ impl Asked<'_> {
             .await
     }
 
+    /// An answer, unless it was cut as its prompt is too long.
+    fn with_room(&self, answer: Completion) -> Result<Completion, CompleteError> {
+        let max_tokens = self.client.max_tokens;
+        if !long::is_cut_by_context(&answer, self.client.context(), max_tokens) {
+            return Ok(answer);
+        }
+        Err(CompleteError::DeadLetter(GiveUp {
+            reason: DeadLetterReason::ContextLengthExceeded,
+            detail: format!(
+                "the prompt leaves less than llm.max_tokens = {max_tokens}, and the answer was cut at the end of the context"
+            ),
+            attempts: answer.attempts,
+            http_status: Some(200),
+            request_id: Some(answer.request_id),
+            answer: None,
+        }))
+    }
+
     /// An answer that is valid under the schema, after one attempt to have it mended.
     async fn data(
         &self,
@@ -262,7 +282,7 @@ impl Asked<'_> {
             OnTruncated::Accept | OnTruncated::DeadLetter => OnTruncated::Accept,
         };
         let call = |messages| self.call(messages, max_tokens, Step::Answer, format, on_truncated);
-        let mut last = call(messages).await?;
+        let mut last = self.with_room(call(messages).await?)?;
         let mut violation = match check(schema, &last, max_tokens) {
             Ok(data) => return Ok(with_data(last, data)),
             Err(violation) => violation,

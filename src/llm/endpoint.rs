@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use serde_json::value::RawValue;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::adaptive::{Bounds, Controller};
@@ -103,6 +103,9 @@ pub(super) struct Common {
     timeout: Duration,
     /// Whether documents are asked about with a system message: the probe must then have one too, as a chat template may refuse it.
     with_system: AtomicBool,
+    /// How many endpoints were asked for their models at the start, whatever they said. The keepers send; documents wait for it, as
+    /// before nobody knows what is too long.
+    looked_at: watch::Sender<usize>,
 }
 
 impl Common {
@@ -127,7 +130,24 @@ impl Common {
             endpoints,
             timeout: config.timeout,
             with_system: AtomicBool::new(false),
+            looked_at: watch::Sender::new(0),
         })
+    }
+
+    /// An endpoint was asked for its models, or will not be.
+    fn note_look(&self) {
+        self.looked_at.send_modify(|endpoints| *endpoints += 1);
+    }
+
+    /// Waits until `told`, or until each endpoint was asked.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing.
+    pub(super) async fn looked_at(&self, told: impl Fn() -> bool) {
+        let mut looked_at = self.looked_at.subscribe();
+        let is_done = |endpoints: &usize| *endpoints >= self.endpoints || told();
+        // The sender is ours.
+        let _closed = looked_at.wait_for(is_done).await.is_err();
     }
 
     /// Documents are asked about with a system message: so must the probe be.

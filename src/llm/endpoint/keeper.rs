@@ -105,6 +105,7 @@ impl Endpoint {
     pub(in crate::llm) async fn keep(&self, shutdown: CancellationToken) {
         let work = async {
             self.look_at_start().await;
+            self.common.note_look();
             loop {
                 self.watch_health().await;
                 self.keep_one_hold().await;
@@ -112,7 +113,7 @@ impl Endpoint {
         };
         tokio::select! {
             biased;
-            () = shutdown.cancelled() => {}
+            () = shutdown.cancelled() => self.common.note_look(),
             () = work => {}
         }
     }

@@ -1,6 +1,7 @@
 //! Documents that are longer than the model's context: read part by part, shortened, or given up, and never silently.
 //!
-//! 1. A prompt fits when it leaves room for the answer: vLLM cuts `max_tokens` to what is left of the context without a word.
+//! 1. A prompt fits when it leaves room for the answer: vLLM cuts `max_tokens` to what is left of the context without a word. An answer
+//!    that was cut there all the same, as an estimate was wrong, is none.
 //! 2. What an estimate says is too long is treated as long; given up for its length is only what was counted, or what the server refused.
 //! 3. A shortened document says so in its prompt and in its result; notes that had to be cut are counted.
 //!
@@ -57,7 +58,7 @@ pub(super) enum Step {
 /// Why a call has no answer.
 #[derive(Debug)]
 pub(super) enum AskError {
-    /// The server says that the prompt is longer than the context; as the document would be given up for it.
+    /// The server says that the prompt is longer than the context, or has cut the answer there; as the document would be given up for it.
     TooLong(GiveUp),
     /// For good, and for the whole document.
     Failed(CompleteError),
@@ -163,6 +164,21 @@ pub(super) struct LongAnswer {
     pub(super) completion: Completion,
     /// What was done to the document; `None` when it was read whole in one call.
     pub(super) summary: Option<LongSummary>,
+}
+
+/// Whether an answer was cut because its prompt, as the server has counted it, left it less room than it is to have.
+pub(super) fn is_cut_by_context(
+    answer: &Completion,
+    context_tokens: Option<u64>,
+    answer_tokens: u32,
+) -> bool {
+    let usage = answer.usage;
+    let prompt_tokens = usage.prompt_tokens / u64::from(usage.calls.max(1));
+    answer.finish_reason == "length"
+        && context_tokens.is_some_and(|context| {
+            let room = Room::new(context, answer_tokens);
+            prompt_tokens > room.prompt(room.answer)
+        })
 }
 
 /// Answers a document: in one call when it fits, else as `config` says. An answer has at most `answer_tokens` tokens.
