@@ -9,6 +9,7 @@
     reason = "a test binary: what is not as expected ends the test"
 )]
 
+#[allow(dead_code, reason = "others use the rest of it")]
 #[path = "support/metrics.rs"]
 mod metrics;
 

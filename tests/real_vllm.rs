@@ -5,14 +5,12 @@
 //! interface, a model that never ends an answer by itself. Without it each test says so and passes; with `REAL_VLLM_REQUIRED=1` that is a
 //! failure. `VLLM_TEST_URL` (and `VLLM_TEST_KEY`) name a server that runs already, for those tests that need not stop it or set it up. The
 //! tests take turns. `KLP_TEST_BINARY` names another build of the processor than the one beside the tests. `REAL_VLLM_PORT` moves the server
-//! to another port; its log is in cargo's folder for tests, below `target`.
+//! to another port, and a second one to the port behind it; their logs are in cargo's folder for tests, below `target`.
 //!
 //! ```text
 //! REAL_VLLM_TOOLS=… cargo test --test real_vllm -- --nocapture
 //! VLLM_TEST_URL=http://localhost:8000 cargo test --test real_vllm -- --nocapture
 //! ```
-//!
-//! What waits for a setting that the processor does not have yet is skipped too, and says which.
 #![cfg(feature = "sandbox")]
 #![allow(
     clippy::expect_used,
@@ -30,6 +28,8 @@ mod answers;
 mod credentials;
 #[path = "real_vllm/drain.rs"]
 mod drain;
+#[path = "real_vllm/endpoints.rs"]
+mod endpoints;
 #[path = "real_vllm/engine.rs"]
 mod engine;
 #[path = "real_vllm/harness.rs"]

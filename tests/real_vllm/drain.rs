@@ -48,7 +48,6 @@ async fn a_server_that_drains_costs_no_document() {
 /// Little traffic: long answers end one by one on the draining server, while the few documents that came later are refused. That the long
 /// ones succeed says nothing about the server as it is now, so none of the others may be given up for it.
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "fails: answers to calls that began before the drain count as successes of the server as it is now, so late documents are given up"]
 async fn answers_that_a_draining_server_finishes_speak_for_no_other_document() {
     let Some(mut turn) = Turn::take_own().await else {
         return;

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kafka_llm_processor::config::{Override, Settings};
 use kafka_llm_processor::records::dead_letter::DeadLetter;
 use kafka_llm_processor::records::headers;
 use kafka_llm_processor::records::result::{ResultRecord, ResultStatus};
@@ -78,20 +78,7 @@ impl Turn {
                     server.restart().await;
                 }
             }
-            None => {
-                let queued_max = QUEUED_MAX.to_string();
-                let flags = [
-                    "--shutdown-timeout",
-                    SHUTDOWN_SECONDS,
-                    "--max-num-queued-reqs",
-                    &queued_max,
-                    // Where a schema allows white space, a random model writes nothing else.
-                    "--structured-outputs-config",
-                    r#"{"backend":"xgrammar","disable_any_whitespace":true}"#,
-                ];
-                let variables = [("VLLM_SERVER_DEV_MODE", "1")];
-                *server = Some(Server::start(&tools, port(), Some(KEY), &flags, &variables).await);
-            }
+            None => *server = Some(started(&tools, port()).await),
         }
         let api = server.as_ref().expect("it was started").api().clone();
         Some(Self::with(server, api, Some(KEY.to_owned())).await)
@@ -110,6 +97,12 @@ impl Turn {
             context,
             key,
         }
+    }
+
+    /// A second server of our own, on the port behind the first one's, for as long as it is kept.
+    pub(crate) async fn second(&self) -> Server {
+        let tools = tools().expect("a turn with our own server");
+        started(&tools, port() + 1).await
     }
 
     /// Our own server.
@@ -134,9 +127,9 @@ impl Turn {
         assert_eq!(status, 200, "{path}: {text}");
     }
 
-    /// A text whose chat has exactly so many tokens; `None` when the tokenizer steps over that number.
-    pub(crate) async fn text_of(&self, tokens: u64) -> Option<String> {
-        let words = |count: u64| "profit ".repeat(usize::try_from(count).expect("a count"));
+    /// A text of these words, again and again, whose chat has exactly so many tokens; `None` when the tokenizer steps over that number.
+    pub(crate) async fn text_of(&self, words: &str, tokens: u64) -> Option<String> {
+        let words = |count: u64| words.repeat(usize::try_from(count).expect("a count"));
         // Each word has a token at least, so the most words that fit are fewer than the tokens.
         let (mut fits, mut exceeds) = (0, tokens);
         while exceeds - fits > 1 {
@@ -158,30 +151,25 @@ impl Turn {
     }
 }
 
+/// Starts a server with the flags of our own.
+async fn started(tools: &Path, port: u16) -> Server {
+    let queued_max = QUEUED_MAX.to_string();
+    let flags = [
+        "--shutdown-timeout",
+        SHUTDOWN_SECONDS,
+        "--max-num-queued-reqs",
+        &queued_max,
+        // Where a schema allows white space, a random model writes nothing else.
+        "--structured-outputs-config",
+        r#"{"backend":"xgrammar","disable_any_whitespace":true}"#,
+    ];
+    let variables = [("VLLM_SERVER_DEV_MODE", "1")];
+    Server::start(tools, port, Some(KEY), &flags, &variables).await
+}
+
 fn port() -> u16 {
     let named = std::env::var("REAL_VLLM_PORT").ok();
     named.map_or(PORT, |port| port.parse().expect("REAL_VLLM_PORT is a port"))
-}
-
-/// Whether the processor knows these settings, each `key=value`; says so when it does not.
-pub(crate) fn knows(settings: &[&str]) -> bool {
-    let overrides: Vec<_> = settings
-        .iter()
-        .map(|setting| {
-            let (key, value) = setting.split_once('=').expect("key=value");
-            Override {
-                key: key.to_owned(),
-                value: value.to_owned(),
-                flag: "test".to_owned(),
-            }
-        })
-        .collect();
-    let Err(error) = Settings::load(None, [], &overrides) else {
-        return true;
-    };
-    // No failure where the tests are required: the setting is what is missing, not the server.
-    eprintln!("skipped: {settings:?} cannot be set yet: {error}");
-    false
 }
 
 /// One processor's work.
@@ -212,7 +200,7 @@ impl Job {
             format!("--input-topic={INPUT}"),
             format!("--output-topic={RESULTS}"),
             format!("--set=dead_letters.topic={DEAD}"),
-            format!("--llm-url={}", turn.api.url()),
+            format!("--set=llm.url={}", turn.api.url()),
             format!("--set=llm.model={}", turn.model),
             format!("--set=llm.max_tokens={ANSWER_TOKENS}"),
             format!("--set=llm.concurrency={CONCURRENCY}"),
@@ -317,8 +305,13 @@ impl Job {
 
     /// Waits until so many documents have an outcome.
     pub(crate) async fn outcomes(&self, documents: usize) {
+        self.outcomes_within(documents, SOON).await;
+    }
+
+    /// As [`outcomes`](Self::outcomes), for work that takes longer.
+    pub(crate) async fn outcomes_within(&self, documents: usize, within: Duration) {
         let what = format!("{documents} documents have an outcome");
-        eventually(&what, SOON, async || {
+        eventually(&what, within, async || {
             let found = self.results().len() + self.dead_letters().len();
             if found >= documents {
                 return Some(());

@@ -11,11 +11,21 @@ const REFUSED: &str = "vllm:admission_rejections_total";
 /// With one attempt: a refusal that spent any would be a dead letter.
 #[tokio::test(flavor = "multi_thread")]
 async fn refusals_spend_no_attempt() {
+    overloaded(&CONCURRENCY.to_string()).await;
+}
+
+/// The default, which begins above what the server takes and finds out.
+#[tokio::test(flavor = "multi_thread")]
+async fn refusals_of_adaptive_concurrency_spend_no_attempt() {
+    overloaded("adaptive").await;
+}
+
+async fn overloaded(concurrency: &str) {
     let Some(turn) = Turn::take_own().await else {
         return;
     };
     let mut job = Job::new(&turn).await;
-    job.set("llm.concurrency", &CONCURRENCY.to_string());
+    job.set("llm.concurrency", concurrency);
     job.set("llm.attempts", "1");
     job.write(texts(DOCUMENTS));
     let before = turn.api.metric(REFUSED).await;
