@@ -288,9 +288,13 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Refused while all are: keeps the others waiting for a while, then gives the turn to the next.
+    /// Refused while all are: keeps the others waiting for a while, then gives the turn to the next. Those that were on their way when the
+    /// trial began were no tries of it: the last of them alone waits.
     async fn wait_on_trial(&self, permit: Permit, failure: &Failure) -> Result<(), CompleteError> {
         let client = self.client;
+        if !client.pool().may_go(&permit) {
+            return Ok(());
+        }
         let (pace, is_time) = client.refusals.pace();
         if is_time {
             self.tell_trial(failure);
@@ -489,8 +493,13 @@ impl<'a> Attempts<'a> {
         // One connection that the server had closed says nothing about the server. Of a document that ends the process it is all there is
         // to see, and an answer to anybody clears it.
         let (lane, alone) = (permit.lane(), permit.is_alone());
-        self.suspicion
-            .note_failure(failure.fault, lane, outages, alone, Instant::now());
+        let suspected =
+            self.suspicion
+                .note_failure(failure.fault, lane, outages, alone, Instant::now());
+        if suspected && alone {
+            // Only what the probe confirms counts, and nobody else may call there: without it the next try could cost an engine in vain.
+            endpoint.hold(&failure.detail);
+        }
         if !self.history.is_stale_connection(failure.fault) {
             endpoint.note_failure(began, &failure);
         }

@@ -7,7 +7,8 @@
 //! 1. Nobody is let into a lane that is closed or full; one whose limit fell below what runs in it lets nobody in until enough has ended.
 //! 2. Waiters are served in the order they came. A waiter that avoids lanes waits for the others while one of them is open; those
 //!    behind it, who can use what it does not want, go before it.
-//! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that.
+//! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that, and between two such
+//!    calls one of the others has its turn.
 //! 4. On trial at most one call runs over all lanes.
 //! 5. A slot comes back when it is dropped, wherever that happens.
 
@@ -129,6 +130,8 @@ impl Drop for Permit {
         if self.alone && state.alone_in == Some(self.lane) {
             state.alone_in = None;
             state.alone_runs = false;
+            // What becomes of somebody else shows whether it was the document or the engine.
+            state.others_first = true;
         }
         self.pool.serve(state);
     }
@@ -176,6 +179,8 @@ struct State {
     alone_in: Option<usize>,
     /// Whether one has it.
     alone_runs: bool,
+    /// Whether somebody else's turn comes before the next of them.
+    others_first: bool,
     on_trial: bool,
     mean_tokens: u64,
 }
@@ -209,6 +214,7 @@ impl Pool {
                 suspects: VecDeque::new(),
                 alone_in: None,
                 alone_runs: false,
+                others_first: false,
                 on_trial: false,
                 mean_tokens: 0,
             }),
@@ -367,7 +373,8 @@ impl State {
             return None;
         }
         // On trial others have their turn first, or the same suspect would be tried again and again.
-        let is_suspects_turn = !self.on_trial || self.waiters.is_empty();
+        self.waiters.retain(|waiter| !waiter.grant.is_closed());
+        let is_suspects_turn = self.waiters.is_empty() || !(self.on_trial || self.others_first);
         if is_suspects_turn
             && let Some(lane) = self.lane_for_suspect()
             && let Some(grant) = self.suspects.pop_front()
@@ -376,13 +383,13 @@ impl State {
             self.lanes.get_mut(lane)?.enter(tokens);
             return Some((grant, lane, true));
         }
-        self.waiters.retain(|waiter| !waiter.grant.is_closed());
         let (index, lane) = self
             .waiters
             .iter()
             .enumerate()
             .find_map(|(index, waiter)| Some((index, self.least_loaded(waiter.avoid)?)))?;
         let waiter = self.waiters.remove(index)?;
+        self.others_first = false;
         self.lanes.get_mut(lane)?.enter(tokens);
         Some((waiter.grant, lane, false))
     }

@@ -88,7 +88,7 @@ impl Suspicion {
         )
     }
 
-    /// A call to `endpoint`, which had seen `outages` when it began, has failed.
+    /// A call to `endpoint`, which had seen `outages` when it began, has failed; true when its engine may have died of it.
     pub(super) fn note_failure(
         &mut self,
         fault: Fault,
@@ -96,8 +96,9 @@ impl Suspicion {
         outages: u64,
         alone: bool,
         now: Instant,
-    ) {
-        if Self::may_be_death(fault) {
+    ) -> bool {
+        let may_be_death = Self::may_be_death(fault);
+        if may_be_death {
             self.unanswered.push(Unanswered {
                 endpoint,
                 outages,
@@ -105,6 +106,7 @@ impl Suspicion {
                 alone,
             });
         }
+        may_be_death
     }
 
     /// Judges anew before the next call.

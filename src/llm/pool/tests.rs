@@ -167,6 +167,26 @@ fn a_suspect_is_alone_in_its_lane_while_the_other_lane_goes_on() {
     assert!((&mut second).now_or_never().unwrap().is_alone());
 }
 
+/// Invariant 3: a suspect that comes again and again keeps nobody from being asked.
+#[test]
+fn between_two_suspects_somebody_else_has_a_turn() {
+    let pool = pool(&[4]);
+    let first = now(&pool, ALONE).unwrap();
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    let mut others = [Box::pin(pool.acquire(ANY)), Box::pin(pool.acquire(ANY))];
+    assert!((&mut suspect).now_or_never().is_none());
+    assert!(
+        others
+            .iter_mut()
+            .all(|other| other.now_or_never().is_none())
+    );
+    drop(first);
+    let other = (&mut others[0]).now_or_never().unwrap();
+    assert!((&mut others[1]).now_or_never().is_none(), "one of them");
+    drop(other);
+    assert!((&mut suspect).now_or_never().unwrap().is_alone());
+}
+
 #[test]
 fn a_suspect_that_leaves_or_whose_lane_closes_keeps_nobody_out() {
     let pool = pool(&[2, 1]);

@@ -1,126 +1,18 @@
-//! The model client against the simulated vLLM: every document ends with exactly one right outcome.
-#![cfg(feature = "sandbox")]
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    reason = "a test fails by panicking"
-)]
-
-use std::sync::Arc;
-use std::time::Duration;
+//! Every document ends with exactly one right outcome, whatever goes wrong once.
 
 use kafka_llm_processor::llm::{
-    Complete, CompleteError, Completion, CompletionRequest, Concurrency, HttpTransport,
-    KafkaContext, LlmConfig, LlmError, LlmMetrics, LongDocumentsConfig, LongPolicy, Prompt,
-    PromptConfig, Setup, VllmClient,
+    CompleteError, Concurrency, HttpTransport, LlmConfig, LlmError, VllmClient,
 };
 use kafka_llm_processor::sandbox::vllm::{
     Action, Answers, EngineState, Fault, Latency, SIMULATED, Vllm, VllmConfig,
 };
-use kafka_llm_processor::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
-use prometheus_client::registry::Registry;
-use serde_json::Map;
-use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
+use kafka_llm_processor::types::DeadLetterReason;
+use std::sync::Arc;
+use std::time::Duration;
 
-/// Longer than any wait that is meant to end; a test that meets it has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-type Outcome = Result<Completion, CompleteError>;
-
-fn config(server: &Vllm) -> LlmConfig {
-    LlmConfig {
-        url: server.url(),
-        timeout: Duration::from_secs(2),
-        retry_backoff_initial: Duration::from_millis(10),
-        retry_backoff_max: Duration::from_millis(100),
-        ..LlmConfig::default()
-    }
-}
-
-fn client(config: &LlmConfig) -> Arc<VllmClient> {
-    set_up(Setup::from(config))
-}
-
-fn set_up(setup: Setup) -> Arc<VllmClient> {
-    let metrics = LlmMetrics::new(&mut Registry::default());
-    let transport = Arc::new(HttpTransport::new(&setup.llm).unwrap());
-    Arc::new(VllmClient::new(setup, transport, metrics, &CancellationToken::new()).unwrap())
-}
-
-/// A client that gives up what is longer than the context.
-fn short_client(config: &LlmConfig) -> Arc<VllmClient> {
-    let long = LongDocumentsConfig {
-        policy: LongPolicy::DeadLetter,
-        ..LongDocumentsConfig::default()
-    };
-    set_up(Setup {
-        long,
-        ..Setup::from(config)
-    })
-}
-
-fn request(offset: i64, content: &str) -> CompletionRequest {
-    let prompt = Prompt::new(&PromptConfig::default(), None).unwrap();
-    let context = Prompt::context(Map::new(), "d", KafkaContext::default());
-    CompletionRequest {
-        document_id: format!("doc-{offset}"),
-        position: SourcePosition {
-            topic_partition: TopicPartition::new("documents", 0),
-            offset: Offset::new(offset),
-        },
-        scope: prompt.scope(&context),
-        prompt: Arc::new(prompt),
-        content: content.to_owned(),
-        traceparent: None,
-    }
-}
-
-async fn ask(client: Arc<VllmClient>, offset: i64, content: String) -> Outcome {
-    let slot = client.admit().await;
-    client.complete(request(offset, &content), slot).await
-}
-
-/// Asks about `count` documents at once.
-fn start(client: &Arc<VllmClient>, count: i64) -> JoinSet<Outcome> {
-    let mut tasks = JoinSet::new();
-    for offset in 0..count {
-        tasks.spawn(ask(
-            Arc::clone(client),
-            offset,
-            format!("Document {offset}: revenue rose 12 % to 4.3 billion euro."),
-        ));
-    }
-    tasks
-}
-
-async fn all_answered(tasks: JoinSet<Outcome>) {
-    let outcomes = tokio::time::timeout(PATIENCE, tasks.join_all())
-        .await
-        .expect("a document waits for ever");
-    for outcome in outcomes {
-        outcome.unwrap();
-    }
-}
-
-fn reason(outcome: Outcome) -> DeadLetterReason {
-    match outcome {
-        Err(CompleteError::DeadLetter(give_up)) => give_up.reason,
-        other => panic!("not given up: {other:?}"),
-    }
-}
-
-async fn held_because(client: &VllmClient, part: &str) {
-    let mut holds = client.holds();
-    tokio::time::timeout(
-        PATIENCE,
-        holds.wait_for(|hold| hold.as_ref().is_some_and(|hold| hold.reason.contains(part))),
-    )
-    .await
-    .unwrap_or_else(|_| panic!("`{part}` is not in {:?}", client.state().held))
-    .unwrap();
-}
+use crate::harness::{
+    PATIENCE, all_answered, ask, client, config, held_because, reason, short_client, start,
+};
 
 /// The default model's chat template may refuse a system message: the defaults must not need one.
 #[tokio::test]
