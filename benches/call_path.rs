@@ -5,6 +5,8 @@
 //! prompt of 1 KiB 4 µs, the request as JSON 2 µs, request id and headers 2 µs, the answer of 700 bytes parsed 5 µs, timer, slot, metrics and the
 //! move of the futures 3 µs: 16 µs. Adaptive adds a header to send, one to parse and the controller, which adds up a dozen numbers: 1 µs.
 //!
+//! Measured it is a half to two thirds of that: 0.2 µs, 10 µs, 0.65 µs.
+//!
 //! Slots and controller are private: what is measured is what the pipeline calls. The controller's part is the difference between adaptive and
 //! fixed. Spans are off here; `request_overhead` has them on.
 

@@ -2,6 +2,8 @@
 //!
 //! Estimate before measuring: an answer of 4 KiB is parsed at some 300 MB/s into a tree of forty nodes, 15 to 20 µs; a refusal of
 //! 300 bytes 2 µs; a transport error only formats a sentence, half a microsecond.
+//!
+//! Measured it is a quarter of that: the forty nodes cost 3 µs and the text is copied at some 5 GB/s, so its length hardly matters.
 
 #![allow(
     clippy::unwrap_used,

@@ -3,6 +3,9 @@
 //! Estimate before measuring: the work is two copies of the text, one into the template engine and one out of it, at some GB/s, and
 //! a microsecond or two for the engine. 4 KiB: 5 µs; 1 MiB: 300 µs. Both are nothing beside a call of seconds; what matters is that
 //! the time grows no faster than the text.
+//!
+//! Measured, the engine takes half a microsecond, and up to 64 KiB the copies some 20 GB/s. 1 MiB takes three times the estimate: the allocator
+//! gets such memory from the system and gives it back each time, so each copy is 240 page faults of 2 µs.
 
 #![allow(
     clippy::unwrap_used,

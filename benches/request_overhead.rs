@@ -10,6 +10,9 @@
 //! controller and metrics 3 µs: 20 µs. So 1.4 in processor time, 1.15 in wall time at one call at a time, and with 64 at once, where two cores
 //! have to do for client and server, 1.2.
 //!
+//! Measured, reqwest alone takes 20 µs, at one call at a time sometimes 46 µs, as the scheduler places the two processes; the client adds 30 to
+//! 40 µs. So the estimate of plain HTTP was too high, that of the client too low, and the ratio is 1.9 to 2.7.
+//!
 //! The document has 1 KiB, the prompt is the default one, concurrency is adaptive with 1 or 64 as its most, and a subscriber takes spans and events
 //! from `info` on and writes nowhere, as the program does to its log. `OVERHEAD_ROUNDS` rounds are run (default 9), the three sides in turns, of
 //! `OVERHEAD_CALLS` calls (default 20000) each; medians, lowest and highest. `OVERHEAD_LEVEL` is another level than `info`: with `off` spans cost
