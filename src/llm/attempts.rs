@@ -284,7 +284,13 @@ impl<'a> Attempts<'a> {
                 return Ok(permit);
             }
             let avoid = self.failed_at;
-            permit = Some(client.slot(Wish { avoid, alone }).await?);
+            let is_part = self.question.step != Step::Answer;
+            let wish = Wish {
+                avoid,
+                alone,
+                is_part,
+            };
+            permit = Some(client.slot(wish).await?);
         }
     }
 

@@ -21,8 +21,6 @@ use crate::types::DeadLetterReason;
 
 /// What an answer weighs in the cache beside its text, in bytes: names, counts, and the text as JSON where there is a schema.
 const ANSWER_BYTES: usize = 512;
-/// The calls of one long document take one in so many of those that may run.
-const LONG_SHARE: usize = 4;
 
 /// Answers a document. `permit` serves the first call.
 ///
@@ -211,9 +209,8 @@ impl Ask for Asked<'_> {
         self.client.context_tokens(surely).await
     }
 
-    /// A part of what can run at once: other documents are to have their turn beside a long one.
     fn width(&self) -> usize {
-        (self.client.limit() / LONG_SHARE).max(1)
+        self.client.limit().max(1)
     }
 }
 

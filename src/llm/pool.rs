@@ -6,7 +6,8 @@
 //! # Invariants
 //! 1. Nobody is let into a lane that is closed or full; one whose limit fell below what runs in it lets nobody in until enough has ended.
 //! 2. Waiters are served in the order they came. A waiter that avoids lanes waits for the others while one of them is open; those
-//!    behind it, who can use what it does not want, go before it.
+//!    behind it, who can use what it does not want, go before it. Documents and parts of long documents wait in two queues, which are
+//!    served in turn: a filing of hundreds of parts keeps nobody else out, and leaves nothing unused.
 //! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that, and between two such
 //!    calls one of the others has its turn.
 //! 4. On trial at most one call runs over all lanes.
@@ -53,6 +54,8 @@ pub(super) struct Wish {
     pub(super) avoid: Lanes,
     /// Nothing else may run in its lane.
     pub(super) alone: bool,
+    /// It is for a part of a long document.
+    pub(super) is_part: bool,
 }
 
 /// The right to make one call to one endpoint. It comes back when it is dropped.
@@ -173,6 +176,10 @@ struct Waiter {
 struct State {
     lanes: Vec<Lane>,
     waiters: VecDeque<Waiter>,
+    /// Those that wait for parts of long documents.
+    parts: VecDeque<Waiter>,
+    /// Whether it is their turn.
+    parts_next: bool,
     /// Those that must be alone, in the order they came.
     suspects: VecDeque<oneshot::Sender<Permit>>,
     /// The lane that is kept free for the first of them, or that one has.
@@ -211,6 +218,8 @@ impl Pool {
             state: Mutex::new(State {
                 lanes: limits.iter().map(lane).collect(),
                 waiters: VecDeque::new(),
+                parts: VecDeque::new(),
+                parts_next: false,
                 suspects: VecDeque::new(),
                 alone_in: None,
                 alone_runs: false,
@@ -238,7 +247,12 @@ impl Pool {
                     state.suspects.push_back(grant);
                 } else {
                     let avoid = wish.avoid;
-                    state.waiters.push_back(Waiter { avoid, grant });
+                    let queue = if wish.is_part {
+                        &mut state.parts
+                    } else {
+                        &mut state.waiters
+                    };
+                    queue.push_back(Waiter { avoid, grant });
                 }
                 self.serve(state);
             }
@@ -317,7 +331,8 @@ impl Pool {
     /// Whether nobody waits for a slot.
     pub(super) fn nobody_waits(&self) -> bool {
         let state = self.state();
-        let waits = state.waiters.iter().any(|waiter| !waiter.grant.is_closed())
+        let mut waiters = state.waiters.iter().chain(&state.parts);
+        let waits = waiters.any(|waiter| !waiter.grant.is_closed())
             || state.suspects.iter().any(|suspect| !suspect.is_closed());
         !waits
     }
@@ -374,7 +389,9 @@ impl State {
         }
         // On trial others have their turn first, or the same suspect would be tried again and again.
         self.waiters.retain(|waiter| !waiter.grant.is_closed());
-        let is_suspects_turn = self.waiters.is_empty() || !(self.on_trial || self.others_first);
+        self.parts.retain(|waiter| !waiter.grant.is_closed());
+        let nobody_else = self.waiters.is_empty() && self.parts.is_empty();
+        let is_suspects_turn = nobody_else || !(self.on_trial || self.others_first);
         if is_suspects_turn
             && let Some(lane) = self.lane_for_suspect()
             && let Some(grant) = self.suspects.pop_front()
@@ -383,12 +400,22 @@ impl State {
             self.lanes.get_mut(lane)?.enter(tokens);
             return Some((grant, lane, true));
         }
-        let (index, lane) = self
-            .waiters
-            .iter()
-            .enumerate()
-            .find_map(|(index, waiter)| Some((index, self.least_loaded(waiter.avoid)?)))?;
-        let waiter = self.waiters.remove(index)?;
+        let in_turn = [self.parts_next, !self.parts_next];
+        let (is_part, index, lane) = in_turn.into_iter().find_map(|is_part| {
+            let queue = if is_part { &self.parts } else { &self.waiters };
+            let mut waiters = queue.iter().enumerate();
+            waiters.find_map(|(index, waiter)| {
+                let lane = self.least_loaded(waiter.avoid)?;
+                Some((is_part, index, lane))
+            })
+        })?;
+        let queue = if is_part {
+            &mut self.parts
+        } else {
+            &mut self.waiters
+        };
+        let waiter = queue.remove(index)?;
+        self.parts_next = !is_part;
         self.others_first = false;
         self.lanes.get_mut(lane)?.enter(tokens);
         Some((waiter.grant, lane, false))

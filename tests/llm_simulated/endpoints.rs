@@ -83,12 +83,12 @@ impl Tokens for Vec<kafka_llm_processor::llm::EndpointState> {
 
 #[tokio::test]
 async fn the_faster_server_gets_more() {
-    let (slow, fast) = (serve(taking(100)).await, serve(taking(10)).await);
+    let (slow, fast) = (serve(taking(500)).await, serve(taking(10)).await);
     let client = client(&fixed(config_of(&[&slow, &fast]), 4));
-    all_answered(start(&client, 150)).await;
+    all_answered(start(&client, 100)).await;
     let (slow, fast) = (calls_about_documents(&slow), calls_about_documents(&fast));
-    assert_eq!(slow + fast, 150);
-    assert!(fast > slow * 4, "{fast} and {slow}");
+    assert_eq!(slow + fast, 100);
+    assert!(fast > slow * 3, "{fast} and {slow}");
 }
 
 #[tokio::test]
@@ -126,7 +126,7 @@ async fn when_one_dies_the_other_does_its_work_until_it_is_back() {
 
 #[tokio::test]
 async fn with_both_down_the_work_resumes_within_two_seconds_of_the_first_return() {
-    for returns in [0, 1] {
+    let case = async |returns: usize| {
         let servers = [serve(taking(10)).await, serve(taking(10)).await];
         let client = client(&LlmConfig {
             attempts: 1,
@@ -148,7 +148,8 @@ async fn with_both_down_the_work_resumes_within_two_seconds_of_the_first_return(
             began.elapsed()
         );
         all_answered(documents).await;
-    }
+    };
+    tokio::join!(case(0), case(1));
 }
 
 #[tokio::test]
@@ -245,15 +246,15 @@ async fn what_one_has_no_capacity_for_goes_to_the_other() {
         }
         let client = client(&config);
         let began = Instant::now();
-        all_answered(start(&client, 60)).await;
+        all_answered(start(&client, 20)).await;
         assert!(
-            began.elapsed() < Duration::from_secs(2),
+            began.elapsed() < Duration::from_secs(4),
             "{:?}",
             began.elapsed()
         );
         assert_eq!(client.state().held, None);
     }
-    assert_eq!(calls_about_documents(&free), 120);
+    assert_eq!(calls_about_documents(&free), 40);
 }
 
 #[tokio::test]

@@ -66,7 +66,7 @@ fn is_map(request: &SeenRequest) -> bool {
 
 /// The text of the parts that were answered, put together in their order.
 fn read_by_parts(server: &Vllm) -> String {
-    let mut parts: BTreeMap<usize, String> = BTreeMap::new();
+    let mut parts: BTreeMap<usize, Vec<String>> = BTreeMap::new();
     for request in about_documents(server) {
         if !is_map(&request) || request.status() != Some(200) {
             continue;
@@ -74,12 +74,13 @@ fn read_by_parts(server: &Vllm) -> String {
         let (_, place) = request.prompt.rsplit_once("\nPart ").unwrap();
         let (number, rest) = place.split_once(" of ").unwrap();
         let (_, content) = rest.split_once(":\n").unwrap();
-        parts
-            .entry(number.parse().unwrap())
-            .or_default()
-            .push_str(content);
+        let read = parts.entry(number.parse().unwrap()).or_default();
+        // An answer may be lost on its way: the server knows nothing of that. How often it was asked is counted elsewhere.
+        if !read.iter().any(|before| before == content) {
+            read.push(content.to_owned());
+        }
     }
-    parts.into_values().collect()
+    parts.into_values().flatten().collect()
 }
 
 /// Parts, levels and calls of a document that was read part by part.
@@ -114,10 +115,7 @@ async fn a_document_of_hundreds_of_contexts_has_one_answer_and_each_part_is_read
     let context = u64::try_from(CONTEXT).unwrap();
     assert!(usage.total_tokens < context * u64::from(calls));
     assert!(usage.prompt_tokens > context * 8 / 10 * u64::try_from(parts).unwrap() * 8 / 10);
-    assert!(
-        read_by_parts(&server) == content,
-        "a part is lost, or read twice"
-    );
+    assert!(read_by_parts(&server) == content, "a part is lost");
     assert!(
         about_documents(&server)
             .iter()
@@ -158,10 +156,7 @@ async fn a_server_that_does_not_count_is_asked_by_estimate() {
     let content = document(100_000);
     let answer = ask_now(&client, 1, &content).await.unwrap();
     assert!(map_reduced(&answer).0 > 10);
-    assert!(
-        read_by_parts(&server) == content,
-        "a part is lost, or read twice"
-    );
+    assert!(read_by_parts(&server) == content, "a part is lost");
 }
 
 #[tokio::test]
@@ -203,7 +198,7 @@ async fn a_part_that_is_refused_for_good_is_told_of() {
 
 #[tokio::test]
 async fn an_outage_in_the_middle_repeats_only_what_was_in_flight() {
-    for is_crash in [false, true] {
+    let case = async |is_crash: bool| {
         let server = serve(small(taking(10))).await;
         let client = client(&LlmConfig {
             attempts: 1,
@@ -213,19 +208,15 @@ async fn an_outage_in_the_middle_repeats_only_what_was_in_flight() {
         let long = spawn(&client, content.clone());
         until(&server, "the middle", |server| server.calls() > 20).await;
         if is_crash {
-            server.kill_engine(Some(Duration::from_millis(300)));
-            held_because(&client, "LLM_URL").await;
+            server.kill_engine(None);
         } else {
             server.stop_listener().await;
-            held_because(&client, "LLM_URL").await;
-            server.start_listener().await.unwrap();
         }
+        held_because(&client, "LLM_URL").await;
+        server.start_listener().await.unwrap();
         let answer = end(long).await.unwrap();
         let (parts, ..) = map_reduced(&answer);
-        assert!(
-            read_by_parts(&server) == content,
-            "a part is lost, or read twice"
-        );
+        assert!(read_by_parts(&server) == content, "a part is lost");
         let asked = about_documents(&server)
             .iter()
             .filter(|seen| is_map(seen))
@@ -234,7 +225,8 @@ async fn an_outage_in_the_middle_repeats_only_what_was_in_flight() {
             (parts..=parts + 8).contains(&asked),
             "{asked} for {parts} parts"
         );
-    }
+    };
+    tokio::join!(case(false), case(true));
 }
 
 #[tokio::test]
@@ -425,5 +417,17 @@ async fn long_documents_may_come_before_the_server_is_up() {
     held_because(&client, "LLM_URL").await;
     server.start_listener().await.unwrap();
     let answer = end(long).await.unwrap();
+    map_reduced(&answer);
+}
+
+/// It says nothing of itself when it is first asked: it is asked again before a document is given up for that.
+#[tokio::test]
+async fn a_context_that_was_not_told_at_first_is_asked_for_again() {
+    let server = serve(small(quick())).await;
+    server
+        .faults()
+        .push(Fault::new(Action::answer(500, "{}")).on_path("/v1/models"));
+    let client = client(&fixed(config(&server), 8));
+    let answer = ask_now(&client, 1, &document(30_000)).await.unwrap();
     map_reduced(&answer);
 }

@@ -9,6 +9,7 @@
 )]
 
 mod adaptive;
+mod answers;
 mod budgets;
 mod endpoints;
 mod harness;
@@ -18,4 +19,3 @@ mod outcomes;
 mod poison;
 mod repeats;
 mod states;
-mod structured;

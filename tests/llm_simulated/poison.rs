@@ -52,7 +52,7 @@ fn check(outcomes: &[Outcome]) {
 
 #[tokio::test]
 async fn the_document_that_kills_the_engine_is_found_with_four_deaths() {
-    for calls in [4, 64] {
+    let case = async |calls: usize| {
         let server = serve(taking(30)).await;
         kill_on_poison(&server);
         let client = client(&LlmConfig {
@@ -61,7 +61,8 @@ async fn the_document_that_kills_the_engine_is_found_with_four_deaths() {
         });
         check(&outcomes(start_with_poison(&client)).await);
         assert_eq!(server.engine_deaths(), 4, "{calls} at once");
-    }
+    };
+    tokio::join!(case(4), case(64));
 }
 
 #[tokio::test]

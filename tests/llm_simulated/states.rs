@@ -7,8 +7,8 @@ use kafka_llm_processor::sandbox::vllm::EngineState;
 use tokio::time::Instant;
 
 use crate::harness::{
-    all_answered, ask_now, client, config, eventually, fixed, flows, held_because, serve, start,
-    taking, until,
+    PATIENCE, all_answered, ask_now, client, config, eventually, fixed, flows, held_because, serve,
+    start, taking, until,
 };
 
 #[tokio::test]
@@ -73,11 +73,13 @@ async fn a_short_pause_is_not_noticed() {
     let server = serve(taking(50)).await;
     let client = client(&LlmConfig {
         attempts: 2,
-        ..fixed(config(&server), 8)
+        // Hardly a machine is so busy that a pause of 300 ms becomes one of this.
+        timeout: PATIENCE,
+        ..fixed(config(&server), 4)
     });
     let holds = client.holds();
     let documents = start(&client, 60);
-    until(&server, "all run", |server| server.running() == 8).await;
+    until(&server, "all run", |server| server.running() == 4).await;
     server.faults().set_engine(EngineState::Paused);
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.faults().set_engine(EngineState::Serving);

@@ -1,9 +1,5 @@
 //! The counters of a running processor, as a Prometheus reads them.
 
-#![allow(
-    dead_code,
-    reason = "each test binary compiles this for itself and uses a part of it"
-)]
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::Duration;

@@ -16,18 +16,39 @@ fn now(pool: &Arc<Pool>, wish: Wish) -> Option<Permit> {
 const ANY: Wish = Wish {
     avoid: Lanes(0),
     alone: false,
+    is_part: false,
 };
-const ALONE: Wish = Wish {
-    avoid: Lanes(0),
-    alone: true,
+const ALONE: Wish = Wish { alone: true, ..ANY };
+const PART: Wish = Wish {
+    is_part: true,
+    ..ANY
 };
 
 fn not(lane: usize) -> Wish {
     let mut avoid = Lanes::default();
     avoid.insert(lane);
-    Wish {
-        avoid,
-        alone: false,
+    Wish { avoid, ..ANY }
+}
+
+#[test]
+fn documents_and_parts_have_their_turns() {
+    let pool = pool(&[1]);
+    let first = now(&pool, ANY).unwrap();
+    let mut parts: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire(PART))).collect();
+    let mut document = Box::pin(pool.acquire(ANY));
+    for waiter in &mut parts {
+        assert!(waiter.now_or_never().is_none());
+    }
+    assert!((&mut document).now_or_never().is_none());
+    drop(first);
+    let part = (&mut parts[0]).now_or_never().unwrap();
+    drop(part);
+    let turn = (&mut document).now_or_never().unwrap();
+    assert!((&mut parts[1]).now_or_never().is_none());
+    drop(turn);
+    // Nobody else waits: one part after the other.
+    for part in &mut parts[1..] {
+        drop(part.now_or_never().unwrap());
     }
 }
 
@@ -284,7 +305,7 @@ proptest! {
             match step {
                 Step::Ask(avoid, alone) => {
                     let pool = Arc::clone(&pool);
-                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone };
+                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone, is_part: avoid == Some(2) };
                     let mut waiter = Box::pin(async move { pool.acquire(wish).await });
                     match (&mut waiter).now_or_never() {
                         Some(permit) => out.push(permit),
