@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! 1. A document is given up for spent attempts, a passed deadline or a refused request only while an endpoint has succeeded for
-//!    another document, or for the probe, with a call that began since this document's first attempt; otherwise it is held.
+//!    another document, or for the probe, with a call that began since this document's last attempt failed; otherwise it is held. What
+//!    succeeded before says nothing about an engine that may have died then.
 //! 2. Capacity, and whatever is wrong with the endpoint, costs no attempt; capacity costs no time of the deadline either.
 //! 3. What a document had spent before an outage that the probe confirmed is given back to it.
 //! 4. The number of attempts between two outages is bounded by the configuration, but for those at no cost: capacity (paced by
@@ -79,6 +80,8 @@ pub(super) struct History {
     policy: Policy,
     backoff: Backoff,
     first_attempt: Option<Instant>,
+    last_began: Option<Instant>,
+    last_failed: Option<Instant>,
     /// Outages that were known when the counting began.
     outages: u64,
     calls: u32,
@@ -98,6 +101,8 @@ impl History {
             policy,
             backoff: Backoff::new(policy.backoff_initial, policy.backoff_max),
             first_attempt: None,
+            last_began: None,
+            last_failed: None,
             outages: 0,
             calls: 0,
             spent: 0,
@@ -119,6 +124,7 @@ impl History {
     pub(super) fn begin(&mut self, now: Instant, view: View) {
         self.calls = self.calls.saturating_add(1);
         self.pending = None;
+        self.last_began = Some(now);
         if self.first_attempt.is_some() && view.outages != self.outages {
             self.forgive();
         }
@@ -163,6 +169,7 @@ impl History {
         call_time: Duration,
         view: View,
     ) -> Decision {
+        self.last_failed = self.last_began.map(|began| began + call_time);
         let stale_connection = self.is_stale_connection(failure.fault);
         // A refused connection in between says nothing about the next one: an engine that dies of a document each time closes the
         // connection and is then not to be reached.
@@ -260,8 +267,8 @@ impl History {
 
     /// Gives the document up, or keeps it until the endpoint has shown that others fare better.
     fn verdict(&mut self, reason: DeadLetterReason, view: View) -> Decision {
-        let others_fare_better = match (view.last_success, self.first_attempt) {
-            (Some(success), Some(first)) => success >= first,
+        let others_fare_better = match (view.last_success, self.last_failed) {
+            (Some(success), Some(failed)) => success >= failed,
             _ => false,
         };
         if others_fare_better && !view.held {
