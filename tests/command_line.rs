@@ -156,6 +156,10 @@ fn usage_and_configuration_end_with_64_and_one_clear_message() {
         (&["--set", "llm.timeout=soon"], "llm.timeout"),
         (&["--set", "prompt.user={{ broken"], "prompt.user"),
         (&["--set", "prompt.user_file=no-such.j2"], "no-such.j2"),
+        (
+            &["--set", "prompt.system_file=no-such.j2"],
+            "prompt.system_file",
+        ),
         (&["--set", "log.level=loud"], "log.level"),
         (&["--order", "sideways"], "pipeline.order"),
         (&["--no-such-flag"], "--no-such-flag"),

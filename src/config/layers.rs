@@ -20,7 +20,7 @@ const PROMISED: [(&str, &str); 6] = [
 const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 10] = [
+pub(super) const OPTIONAL_TEXT: [&str; 11] = [
     "kafka.sasl_password",
     "llm.api_key",
     "llm.api_key_file",
@@ -29,6 +29,7 @@ pub(super) const OPTIONAL_TEXT: [&str; 10] = [
     "prompt.system",
     "prompt.user",
     "prompt.user_file",
+    "prompt.system_file",
     "prompt.map",
     "prompt.reduce",
 ];

@@ -398,6 +398,8 @@ fn base_url(text: &str) -> Result<String, String> {
 pub struct PromptConfig {
     /// Template of a system message. Default none, as some chat templates refuse that role.
     pub system: Option<String>,
+    /// A file with that template, instead of `system`. Default none.
+    pub system_file: Option<PathBuf>,
     /// Template of the user message. Default: summarise a financial document and extract its key facts.
     pub user: Option<String>,
     /// A file with that template, instead of `user`. Default none.
@@ -415,6 +417,11 @@ impl PromptConfig {
     #[must_use]
     pub fn validate(&self) -> Vec<String> {
         let mut problems = Vec::new();
+        if self.system.is_some() && self.system_file.is_some() {
+            problems.push(
+                "prompt.system and prompt.system_file are both set: keep one of them".to_owned(),
+            );
+        }
         if self.user.is_some() && self.user_file.is_some() {
             problems
                 .push("prompt.user and prompt.user_file are both set: keep one of them".to_owned());

@@ -73,8 +73,10 @@ const REDUCE: &str = "prompt.reduce";
 #[derive(Debug, thiserror::Error)]
 pub enum PromptSetupError {
     /// The template's file cannot be read.
-    #[error("prompt.user_file = `{}` cannot be read", path.display())]
+    #[error("{key}_file = `{}` cannot be read", path.display())]
     File {
+        /// The setting, without its ending.
+        key: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -162,25 +164,22 @@ impl Prompt {
     /// # Errors
     /// When the file cannot be read or a template cannot be parsed; both name the setting.
     pub fn new(config: &PromptConfig, schema: Option<&str>) -> Result<Self, PromptSetupError> {
-        let mut origin = USER.to_owned();
-        let user = match (&config.user_file, &config.user) {
-            (Some(path), _) => {
-                origin = format!("prompt.user_file = `{}`", path.display());
-                std::fs::read_to_string(path).map_err(|source| PromptSetupError::File {
-                    path: path.clone(),
-                    source,
-                })?
-            }
-            (None, Some(template)) => template.clone(),
-            (None, None) if schema.is_some() => DEFAULT_USER_JSON.to_owned(),
-            (None, None) => DEFAULT_USER.to_owned(),
-        };
+        let system = written(SYSTEM, config.system_file.as_ref(), config.system.as_ref())?;
+        let user = written(USER, config.user_file.as_ref(), config.user.as_ref())?;
+        let user = user.unwrap_or_else(|| Written {
+            origin: USER.to_owned(),
+            text: if schema.is_some() {
+                DEFAULT_USER_JSON.to_owned()
+            } else {
+                DEFAULT_USER.to_owned()
+            },
+        });
         let map = config.map.as_deref().unwrap_or(DEFAULT_MAP);
         let reduce = config.reduce.as_deref().unwrap_or(DEFAULT_REDUCE);
         let mut hasher = Sha256::new();
         for part in [
-            config.system.as_deref(),
-            Some(user.as_str()),
+            system.as_ref().map(|system| system.text.as_str()),
+            Some(user.text.as_str()),
             Some(map),
             Some(reduce),
         ] {
@@ -201,15 +200,16 @@ impl Prompt {
         // Off in release builds by default, and then errors do not tell where in the template they arose.
         environment.set_debug(true);
         environment.set_auto_escape_callback(|_name| AutoEscape::None);
-        if let Some(system) = &config.system {
-            add(&mut environment, SYSTEM, SYSTEM, system.clone())?;
+        let has_system = system.is_some();
+        if let Some(Written { origin, text }) = system {
+            add(&mut environment, SYSTEM, &origin, text)?;
         }
-        add(&mut environment, USER, &origin, user)?;
+        add(&mut environment, USER, &user.origin, user.text)?;
         add(&mut environment, MAP, MAP, map.to_owned())?;
         add(&mut environment, REDUCE, REDUCE, reduce.to_owned())?;
         Ok(Self {
             environment,
-            has_system: config.system.is_some(),
+            has_system,
             schema: schema.map(minijinja::Value::from),
             hash,
         })
@@ -347,6 +347,35 @@ fn to_template(value: &Value) -> minijinja::Value {
                 .map(|(name, value)| (name.as_str(), to_template(value))),
         ),
     }
+}
+
+/// A template as it was written, and where, for messages.
+struct Written {
+    origin: String,
+    text: String,
+}
+
+/// The template of a setting: its file's, or the one that stands in the configuration.
+fn written(
+    key: &'static str,
+    file: Option<&PathBuf>,
+    inline: Option<&String>,
+) -> Result<Option<Written>, PromptSetupError> {
+    let Some(path) = file else {
+        return Ok(inline.map(|text| Written {
+            origin: key.to_owned(),
+            text: text.clone(),
+        }));
+    };
+    let text = std::fs::read_to_string(path).map_err(|source| PromptSetupError::File {
+        key,
+        path: path.clone(),
+        source,
+    })?;
+    Ok(Some(Written {
+        origin: format!("{key}_file = `{}`", path.display()),
+        text,
+    }))
 }
 
 fn add(
@@ -520,6 +549,16 @@ mod tests {
         assert_eq!(messages[0].content, "Read: x");
         let error = Prompt::new(&config(folder.path().join("none")), None).unwrap_err();
         assert!(error.to_string().contains("prompt.user_file"), "{error}");
+        let system = |path| PromptConfig {
+            system_file: Some(path),
+            ..PromptConfig::default()
+        };
+        let with_system = Prompt::new(&system(path.clone()), None).unwrap();
+        let messages = with_system.render(&json!({"content": "x"})).unwrap();
+        assert_eq!(messages[0].role, "system");
+        assert_eq!(messages[0].content, "Read: x");
+        let error = Prompt::new(&system(folder.path().join("none")), None).unwrap_err();
+        assert!(error.to_string().contains("prompt.system_file"), "{error}");
         std::fs::write(&path, "{% if %}").unwrap();
         let error = Prompt::new(&config(path), None).unwrap_err().to_string();
         assert!(
