@@ -61,6 +61,8 @@ pub(super) struct Attempts<'a> {
     request_id: Option<String>,
     /// The endpoints that failed it.
     failed_at: Lanes,
+    /// When its request was refused for the first time.
+    refused_at: Option<Instant>,
     /// A cut answer, for when asking for a longer one comes to nothing.
     kept: Option<Box<Completion>>,
     /// What the prompt is expected to have.
@@ -108,6 +110,7 @@ impl<'a> Attempts<'a> {
             usage: Usage::default(),
             request_id: None,
             failed_at: Lanes::default(),
+            refused_at: None,
             kept: None,
             prompt_tokens: client.tokens.estimate_messages(question.messages),
         }
@@ -508,6 +511,17 @@ impl<'a> Attempts<'a> {
         }
         if !self.history.is_stale_connection(failure.fault) {
             endpoint.note_failure(began, &failure);
+        }
+        if matches!(failure.fault, Fault::Request) {
+            // Refused again although another was taken since: or those that a trial leaves behind would begin the next one for ever.
+            let refused_at = *self.refused_at.get_or_insert_with(Instant::now);
+            let answered = client.others().last_answer;
+            if answered.is_some_and(|answered| answered > refused_at)
+                && !client.refusals.is_on_trial()
+                && !self.may_ask_elsewhere(DeadLetterReason::RequestRejected)
+            {
+                return Next::GiveUp(DeadLetterReason::RequestRejected, failure);
+            }
         }
         let refused = matches!(failure.fault, Fault::Request).then(|| {
             client.refusals.note(self.question.position, || {
