@@ -47,7 +47,7 @@ async fn a_broker_that_hangs_is_survived() {
     let mut processor = job.start();
     job.calls(700).await;
     let began = Instant::now();
-    let paused = kafka.pause();
+    let paused = kafka.pause().await;
     let told = processor.line(&["WARN", "waiting: "], TOLD_WITHIN).await;
     eprintln!("after {:.1?}: {told}", began.elapsed());
     // The fault itself lasts, whatever was told.

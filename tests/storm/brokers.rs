@@ -54,7 +54,7 @@ impl Brokers {
             sleep_until(journal.began() + outage.at).await;
             match (outage.what, &mut self) {
                 (Outage::Stop, Self::One(broker)) => {
-                    paused = Some(broker.pause());
+                    paused = Some(broker.pause().await);
                     journal.count("broker_stops", "the broker is stopped");
                 }
                 (Outage::Continue, _) => {

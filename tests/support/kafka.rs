@@ -109,11 +109,28 @@ impl Broker {
     }
 
     /// Stops the broker's process, which goes on when the guard is dropped.
-    pub(crate) fn pause(&self) -> Paused {
+    ///
+    /// Comes back when it stands still: on a busy machine its last threads run a moment longer than the signal takes.
+    pub(crate) async fn pause(&self) -> Paused {
         self.signal("-STOP");
-        Paused {
+        let paused = Paused {
             pid: self.pid.clone(),
-        }
+        };
+        eventually("the broker stands still", ENDS_WITHIN, async || {
+            self.stands_still().then_some(())
+        })
+        .await;
+        paused
+    }
+
+    /// Whether each of its threads is stopped (`proc_pid_stat(5)`: the state follows the name in brackets).
+    fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).expect("its threads");
+        threads.flatten().all(|thread| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            let state = stat.rsplit_once(") ").map(|(_, rest)| rest.chars().next());
+            state == Some(Some('T'))
+        })
     }
 
     /// `kill -9`: nothing is flushed, nobody is told.

@@ -378,7 +378,7 @@ pub(crate) async fn a_stopped_broker_is_noticed_by_a_stream(cluster: &Cluster, b
     let mut stream = source.open(&partition, Offset::ZERO).await.expect("opened");
     let fetched = stream.next(BYTES, WAIT).await.expect("fetched");
     assert!(fetched.records.is_empty());
-    let paused = broker.pause();
+    let paused = broker.pause().await;
     let started = Instant::now();
     let error = stream.next(BYTES, WAIT).await.expect_err("nobody answers");
     assert!(matches!(error, KafkaError::Timeout { .. }), "{error:?}");
