@@ -151,6 +151,16 @@ cost:
     {{ cargo }} build --release
     REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} {{ cargo }} bench --bench guarantee_cost
 
+# every bar in one table, and target/bars.json; BARS=w2,restart leaves rows, BENCH_PEERS names the folder with measure.py for those through HTTP
+bench:
+    {{ cargo }} build --release
+    REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} {{ cargo }} bench --bench bars
+
+# the alternatives beside ours, in turns, on the same broker and the same simulated model
+bench-compare:
+    {{ cargo }} build --release
+    BARS=peers REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} {{ cargo }} bench --bench bars
+
 # how adaptive concurrency follows a server whose capacity changes: a table, and docs/concurrency.svg; TRACE_SECONDS=20 just tries it out
 concurrency-trace:
     {{ cargo }} bench --bench concurrency_trace

@@ -96,6 +96,11 @@ impl Broker {
         format!("127.0.0.1:{}", self.port + 2)
     }
 
+    /// The process id of the broker itself.
+    pub(crate) fn pid(&self) -> &str {
+        &self.pid
+    }
+
     /// Whether it runs (a stopped one does).
     pub(crate) fn is_running(&mut self) -> bool {
         self.script

@@ -55,6 +55,23 @@ pub(crate) fn signal(signal: &str, target: &str) -> bool {
     status.expect("kill runs").success()
 }
 
+/// Linux counts processor time in hundredths of a second towards programs, on every architecture that we run on.
+const MILLIS_PER_TICK: u64 = 10;
+
+/// The processor time that a process, or `self`, has used so far, its own and the kernel's for it.
+pub(crate) fn cpu_time(pid: &str) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    // The name, in parentheses, may hold anything; the state follows it, then ten numbers, then user and system time.
+    let (_, fields) = stat.rsplit_once(')').expect("a name");
+    let ticks: u64 = fields
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().expect("a number"))
+        .sum();
+    Duration::from_millis(ticks * MILLIS_PER_TICK)
+}
+
 /// Whether a program can be found.
 pub(crate) fn is_installed(program: &str) -> bool {
     Command::new(program)

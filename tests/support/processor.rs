@@ -7,9 +7,6 @@ use std::time::Duration;
 use super::eventually;
 use super::process::{self, Lines};
 
-/// Linux counts processor time in hundredths of a second towards programs, on every architecture that we run on.
-const MILLIS_PER_TICK: u64 = 10;
-
 /// A processor that is killed when this is dropped.
 pub(crate) struct Processor {
     child: Child,
@@ -85,26 +82,25 @@ impl Processor {
 
     /// The most memory that was ever resident, in KiB.
     pub(crate) fn peak_resident_kib(&self) -> u64 {
+        self.status_kib("VmHWM:")
+    }
+
+    /// The memory that is resident, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        self.status_kib("VmRSS:")
+    }
+
+    fn status_kib(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
         let words = line.expect("the kernel tells").split_whitespace().next();
         words.and_then(|kib| kib.parse().ok()).expect("a number")
     }
 
     /// The processor time that it has used so far, its own and the kernel's for it.
     pub(crate) fn cpu_time(&self) -> Duration {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()));
-        let stat = stat.expect("it runs");
-        // The name, in parentheses, may hold anything; the state follows it, then ten numbers, then user and system time.
-        let (_, fields) = stat.rsplit_once(')').expect("a name");
-        let ticks: u64 = fields
-            .split_whitespace()
-            .skip(11)
-            .take(2)
-            .map(|ticks| ticks.parse::<u64>().expect("a number"))
-            .sum();
-        Duration::from_millis(ticks * MILLIS_PER_TICK)
+        process::cpu_time(&self.child.id().to_string())
     }
 }
 

@@ -1,20 +1,44 @@
 //! The append side: gzip batches, acknowledged by all in-sync replicas.
+//!
+//! Each partition that is written to has one writer, a task with one append on its way. What all input partitions send meanwhile gathers, and
+//! goes out as one batch with the next: sixteen input partitions that spread their results over sixteen output partitions would make a request
+//! of nearly each result otherwise.
+//!
+//! # Invariants
+//! 1. The parts of one sender are written in the order in which it sent them.
+//! 2. Every part is answered, or its sender sees that the writer is gone. A part whose sender no longer waits is not begun.
+//! 3. Parts that go out together share the outcome; refused as too large together, each goes out alone.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures::future::join_all;
 use rskafka::chrono::{DateTime, Utc};
 use rskafka::client::partition::{Compression, PartitionClient};
-use tokio::sync::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::super::{Batch, End, KafkaConfig, PartitionSink, Sink, StepError};
+use super::super::{Batch, End, KafkaConfig, KafkaError, PartitionSink, Sink, StepError};
 use super::{Connector, error};
 use crate::types::{Record, TopicPartition};
 
-/// Writes results, dead letters and commits; partition clients are shared by all input partitions.
+/// The least time between the beginnings of two appends to a partition, as `linger.ms` of Kafka's own producer since 4.0. Who comes after a
+/// longer pause waits for nothing.
+const LINGER: Duration = Duration::from_millis(5);
+/// Most bytes of a batch of several parts, uncompressed: half of Kafka's default `max.message.bytes`, which counts compressed bytes. One part
+/// alone may have more.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// Most parts that wait for a writer; their senders wait with the others.
+const PARTS_WAITING: usize = 64;
+/// A batch of more bytes is packed on a thread for blocking work: it takes more than a millisecond, and calls to the model would wait for it.
+const PACKED_AT_ONCE_BYTES: usize = 64 * 1024;
+
+/// Writes results, dead letters and commits; writers are shared by all input partitions.
 #[derive(Debug)]
 pub struct RskafkaSink {
     shared: Arc<Shared>,
@@ -22,8 +46,14 @@ pub struct RskafkaSink {
 
 #[derive(Debug)]
 struct Shared {
-    connector: Connector,
-    clients: Mutex<HashMap<TopicPartition, Arc<PartitionClient>>>,
+    connector: Arc<Connector>,
+    writers: Mutex<HashMap<TopicPartition, WriterTask>>,
+}
+
+#[derive(Debug)]
+struct WriterTask {
+    parts: mpsc::Sender<Part>,
+    _task: AbortOnDropHandle<()>,
 }
 
 impl RskafkaSink {
@@ -31,8 +61,8 @@ impl RskafkaSink {
     #[must_use]
     pub fn new(config: KafkaConfig) -> Self {
         let shared = Shared {
-            connector: Connector::new(config),
-            clients: Mutex::new(HashMap::new()),
+            connector: Arc::new(Connector::new(config)),
+            writers: Mutex::default(),
         };
         Self {
             shared: Arc::new(shared),
@@ -78,49 +108,167 @@ impl PartitionSink for RskafkaPartitionSink {
 
 impl Shared {
     async fn append(&self, batch: &Batch) -> Result<(), StepError> {
-        let client = self.client(&batch.to).await?;
-        let records = batch.records.iter().map(to_rskafka).collect();
-        let produce = client.produce(records, Compression::Gzip);
-        match self
-            .connector
-            .within("append", Duration::ZERO, produce)
+        let (reply, outcome) = oneshot::channel();
+        let part = Part {
+            bytes: batch.records.iter().map(Record::size).sum(),
+            records: batch.records.iter().map(to_rskafka).collect(),
+            reply,
+        };
+        // It lives as long as the sink, so neither happens while anybody could see it.
+        let gone = || KafkaError::Disconnected {
+            operation: "append",
+            detail: format!("the writer of {} is gone", batch.to),
+        };
+        let sent = self.writer(&batch.to).send(part).await;
+        sent.map_err(|_closed| StepError::Refused(gone()))?;
+        outcome
             .await
-        {
-            Ok(Ok(_offsets)) => Ok(()),
-            Ok(Err(error)) => {
-                self.forget(&batch.to, &client).await;
-                Err(error::append_outcome(&batch.to, &error))
+            .unwrap_or_else(|_closed| Err(StepError::OutcomeUnknown(gone())))
+    }
+
+    fn writer(&self, to: &TopicPartition) -> mpsc::Sender<Part> {
+        let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        let task = writers.entry(to.clone()).or_insert_with(|| {
+            let (sender, parts) = mpsc::channel(PARTS_WAITING);
+            let writer = Writer {
+                to: to.clone(),
+                connector: Arc::clone(&self.connector),
+                client: None,
+                parts,
+                left: None,
+                began: None,
+            };
+            WriterTask {
+                parts: sender,
+                _task: AbortOnDropHandle::new(tokio::spawn(writer.run())),
             }
-            Err(timeout) => {
-                self.forget(&batch.to, &client).await;
-                Err(StepError::OutcomeUnknown(timeout))
+        });
+        task.parts.clone()
+    }
+}
+
+/// What one input partition appends at a time.
+struct Part {
+    records: Vec<rskafka::record::Record>,
+    /// Uncompressed.
+    bytes: usize,
+    reply: oneshot::Sender<Result<(), StepError>>,
+}
+
+/// Writes to one partition.
+struct Writer {
+    to: TopicPartition,
+    connector: Arc<Connector>,
+    /// `None` after a failure: the next append dials again, as the peer may be silently dead, or no longer the leader.
+    client: Option<Arc<PartitionClient>>,
+    parts: mpsc::Receiver<Part>,
+    /// Did not fit into the last batch.
+    left: Option<Part>,
+    /// When the last append began.
+    began: Option<Instant>,
+}
+
+impl Writer {
+    async fn run(mut self) {
+        while let Some(parts) = self.gather().await {
+            self.began = Some(Instant::now());
+            self.write(parts).await;
+        }
+    }
+
+    /// The parts of the next batch, at least one; `None` when the sink is gone.
+    async fn gather(&mut self) -> Option<Vec<Part>> {
+        loop {
+            let first = match self.left.take() {
+                Some(part) => part,
+                None => self.parts.recv().await?,
+            };
+            if let Some(began) = self.began {
+                sleep_until(began + LINGER).await;
+            }
+            let mut bytes = first.bytes;
+            let mut parts = vec![first];
+            while let Ok(part) = self.parts.try_recv() {
+                if bytes + part.bytes > BATCH_BYTES_MAX {
+                    self.left = Some(part);
+                    break;
+                }
+                bytes += part.bytes;
+                parts.push(part);
+            }
+            parts.retain(|part| !part.reply.is_closed());
+            if !parts.is_empty() {
+                return Some(parts);
             }
         }
     }
 
-    async fn client(&self, to: &TopicPartition) -> Result<Arc<PartitionClient>, StepError> {
-        if let Some(client) = self.clients.lock().await.get(to) {
-            return Ok(Arc::clone(client));
+    async fn write(&mut self, mut parts: Vec<Part>) {
+        if let [part] = &mut *parts {
+            let records = std::mem::take(&mut part.records);
+            let outcome = self.append(records, part.bytes).await;
+            answer(parts, &outcome);
+            return;
         }
-        // Dialled outside the lock: a broker that does not answer must not hold up the appends to others.
-        let client = self
-            .connector
-            .partition(to)
-            .await
-            .map_err(StepError::Refused)?;
-        let mut clients = self.clients.lock().await;
-        Ok(Arc::clone(clients.entry(to.clone()).or_insert(client)))
+        let records = parts.iter().flat_map(|part| part.records.iter().cloned());
+        let bytes = parts.iter().map(|part| part.bytes).sum();
+        let outcome = self.append(records.collect(), bytes).await;
+        let refused = outcome.as_ref().err().and_then(StepError::kafka);
+        if !matches!(refused, Some(KafkaError::TooLarge { .. })) {
+            answer(parts, &outcome);
+            return;
+        }
+        for part in parts {
+            let outcome = self.append(part.records.clone(), part.bytes).await;
+            answer(vec![part], &outcome);
+        }
     }
 
-    /// The next append dials again: the peer may be silently dead, or no longer the leader.
-    async fn forget(&self, to: &TopicPartition, failed: &Arc<PartitionClient>) {
-        let mut clients = self.clients.lock().await;
-        if clients
-            .get(to)
-            .is_some_and(|client| Arc::ptr_eq(client, failed))
-        {
-            clients.remove(to);
+    async fn append(
+        &mut self,
+        records: Vec<rskafka::record::Record>,
+        bytes: usize,
+    ) -> Result<(), StepError> {
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => {
+                let dialled = self.connector.partition(&self.to).await;
+                dialled.map_err(StepError::Refused)?
+            }
+        };
+        let (connector, producing) = (Arc::clone(&self.connector), Arc::clone(&client));
+        // The deadline is inside: a thread for blocking work cannot be told to give up.
+        let produce = async move {
+            let produce = producing.produce(records, Compression::Gzip);
+            connector.within("append", Duration::ZERO, produce).await
+        };
+        let produced = if bytes <= PACKED_AT_ONCE_BYTES {
+            produce.await
+        } else {
+            let runtime = Handle::current();
+            let packing = spawn_blocking(move || runtime.block_on(produce));
+            packing.await.unwrap_or_else(|ended| {
+                Err(KafkaError::Protocol {
+                    operation: "append",
+                    detail: format!("rskafka failed: {ended}"),
+                })
+            })
+        };
+        match produced {
+            Ok(Ok(_offsets)) => {
+                self.client = Some(client);
+                Ok(())
+            }
+            Ok(Err(error)) => Err(error::append_outcome(&self.to, &error)),
+            Err(late) => Err(StepError::OutcomeUnknown(late)),
         }
+    }
+}
+
+/// Tells the outcome to all who wait for it. Who no longer waits has given the partition up; its next owner reads what was committed.
+fn answer(parts: Vec<Part>, outcome: &Result<(), StepError>) {
+    for part in parts {
+        drop(part.reply.send(outcome.clone()));
     }
 }
 
