@@ -44,9 +44,24 @@ pub(super) const fn cost(character: char) -> u64 {
     }
 }
 
+/// [`cost`] of the character that begins with this byte of UTF-8; the bytes that follow cost nothing. Without the decoding the compiler takes
+/// many bytes at a time, and each prompt is counted twice.
+const fn cost_at(byte: u8) -> u64 {
+    match byte {
+        b'a'..=b'z' => 250,
+        b'A'..=b'Z' => 400,
+        b' ' => 150,
+        0x00..=0x7f => 1_000,
+        0x80..=0xbf => 0,
+        0xc0..=0xdf => 800,
+        0xe0..=0xef => 1_500,
+        _ => 3_000,
+    }
+}
+
 /// Cost of a text. One pass, no allocation.
 pub(super) fn cost_of(text: &str) -> u64 {
-    text.chars().map(cost).sum()
+    text.bytes().map(cost_at).sum()
 }
 
 /// The process's knowledge of how the model's tokenizer counts. Shared by all calls; reading and learning are single atomic steps.
@@ -181,6 +196,33 @@ mod tests {
 
     fn prose() -> String {
         "Revenue of the segment rose to 12.5 million in the second quarter. ".repeat(20)
+    }
+
+    #[test]
+    fn a_text_costs_what_its_characters_cost() {
+        for edges in [
+            '\u{0}',
+            'a',
+            'Z',
+            ' ',
+            '~',
+            '\u{7f}',
+            '\u{80}',
+            '\u{7ff}',
+            '\u{800}',
+            '\u{ffff}',
+            '\u{10000}',
+            '\u{10ffff}',
+        ] {
+            assert_eq!(cost_of(&edges.to_string()), cost(edges), "{edges:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_costs_what_its_characters_cost(text in ".{0,60}") {
+            prop_assert_eq!(cost_of(&text), text.chars().map(cost).sum::<u64>());
+        }
     }
 
     #[test]
