@@ -8,6 +8,7 @@
 //! Of what writes, an append carries a producer id and a sequence number, by which the leader, also a new one, knows it again and does not
 //! write it twice; what happens to a transaction carries its producer's epoch, and the coordinator takes a second time for done.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -17,17 +18,19 @@ use kafka_protocol::messages::{
     FindCoordinatorRequest, FindCoordinatorResponse, MetadataRequest, MetadataResponse, TopicName,
 };
 use kafka_protocol::protocol::StrBytes;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
+use uuid::Uuid;
 
 use super::api::{
     CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error, waits_for_replicas,
 };
 use super::connection::{BrokerVersions, Deadline, join_address};
 use super::known::Known;
+use super::look::Looks;
 use super::pool::{Lane, Lent, Pools, lock};
 use crate::kafka::{KafkaConfig, KafkaError};
 use crate::retry::Backoff;
-use crate::types::TopicPartition;
+use crate::types::{Offset, TopicPartition};
 
 /// First and longest ceiling of the waits between tries: a leader moves within seconds.
 pub(super) const BACKOFF: (Duration, Duration) =
@@ -51,6 +54,26 @@ struct Inner {
     config: KafkaConfig,
     known: Mutex<Known>,
     pools: Pools,
+    looks: SharedLooks,
+}
+
+/// Looks that tasks share which ask for the same at the same time.
+#[derive(Debug, Default)]
+pub(super) struct SharedLooks {
+    /// For leaders, by topic.
+    leaders: Looks<Arc<str>, Result<Arc<MetadataResponse>, KafkaError>>,
+    /// For ids of topics, by name.
+    pub(super) topic_ids: Looks<Arc<str>, Result<Option<Uuid>, KafkaError>>,
+    /// For the bounds of logs, by the address of the broker: one that hangs keeps nobody from asking the others.
+    bounds: Mutex<HashMap<Arc<str>, Arc<BoundsLooks>>>,
+}
+
+pub(super) type BoundsLooks = Looks<TopicPartition, (Offset, Offset)>;
+
+impl SharedLooks {
+    pub(super) fn bounds_at(&self, address: &Arc<str>) -> Arc<BoundsLooks> {
+        Arc::clone(lock(&self.bounds).entry(Arc::clone(address)).or_default())
+    }
 }
 
 /// Who is asked.
@@ -131,6 +154,7 @@ impl Cluster {
                 config: config.clone(),
                 known: Mutex::default(),
                 pools: Pools::default(),
+                looks: SharedLooks::default(),
             }),
         }
     }
@@ -365,8 +389,8 @@ impl Cluster {
                     .ok_or_else(|| server_error("Metadata", ResponseError::NotController, 41, None))
             }
             Target::Leader(partition) => {
-                let response = self.metadata(Some(&[&partition.topic]), deadline).await?;
-                check_partition(response, partition)?;
+                let response = self.leaders_of(&partition.topic, deadline).await?;
+                check_partition(&response, partition)?;
                 let route = self.known().route(target);
                 route.map(Some).ok_or_else(|| leaderless(partition))
             }
@@ -385,6 +409,33 @@ impl Cluster {
                 }))
             }
         }
+    }
+
+    /// The metadata of a topic, of which all partitions that have no leader now learn theirs.
+    async fn leaders_of(
+        &self,
+        topic: &Arc<str>,
+        deadline: Deadline,
+    ) -> Result<Arc<MetadataResponse>, KafkaError> {
+        let look = async |topics: Vec<Arc<str>>| {
+            let mut found = HashMap::new();
+            for topic in topics {
+                let response = self.metadata(Some(&[&topic]), deadline).await;
+                found.insert(topic, response.map(Arc::new));
+            }
+            found
+        };
+        let late = || KafkaError::Timeout {
+            operation: "Metadata",
+            after: deadline.after,
+        };
+        let asked = self.inner.looks.leaders.ask(Arc::clone(topic), look);
+        let found = timeout_at(deadline.at, asked).await;
+        found.ok().flatten().unwrap_or_else(|| Err(late()))
+    }
+
+    pub(super) fn looks(&self) -> &SharedLooks {
+        &self.inner.looks
     }
 
     pub(super) fn forget(&self, target: Target<'_>) {
@@ -439,11 +490,12 @@ pub(super) fn topic_name(name: &str) -> TopicName {
 
 /// Tells a partition that does not exist from one without a leader.
 fn check_partition(
-    response: MetadataResponse,
+    response: &MetadataResponse,
     partition: &TopicPartition,
 ) -> Result<(), KafkaError> {
     let name = &*partition.topic;
-    let topic = only("Metadata", name, response.topics, |topic| {
+    let topics = response.topics.iter().collect();
+    let topic = only("Metadata", name, topics, |topic| {
         topic
             .name
             .as_ref()

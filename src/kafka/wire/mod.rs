@@ -17,6 +17,7 @@
 mod admin;
 mod api;
 mod batch;
+mod bounds;
 mod cluster;
 mod codec;
 mod connection;
@@ -27,6 +28,7 @@ mod fetcher;
 mod group;
 mod guard;
 mod known;
+mod look;
 mod membership;
 mod pool;
 mod produce;

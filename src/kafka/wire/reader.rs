@@ -5,7 +5,8 @@
 //!    it: a loop up to the high watermark ends.
 //! 2. A batch that cannot be read is reported at its own offset, after everything before it was handed out.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,10 +18,12 @@ use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListO
 use kafka_protocol::messages::{
     BrokerId, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse,
 };
+use tokio::time::timeout_at;
 use uuid::Uuid;
 
 use super::api::{check_code, only};
 use super::batch::{Batch, BatchError, Marker, take_batch};
+use super::bounds;
 use super::cluster::{Cluster, Target, Way, topic_name};
 use super::codec::INFLATED_BYTES_MAX;
 use super::scan::Scan;
@@ -60,7 +63,7 @@ pub enum OffsetAt {
 }
 
 impl OffsetAt {
-    const fn timestamp(self) -> i64 {
+    pub(super) const fn timestamp(self) -> i64 {
         match self {
             Self::Earliest => -2,
             Self::Latest => -1,
@@ -169,21 +172,28 @@ impl Cluster {
 #[async_trait]
 impl LogReader for Cluster {
     async fn log_bounds(&self, partition: &TopicPartition) -> Result<(Offset, Offset), KafkaError> {
-        let isolation = Isolation::ReadUncommitted;
-        let missing = || KafkaError::Protocol {
-            operation: "ListOffsets",
-            detail: format!("{partition} has neither start nor end"),
-        };
-        let start = self.list_offset(partition, OffsetAt::Earliest, isolation);
-        let start = start.await?.ok_or_else(missing)?;
-        let end = self.list_offset(partition, OffsetAt::Latest, isolation);
-        let end = end.await?.ok_or_else(missing)?;
-        Ok((start, end))
+        bounds::log_bounds(self, partition).await
     }
 
     async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError> {
-        let found = self.describe_topics(&[topic]).await?.remove(topic);
-        Ok(found.flatten().map(|topic| topic.id))
+        let look = async |topics: Vec<Arc<str>>| {
+            let mut found = HashMap::new();
+            for topic in topics {
+                // By themselves: one that may not be described is no news for the others.
+                let described = self.describe_topics(&[&topic]).await;
+                let id =
+                    described.map(|mut all| all.remove(&*topic).flatten().map(|topic| topic.id));
+                found.insert(topic, id);
+            }
+            found
+        };
+        let deadline = self.deadline();
+        let asked = self.looks().topic_ids.ask(topic.into(), look);
+        let found = timeout_at(deadline.at, asked).await;
+        found.ok().flatten().unwrap_or(Err(KafkaError::Timeout {
+            operation: "Metadata",
+            after: deadline.after,
+        }))
     }
 
     async fn read(
@@ -204,7 +214,7 @@ impl LogScanner for Cluster {
     }
 }
 
-fn list_request(
+pub(super) fn list_request(
     partition: &TopicPartition,
     at: OffsetAt,
     isolation: Isolation,
@@ -223,7 +233,7 @@ fn list_request(
         .with_topics(vec![topic])
 }
 
-fn check_list(
+pub(super) fn check_list(
     partition: &TopicPartition,
     response: ListOffsetsResponse,
 ) -> Result<Option<Offset>, KafkaError> {

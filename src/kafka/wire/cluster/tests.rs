@@ -218,12 +218,12 @@ async fn a_coordinator_that_moved_is_found_again() {
 #[test]
 fn a_partition_without_leader_is_told_from_one_that_does_not_exist() {
     let answer = metadata(1, 0, -1);
-    check_partition(answer.clone(), &partition()).unwrap();
+    check_partition(&answer, &partition()).unwrap();
     let absent = TopicPartition::new("orders", 1);
-    let error = check_partition(answer.clone(), &absent).unwrap_err();
+    let error = check_partition(&answer, &absent).unwrap_err();
     assert!(matches!(error, KafkaError::UnknownPartition { .. }));
     let other = TopicPartition::new("others", 0);
-    let error = check_partition(answer.clone(), &other).unwrap_err();
+    let error = check_partition(&answer, &other).unwrap_err();
     assert!(matches!(error, KafkaError::Protocol { .. }), "{error:?}");
 
     let mut known = Known::default();
