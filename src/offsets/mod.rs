@@ -10,10 +10,12 @@
 //! repeats, never a loss.
 
 mod commit;
+mod log;
 mod mirror;
 mod owner;
 mod record;
 mod recovery;
+mod seen;
 mod store;
 mod tracker;
 

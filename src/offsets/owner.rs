@@ -27,20 +27,20 @@ pub enum Standing {
     Lost,
 }
 
-/// Judges a record of our key. `claimed_at` is where our claim lies in the log: of equal epochs the earlier claim wins.
+/// Judges a record of our key by where it lies, its owner and its epoch. `claimed_at` is where our claim lies in the log: of equal epochs the
+/// earlier claim wins.
 #[must_use]
 pub fn standing(
     owner: &str,
     owner_epoch: u64,
     claimed_at: Offset,
-    seen: (Offset, &CommitRecord),
+    seen: (Offset, &str, u64),
 ) -> Standing {
-    let (at, record) = seen;
-    if record.owner == owner && record.owner_epoch == owner_epoch {
+    let (at, seen_owner, seen_epoch) = seen;
+    if seen_owner == owner && seen_epoch == owner_epoch {
         return Standing::Keep;
     }
-    let lost =
-        record.owner_epoch > owner_epoch || (record.owner_epoch == owner_epoch && at < claimed_at);
+    let lost = seen_epoch > owner_epoch || (seen_epoch == owner_epoch && at < claimed_at);
     if lost { Standing::Lost } else { Standing::Keep }
 }
 
@@ -76,12 +76,7 @@ mod tests {
     #[test]
     fn a_higher_epoch_or_an_earlier_claim_takes_the_partition() {
         let judge = |owner: &str, epoch, at| {
-            standing(
-                "me",
-                4,
-                Offset::new(100),
-                (Offset::new(at), &sample(owner, epoch, 0)),
-            )
+            standing("me", 4, Offset::new(100), (Offset::new(at), owner, epoch))
         };
         assert_eq!(judge("me", 4, 200), Standing::Keep);
         assert_eq!(

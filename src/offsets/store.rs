@@ -1,10 +1,12 @@
 //! The commit topic: where the newest commit of a partition is found, and how a claim is made.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use super::log::{Bounds, CommitLog, READ_WAIT};
 use super::owner::{Standing, newest, standing};
 use super::record::{CommitRecord, RecordError, commit_key};
+use super::seen::Seen;
 use crate::kafka::{KafkaError, LogScanner};
 use crate::types::{Offset, TopicPartition};
 
@@ -37,7 +39,7 @@ fn name_of(partition: &TopicPartition) -> String {
 pub struct Loaded {
     /// The newest commit, with the offset at which it lies in the commit topic.
     pub newest: Option<(Offset, CommitRecord)>,
-    /// Where reading ended (exclusive): claims written later lie from there on.
+    /// Where reading ended (exclusive): claims that were not seen lie from there on.
     pub end: Offset,
 }
 
@@ -83,13 +85,21 @@ pub enum ClaimError {
     },
 }
 
-/// Reads the commit topic. Input partition p commits to commit partition p modulo their number, so that recoveries of different
-/// partitions do not wait for each other's open transactions.
+/// Reads the commit topic. Input partition p commits to commit partition p modulo their number. Each commit partition is read once for all
+/// whose commits are in it, and on from there for whoever asks later. Clones share what was read.
 #[derive(Debug, Clone)]
 pub struct CommitStore {
     reader: Arc<dyn LogScanner>,
     topic: Arc<str>,
     partitions: i32,
+    logs: Arc<Logs>,
+}
+
+#[derive(Debug, Default)]
+struct Logs {
+    bounds: Arc<Bounds>,
+    /// By number of the commit partition.
+    by_number: Mutex<HashMap<i32, Arc<CommitLog>>>,
 }
 
 impl CommitStore {
@@ -99,6 +109,7 @@ impl CommitStore {
             reader,
             topic: topic.into(),
             partitions: partitions.max(1),
+            logs: Arc::default(),
         }
     }
 
@@ -111,7 +122,19 @@ impl CommitStore {
         }
     }
 
-    /// Reads the partition's commits from the start of the log to its present end.
+    fn log_of(&self, input: &TopicPartition) -> Arc<CommitLog> {
+        let partition = self.partition_of(input);
+        let logs = self.logs.by_number.lock();
+        let mut logs = logs.unwrap_or_else(PoisonError::into_inner);
+        let log = logs.entry(partition.partition).or_insert_with(|| {
+            let (reader, bounds) = (Arc::clone(&self.reader), Arc::clone(&self.logs.bounds));
+            Arc::new(CommitLog::new(reader, partition, bounds))
+        });
+        Arc::clone(log)
+    }
+
+    /// The partition's newest commit of all that is in the log up to its present end, which is asked for after this was called: whatever was
+    /// written before is seen.
     ///
     /// # Errors
     /// As [`ClaimError`] says; `Lost` is not among them.
@@ -119,25 +142,32 @@ impl CommitStore {
     /// # Cancel safety
     /// Safe: it only reads.
     pub async fn load(&self, input: &TopicPartition) -> Result<Loaded, ClaimError> {
-        let (start, _) = self.reader.log_bounds(&self.partition_of(input)).await?;
-        let nothing = Loaded {
-            newest: None,
-            end: start,
-        };
-        self.reload(input, nothing).await
+        let key = commit_key(input);
+        let log = self.log_of(input);
+        let known = log.ask(|reading| {
+            let seen = reading.seen(&key).ok()?;
+            if seen.is_some_and(Seen::is_unusable) {
+                return None;
+            }
+            let newest = seen.and_then(Seen::newest);
+            let newest = newest.map(|(at, value)| (at, CommitRecord::from_value(value)));
+            Some((newest, reading.resume_at()))
+        });
+        match known.await? {
+            Some((None, end)) => Ok(Loaded { newest: None, end }),
+            Some((Some((at, Ok(record))), end)) => Ok(Loaded {
+                newest: Some((at, record)),
+                end,
+            }),
+            // Compaction may take what cannot be used away, or the log may tell more than had room.
+            Some((Some((_, Err(_))), _)) | None => self.load_apart(input).await,
+        }
     }
 
-    /// Goes on where an earlier [`load`](Self::load) ended, to the present end of the log.
-    ///
-    /// # Errors
-    /// As [`load`](Self::load).
-    ///
-    /// # Cancel safety
-    /// Safe: it only reads.
-    pub async fn reload(&self, input: &TopicPartition, seen: Loaded) -> Result<Loaded, ClaimError> {
-        let mut found = seen.newest;
+    async fn load_apart(&self, input: &TopicPartition) -> Result<Loaded, ClaimError> {
+        let mut found = None;
         let end = self
-            .scan(input, seen.end, |at, record| {
+            .scan(input, Offset::ZERO, |at, record| {
                 found = record.map(|record| newest(found.take(), (at, record)));
                 Ok(())
             })
@@ -160,6 +190,40 @@ impl CommitStore {
         claimed_at: Option<Offset>,
         from: Offset,
     ) -> Result<Verified, ClaimError> {
+        let key = commit_key(input);
+        let lost = |owner: &str, owner_epoch| ClaimError::Lost {
+            partition: input.clone(),
+            owner: owner.to_owned(),
+            owner_epoch,
+        };
+        let log = self.log_of(input);
+        let known = log.ask(|reading| {
+            let next = reading.resume_at();
+            let Some(seen) = reading.seen(&key).ok()? else {
+                return Some(Ok(Verified { claimed_at, next }));
+            };
+            if seen.is_odd_from(from) {
+                return None;
+            }
+            let claimed_at = claimed_at.or_else(|| seen.claimed_at(owner, from));
+            Some(match seen.overruled(owner, claimed_at, from) {
+                Some((rival, epoch)) => Err(lost(rival, epoch)),
+                None => Ok(Verified { claimed_at, next }),
+            })
+        });
+        match known.await? {
+            Some(verified) => verified,
+            None => self.verify_apart(input, owner, claimed_at, from).await,
+        }
+    }
+
+    async fn verify_apart(
+        &self,
+        input: &TopicPartition,
+        owner: &Owner,
+        claimed_at: Option<Offset>,
+        from: Offset,
+    ) -> Result<Verified, ClaimError> {
         let mut claimed_at = claimed_at;
         let next = self
             .scan(input, from, |at, record| {
@@ -169,7 +233,8 @@ impl CommitStore {
                 }
                 // While our own claim has not come by, whatever did come by lies before it.
                 let ours = claimed_at.unwrap_or(Offset::new(i64::MAX));
-                match standing(&owner.instance, owner.epoch, ours, (at, &record)) {
+                let seen = (at, record.owner.as_str(), record.owner_epoch);
+                match standing(&owner.instance, owner.epoch, ours, seen) {
                     Standing::Keep => Ok(()),
                     Standing::Lost => Err(ClaimError::Lost {
                         partition: input.clone(),
@@ -182,7 +247,7 @@ impl CommitStore {
         Ok(Verified { claimed_at, next })
     }
 
-    /// Hands each record of the partition's key from `from` to the end of the log to `each`; a tombstone is `None`. Answers the end.
+    /// Reads for one key alone: hands each of its records from `from` to the end of the log to `each`; a tombstone is `None`. Answers the end.
     async fn scan(
         &self,
         input: &TopicPartition,
@@ -216,6 +281,3 @@ impl CommitStore {
         Ok(scan.resume_at())
     }
 }
-
-/// How long one read of the commit topic waits for what an open transaction still hides.
-const READ_WAIT: Duration = Duration::from_millis(500);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, join, join_all};
 use uuid::Uuid;
 
 use super::Services;
@@ -72,12 +72,12 @@ impl ClaimWatch {
             .collect();
         topics.dedup();
         Box::pin(async move {
-            let mut seen = Vec::with_capacity(claims.len());
-            for claim in claims {
+            // At the same time: claims whose commits lie in one commit partition share one reading of it.
+            let seen = claims.into_iter().map(async |claim| {
                 let verified = claim.verify(&services).await;
-                seen.push((claim, verified));
-            }
-            let topic_ids = topic_ids(&services, topics).await;
+                (claim, verified)
+            });
+            let (seen, topic_ids) = join(join_all(seen), topic_ids(&services, topics)).await;
             Look { seen, topic_ids }
         })
     }

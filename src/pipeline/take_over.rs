@@ -23,9 +23,10 @@ use crate::types::{Offset, TopicPartition, error_chain};
 
 pub(super) const RETRY_INITIAL: Duration = Duration::from_millis(200);
 pub(super) const RETRY_CAP: Duration = Duration::from_secs(5);
-/// Partitions that look for their newest commit and their place in the log at the same time: all of a thousand at once would wait for each
-/// other's connections until `kafka.request_timeout` fails them all, again and again. As many as the wire side has connections to a broker.
-const LOOKING_MAX: usize = 32;
+/// Partitions that look for their place in the log and become its writer at the same time. Most of what they ask for they share; what is left
+/// is one or two requests each, so that on the 32 connections to a broker eight wait in line for each: far less than `kafka.request_timeout`,
+/// which all of ten thousand at once would wait for, again and again.
+const LOOKING_MAX: usize = 256;
 /// How long a fenced writer looks for the claim of whoever has fenced it. A new owner claims as soon as it has read the commits.
 const JUDGE_FOR: Duration = Duration::from_secs(5);
 const JUDGE_EVERY: Duration = Duration::from_millis(200);
@@ -232,14 +233,15 @@ async fn try_claim_group(
 async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Failure> {
     let services = &claimant.services;
     let partition = &place.partition;
+    let load_error = |error: ClaimError| again(&error);
+    // Without a turn: one reading serves all who wait for it, so as many as possible shall wait.
+    let seen = services.store.load(partition).await.map_err(load_error)?;
+    refuse_other_guarantee(services, &seen)?;
     let turn = claimant
         .turns
         .acquire()
         .await
         .map_err(|closed| again(&closed))?;
-    let load_error = |error: ClaimError| again(&error);
-    let seen = services.store.load(partition).await.map_err(load_error)?;
-    refuse_other_guarantee(services, &seen)?;
     let readable = services.source.bounds(partition).await;
     readable.map_err(|error| again(&error))?;
     if let Some(doubt) = claimant.ownership.doubt() {
@@ -248,7 +250,7 @@ async fn try_take_over(claimant: &Claimant, place: &Place) -> Result<Taken, Fail
     // Only now, as it may fence: an instance that cannot read must not put down one that can.
     let sink = sink_of(services, partition).await?;
     // What the former owner wrote until it was fenced.
-    let loaded = services.store.reload(partition, seen).await;
+    let loaded = services.store.load(partition).await;
     let loaded = loaded.map_err(load_error)?;
     // One with another guarantee may have woken up meanwhile: it is not fenced.
     refuse_other_guarantee(services, &loaded)?;
