@@ -7,15 +7,19 @@ use uuid::Uuid;
 use super::KafkaError;
 use super::wire::{Cluster, NewTopic, TopicDescription};
 
-/// Recovery reads the commit topic from its start, so it must stay short: small segments, cleaned early.
+/// Recovery reads the commit topic from its start, so it must stay short. The cleaner never touches the last segment of a partition: up to
+/// so much is left there, whatever is superseded. 1 MiB is the least that Kafka 4 accepts, and twice the largest commit.
 const COMMIT_TOPIC_CONFIGS: [(&str, &str); 3] = [
     ("cleanup.policy", "compact"),
-    ("segment.bytes", "16777216"),
+    ("segment.bytes", "1048576"),
     ("min.cleanable.dirty.ratio", "0.1"),
 ];
 /// A dead letter has the time stamp of its document, which may be old: the broker's usual week would delete it within minutes, and with it
 /// all that is left of the document.
 const DEAD_LETTER_TOPIC_CONFIGS: [(&str, &str); 1] = [("retention.ms", "-1")];
+/// Partitions of the commit topic, where there are more to read: each is read from its start, so that 32 MiB at most are left uncleaned. Each
+/// is read once for all whose commits are in it, and an open transaction of one hides nothing of another.
+const COMMIT_PARTITIONS_MAX: i32 = 32;
 /// Partitions or replicas as the broker's own defaults say.
 const BROKER_DEFAULT: i32 = -1;
 
@@ -120,10 +124,19 @@ pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, 
         .unwrap_or(1);
     partitions = partitions.max(1);
     let mut created = false;
-    for (topic, configs) in [
-        (&wanted.output, &[][..]),
-        (&wanted.dead_letters, &DEAD_LETTER_TOPIC_CONFIGS[..]),
-        (&wanted.commits, &COMMIT_TOPIC_CONFIGS[..]),
+    let commit_partitions = partitions.min(COMMIT_PARTITIONS_MAX);
+    for (topic, partitions, configs) in [
+        (&wanted.output, partitions, &[][..]),
+        (
+            &wanted.dead_letters,
+            partitions,
+            &DEAD_LETTER_TOPIC_CONFIGS[..],
+        ),
+        (
+            &wanted.commits,
+            commit_partitions,
+            &COMMIT_TOPIC_CONFIGS[..],
+        ),
     ] {
         if !found.contains_key(topic) {
             create(cluster, wanted, topic, partitions, configs).await?;

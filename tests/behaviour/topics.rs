@@ -25,7 +25,7 @@ async fn missing_topics_are_created_and_the_commit_topic_is_compacted() {
     }
     let config = |name| world.broker.topic_config(COMMITS, name);
     assert_eq!(config("cleanup.policy").as_deref(), Some("compact"));
-    assert_eq!(config("segment.bytes").as_deref(), Some("16777216"));
+    assert_eq!(config("segment.bytes").as_deref(), Some("1048576"));
     assert_eq!(config("min.cleanable.dirty.ratio").as_deref(), Some("0.1"));
 }
 

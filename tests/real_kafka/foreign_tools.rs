@@ -89,7 +89,7 @@ async fn the_commits_are_json_under_their_partitions(kafka: &Kafka, job: &Job) {
 async fn the_commit_topic_is_compacted(kafka: &Kafka, job: &Job) {
     let configs = [
         "cleanup.policy=compact ",
-        "segment.bytes=16777216 ",
+        "segment.bytes=1048576 ",
         "min.cleanable.dirty.ratio=0.1 ",
     ];
     has_configs(kafka, &job.commits(), &configs).await;
