@@ -105,6 +105,8 @@ pub(super) struct Worker {
     fetch_ended: bool,
     /// What was not sent to the model yet is given back.
     draining: bool,
+    /// What was published last still holds: a thousand idle partitions need not say so each second.
+    is_published: bool,
 }
 
 impl Worker {
@@ -137,6 +139,7 @@ impl Worker {
             fetches: BTreeMap::new(),
             fetch_ended: false,
             draining: false,
+            is_published: false,
             services,
         }
     }
@@ -179,12 +182,20 @@ impl Worker {
                     None => self.fetch_ended = true,
                 },
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {}
-                _ = publish.tick() => self.publish(),
+                _ = publish.tick(), if !self.is_published => {
+                    self.publish();
+                    // The age of what is open grows by itself.
+                    self.is_published = self.tracker.open() == 0 && self.fetched.is_none();
+                }
             }
         }
     }
 
     fn receive(&mut self, intaken: Intaken) {
+        let is_news = !intaken.records.is_empty()
+            || intaken.high_watermark != self.high_watermark
+            || intaken.next_offset != self.tracker.read_end();
+        self.is_published &= !is_news;
         self.high_watermark = intaken.high_watermark;
         let at = Instant::now();
         if let Some((first, ..)) = intaken.records.first() {
@@ -368,6 +379,7 @@ impl Worker {
 
     fn end_flush(&mut self, committer: Committer, flushed: Flushed) -> Result<(), WorkerError> {
         flushed.result?;
+        self.is_published = false;
         self.services
             .metrics
             .flushed(flushed.counts.len(), flushed.began.elapsed());
