@@ -24,8 +24,8 @@ use std::task::{Context, Poll, Waker};
 use async_trait::async_trait;
 use bytes::Bytes;
 use kafka_llm_processor::llm::{
-    Call, Complete as _, CompletionRequest, Concurrency, KafkaContext, LlmConfig, LlmMetrics,
-    Prompt, PromptConfig, Reply, Slot, Transport, TransportError, VllmClient,
+    Call, Class, Complete as _, CompletionRequest, Concurrency, KafkaContext, LlmConfig,
+    LlmMetrics, Prompt, PromptConfig, Reply, Slot, Transport, TransportError, VllmClient,
 };
 use kafka_llm_processor::types::{Offset, SourcePosition, TopicPartition};
 use prometheus_client::registry::Registry;
@@ -100,7 +100,7 @@ fn a_slot_goes_to_the_next(bencher: divan::Bencher, waiting: usize) {
     let runtime = runtime();
     let client = client(&runtime, Concurrency::Fixed(64), false);
     let wait = || {
-        let mut admission = client.admit();
+        let mut admission = client.admit(Class::ONLY);
         let slot = poll(&mut admission);
         (admission, slot)
     };
@@ -123,6 +123,7 @@ fn call(bencher: divan::Bencher, concurrency: Concurrency, tells_load: bool) {
     let context = Prompt::context(Map::new(), "document-1", KafkaContext::default());
     let sentence = "Revenue rose 12 % to 4.3 billion euro in the third quarter. ";
     let request = CompletionRequest {
+        class: Class::ONLY,
         document_id: "document-1".to_owned(),
         position: SourcePosition {
             topic_partition: TopicPartition::new("documents", 0),
@@ -137,7 +138,7 @@ fn call(bencher: divan::Bencher, concurrency: Concurrency, tells_load: bool) {
         .with_inputs(|| request.clone())
         .bench_local_values(|request| {
             let mut asked = Box::pin(async {
-                let slot = client.admit().await;
+                let slot = client.admit(Class::ONLY).await;
                 client.complete(request, slot).await
             });
             // The answer is there at once, so that one look is enough, and no task of the client's gets a turn.

@@ -40,8 +40,8 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use kafka_llm_processor::llm::{
-    Call, Complete as _, CompletionRequest, HttpTransport, KafkaContext, LlmConfig, LlmMetrics,
-    Prompt, PromptConfig, Reply, Transport, TransportError, VllmClient,
+    Call, Class, Complete as _, CompletionRequest, HttpTransport, KafkaContext, LlmConfig,
+    LlmMetrics, Prompt, PromptConfig, Reply, Transport, TransportError, VllmClient,
 };
 use kafka_llm_processor::types::{Offset, SourcePosition, TopicPartition};
 use prometheus_client::registry::Registry;
@@ -196,6 +196,7 @@ impl Sides {
         let context = Prompt::context(Map::new(), "document-1", KafkaContext::default());
         let sentence = "Revenue rose 12 % to 4.3 billion euro in the third quarter. ";
         let request = CompletionRequest {
+            class: Class::ONLY,
             document_id: "document-1".to_owned(),
             position: SourcePosition {
                 topic_partition: TopicPartition::new("documents", 0),
@@ -216,7 +217,7 @@ impl Sides {
             call: Mutex::new(None),
         });
         let recording = client(Arc::<Recorded>::clone(&recorded));
-        let slot = recording.admit().await;
+        let slot = recording.admit(Class::ONLY).await;
         let completion = recording.complete(request.clone(), slot).await;
         completion.expect("an answer");
         let call = recorded.call.lock().expect("no panic").take();
@@ -248,7 +249,7 @@ impl Sides {
                 assert_eq!(reply.expect("an answer").body.len(), ANSWER.len());
             }
             _ => {
-                let slot = self.client.admit().await;
+                let slot = self.client.admit(Class::ONLY).await;
                 let completion = self.client.complete(self.request.clone(), slot).await;
                 assert_eq!(completion.expect("an answer").attempts, 1);
             }

@@ -16,9 +16,7 @@ use crate::kafka::wire::{
     Cluster, GroupMember, Isolation, MembershipConfig, MembershipError, WireSink, WireSource,
 };
 use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
-use crate::llm::{
-    AnswerSchema, Complete, Hold, HttpTransport, LlmMetrics, Prompt, Setup, VllmClient,
-};
+use crate::llm::{AnswerSchema, Complete, Hold, HttpTransport, LlmMetrics, Setup, VllmClient};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
     self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
@@ -77,7 +75,7 @@ pub struct App {
     /// Names this run of the process.
     instance: String,
     driver: DriverChoice,
-    prompt: Arc<Prompt>,
+    input_topics: pipeline::Topics,
     /// SHA-256 of what answers must look like.
     schema_hash: Option<String>,
     client: Arc<VllmClient>,
@@ -106,8 +104,9 @@ impl App {
         };
         let schema = AnswerSchema::load(&settings.llm).map_err(|error| setting(&error))?;
         let schema_text = schema.as_ref().map(AnswerSchema::text);
-        let prompt = Prompt::new(&settings.prompt, schema_text).map_err(|error| setting(&error))?;
-        let prompt = Arc::new(prompt);
+        let inputs = &settings.input.topics;
+        let input_topics = pipeline::Topics::load(inputs, &settings.prompt, schema_text)
+            .map_err(|error| setting(&error))?;
         let transport = HttpTransport::new(&settings.llm).map_err(|error| setting(&error))?;
         let transport = Arc::new(transport);
         let schema_hash = schema
@@ -135,7 +134,7 @@ impl App {
             settings,
             instance: instance_name(),
             driver,
-            prompt,
+            input_topics,
             schema_hash,
             client,
             cluster,
@@ -277,7 +276,8 @@ impl App {
             }
         };
         let commit_offsets = CommitOffsets::default();
-        let services = Arc::new(self.services(&topics, partitions.len(), commit_offsets.clone()));
+        let services = self.services(&topics, &partitions, commit_offsets.clone());
+        let services = Arc::new(services);
 
         let mut membership = JoinSet::new();
         let leave = CancellationToken::new();
@@ -388,10 +388,13 @@ impl App {
     fn services(
         &self,
         topics: &Topics,
-        partitions: usize,
+        partitions: &[(TopicPartition, Uuid)],
         commit_offsets: CommitOffsets,
     ) -> Services {
         let settings = &self.settings;
+        let partitions = partitions.iter();
+        let classes = partitions.map(|(partition, _)| self.input_topics.class(partition));
+        let classes: Vec<_> = classes.collect();
         let (source, sink) = self.edges();
         Services {
             source,
@@ -403,7 +406,7 @@ impl App {
             ),
             guarantee: settings.processing.guarantee,
             complete: Arc::clone(&self.client) as Arc<dyn Complete>,
-            prompt: Arc::clone(&self.prompt),
+            topics: self.input_topics.clone(),
             schema_hash: self.schema_hash.clone(),
             input: settings.input.clone(),
             destinations: Destinations {
@@ -420,7 +423,7 @@ impl App {
             read_ahead: ReadAhead::new(
                 settings.pipeline.read_ahead_records,
                 settings.pipeline.read_ahead_bytes,
-                partitions,
+                &classes,
             ),
             commit_offsets,
             metrics: self.pipeline_metrics.clone(),

@@ -173,6 +173,56 @@ fn usage_and_configuration_end_with_64_and_one_clear_message() {
     }
 }
 
+/// A weight that is none, and a template of a topic that cannot be used: one message each, with the setting.
+#[test]
+fn a_bad_input_topic_ends_with_64_and_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("klp.toml");
+    let range = "input.topics.0.weight: ";
+    for (line, expected) in [
+        (
+            "weight = 0",
+            [range, "0: must be a whole number from 1 to 1000"],
+        ),
+        (
+            "weight = -3",
+            [range, "-3: must be a whole number from 1 to 1000"],
+        ),
+        (
+            "weight = 1001",
+            [range, "1001: must be a whole number from 1 to 1000"],
+        ),
+        ("weight = 1.5", [range, "is not a whole number"]),
+        ("weight = \"3\"", [range, "is not a whole number"]),
+        ("wieght = 3", ["input.topics.0", "wieght"]),
+        (
+            "prompt = { user = \"{{ broken\" }",
+            ["input.topics `news`: prompt.user, line 1", "(from file "],
+        ),
+        (
+            "prompt = { system_file = \"no-such.j2\" }",
+            ["input.topics `news`: prompt.system_file", "no-such.j2"],
+        ),
+    ] {
+        std::fs::write(
+            &config,
+            format!("[[input.topics]]\nname = \"news\"\n{line}\n"),
+        )
+        .unwrap();
+        let output = run(&[
+            "--config",
+            config.to_str().unwrap(),
+            "--set",
+            "log.file=off",
+        ]);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(64), "{line}: {message}");
+        for expected in expected {
+            assert!(message.contains(expected), "{line}: {message}");
+        }
+    }
+}
+
 /// A schema that cannot be used ends the start before anything is asked of Kafka, with one message that names the setting, the file, what is
 /// wrong with it and the layer that set it.
 #[test]

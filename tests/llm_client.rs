@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kafka_llm_processor::llm::{
-    Complete, CompleteError, Completion, CompletionRequest, Concurrency, HttpTransport, LlmConfig,
-    LlmError, LlmMetrics, LongDocumentsConfig, LongPolicy, OnTruncated, Prompt, PromptConfig,
-    Scope, Setup, VllmClient,
+    Class, Complete, CompleteError, Completion, CompletionRequest, Concurrency, HttpTransport,
+    LlmConfig, LlmError, LlmMetrics, LongDocumentsConfig, LongPolicy, OnTruncated, Prompt,
+    PromptConfig, Scope, Setup, VllmClient,
 };
 use kafka_llm_processor::types::{
     DeadLetterReason, Offset, Secret, SourcePosition, TopicPartition,
@@ -124,7 +124,7 @@ async fn ask(
     offset: i64,
     text: String,
 ) -> Result<Completion, CompleteError> {
-    let slot = client.admit().await;
+    let slot = client.admit(Class::ONLY).await;
     client.complete(request(offset, &text), slot).await
 }
 
@@ -140,6 +140,7 @@ fn prompt(system: Option<&str>) -> Arc<Prompt> {
 
 fn request(offset: i64, text: &str) -> CompletionRequest {
     CompletionRequest {
+        class: Class::ONLY,
         document_id: format!("doc-{offset}"),
         position: SourcePosition {
             topic_partition: TopicPartition::new("documents", 3),
@@ -460,7 +461,11 @@ async fn a_chat_template_that_refuses_the_system_role_holds() {
     with_system.prompt = prompt(Some("be brief"));
     let document = tokio::spawn({
         let client = Arc::clone(&client.client);
-        async move { client.complete(with_system, client.admit().await).await }
+        async move {
+            client
+                .complete(with_system, client.admit(Class::ONLY).await)
+                .await
+        }
     });
     client.held_because("status 400").await;
     eventually("two probes", || stub.probes() >= 2).await;

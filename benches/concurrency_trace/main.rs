@@ -43,7 +43,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use kafka_llm_processor::llm::{
-    Complete as _, CompletionRequest, Concurrency, HttpTransport, KafkaContext, LlmConfig,
+    Class, Complete as _, CompletionRequest, Concurrency, HttpTransport, KafkaContext, LlmConfig,
     LlmMetrics, Prompt, PromptConfig, Scope, VllmClient,
 };
 use kafka_llm_processor::sandbox::vllm::{Latency, Vllm, VllmConfig};
@@ -249,7 +249,7 @@ impl Load {
             let (answered, next) = (Arc::clone(&answered), Arc::clone(&next));
             documents.spawn(async move {
                 loop {
-                    let slot = client.admit().await;
+                    let slot = client.admit(Class::ONLY).await;
                     let number = next.fetch_add(1, Ordering::Relaxed);
                     let request = request(number, Arc::clone(&prompt), scope.clone());
                     let completion = client.complete(request, slot).await;
@@ -290,6 +290,7 @@ fn request(number: i64, prompt: Arc<Prompt>, scope: Scope) -> CompletionRequest 
         sentence("Margin 34"),
     ];
     CompletionRequest {
+        class: Class::ONLY,
         document_id: format!("report-{number}"),
         position: SourcePosition {
             topic_partition: TopicPartition::new("reports", 0),

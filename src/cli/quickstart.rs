@@ -139,9 +139,7 @@ impl Sandbox {
         };
         if given.brokers {
             if !given.topic {
-                settings.input.topics = vec![InputTopic {
-                    name: format!("{NAME}-documents"),
-                }];
+                settings.input.topics = vec![InputTopic::named(format!("{NAME}-documents"))];
                 settings.output.topic = format!("{NAME}-results");
                 settings.dead_letters.topic = format!("{NAME}-dead-letters");
             }

@@ -38,7 +38,7 @@ impl ConfigError {
                 Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected) => {
                     // Figment tells Rust's types.
                     let expected = match expected.as_str() {
-                        "usize" | "u64" | "u32" | "u16" => "a whole number",
+                        "usize" | "u64" | "i64" | "u32" | "u16" => "a whole number",
                         "f64" | "f32" => "a number",
                         "bool" => "true or false",
                         expected => expected,

@@ -140,10 +140,15 @@ impl Settings {
             #[serde(skip_serializing_if = "Option::is_none")]
             schema_file: Option<&'a Path>,
             prompt: &'a PromptConfig,
+            // Left out where no topic has a prompt of its own, so that weights and names alone change no generation.
+            #[serde(skip_serializing_if = "Vec::is_empty")]
+            topic_prompts: Vec<(&'a str, &'a PromptConfig)>,
             long_documents: &'a LongDocumentsConfig,
             format: crate::records::document::InputFormat,
             content_field: &'a str,
         }
+        let topics = self.input.topics.iter();
+        let topics = topics.map(|topic| (topic.name.as_str(), &topic.prompt));
         let deciding = Deciding {
             model: &self.llm.model,
             max_tokens: self.llm.max_tokens,
@@ -152,6 +157,7 @@ impl Settings {
             seed: self.llm.seed,
             schema_file: self.llm.schema_file.as_deref(),
             prompt: &self.prompt,
+            topic_prompts: topics.filter(|(_, prompt)| !prompt.is_empty()).collect(),
             long_documents: &self.long_documents,
             format: self.input.format,
             content_field: &self.input.content_field,

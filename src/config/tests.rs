@@ -250,3 +250,84 @@ fn long_documents_are_set_like_the_rest_and_checked() {
         "{message}"
     );
 }
+
+#[test]
+fn input_topics_have_weights_and_prompts_of_their_own() {
+    let file = r#"
+        [prompt]
+        system = "Be brief."
+        [[input.topics]]
+        name = "filings"
+        weight = 3
+        prompt = { user = "Filing: {{ content }}" }
+        [[input.topics]]
+        name = "news"
+        [input.topics.prompt]
+        map = "Notes: {{ content }}"
+    "#;
+    let topics = load(file, &[], &[]).unwrap().input.topics;
+    assert_eq!(topics[0].weight.value().get(), 3);
+    assert_eq!(
+        topics[0].prompt.user.as_deref(),
+        Some("Filing: {{ content }}")
+    );
+    assert_eq!(topics[1].weight.value().get(), 1);
+    assert_eq!(
+        topics[1].prompt.map.as_deref(),
+        Some("Notes: {{ content }}")
+    );
+    let short = load(file, &[("INPUT_TOPIC", "docs")], &[]).unwrap();
+    assert_eq!(
+        short.input.topics,
+        [crate::pipeline::InputTopic::named("docs")]
+    );
+}
+
+#[test]
+fn a_bad_key_of_an_input_topic_is_named() {
+    let topic = |line: &str| format!("[[input.topics]]\nname = \"news\"\n{line}\n");
+    for bad in ["0", "-1", "1001"] {
+        let found = problem(&topic(&format!("weight = {bad}")), &[], &[]);
+        assert!(
+            found.starts_with("input.topics.0.weight: ")
+                && found.contains(&format!("{bad}: must be a whole number from 1 to 1000")),
+            "{found}"
+        );
+    }
+    for bad in ["1.5", "\"much\""] {
+        let found = problem(&topic(&format!("weight = {bad}")), &[], &[]);
+        assert!(
+            found.starts_with("input.topics.0.weight: ") && found.contains("is not a whole number"),
+            "{found}"
+        );
+    }
+    let found = problem(&topic("wieght = 2"), &[], &[]);
+    assert!(
+        found.contains("wieght") && found.contains("`weight`"),
+        "{found}"
+    );
+    let found = problem(
+        &topic("prompt = { user = \"a\", user_file = \"b\" }"),
+        &[],
+        &[],
+    );
+    assert!(
+        found.starts_with("input.topics `news`: prompt.user and prompt.user_file"),
+        "{found}"
+    );
+}
+
+/// What stands in results changes with a topic's prompt, and not with its weight.
+#[test]
+fn a_topics_prompt_makes_another_generation() {
+    let generation = |line: &str| {
+        let file = format!("[[input.topics]]\nname = \"news\"\n{line}\n");
+        load(&file, &[], &[]).unwrap().generation()
+    };
+    assert_eq!(generation("weight = 9"), generation(""));
+    assert_eq!(generation(""), Settings::default().generation());
+    assert_ne!(
+        generation("prompt = { user = \"{{ content }}\" }"),
+        generation("")
+    );
+}

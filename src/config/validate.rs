@@ -24,6 +24,10 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     ownership(settings, &mut problems);
     problems.extend(settings.llm.validate());
     problems.extend(settings.prompt.validate());
+    for topic in &settings.input.topics {
+        let own = topic.prompt.validate().into_iter();
+        problems.extend(own.map(|problem| format!("input.topics `{}`: {problem}", topic.name)));
+    }
     problems.extend(settings.long_documents.validate());
     problems
 }

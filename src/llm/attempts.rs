@@ -18,7 +18,7 @@ use super::policy::{Decision, History};
 use super::pool::{Lanes, Permit, Wish};
 use super::refusals::Refused;
 use super::suspicion::{Company, Suspicion};
-use super::{CompleteError, Completion, GiveUp, Message, OnTruncated, Usage};
+use super::{Class, CompleteError, Completion, GiveUp, Message, OnTruncated, Usage};
 use crate::types::{DeadLetterReason, SourcePosition};
 
 /// How often a truncated answer is asked for again, with twice the tokens each time.
@@ -33,6 +33,8 @@ pub(super) struct Question<'a> {
     pub(super) document_id: &'a str,
     /// Where it came from.
     pub(super) position: &'a SourcePosition,
+    /// Whose turns its calls take.
+    pub(super) class: Class,
     /// W3C trace context of the input record.
     pub(super) traceparent: Option<&'a str>,
     /// What it is for, as a document may take hundreds of calls.
@@ -292,6 +294,7 @@ impl<'a> Attempts<'a> {
                 avoid,
                 alone,
                 is_part,
+                class: self.question.class,
             };
             permit = Some(client.slot(wish).await?);
         }

@@ -25,8 +25,8 @@ use super::refusals::Refusals;
 use super::suspicion::Others;
 use super::transport::Transport;
 use super::{
-    AnswerSchema, BreakerState, Complete, CompleteError, Completion, CompletionRequest, LlmConfig,
-    LlmError, LongDocumentsConfig, Message, OnTruncated, ServedModel, Slot, document,
+    AnswerSchema, BreakerState, Class, Complete, CompleteError, Completion, CompletionRequest,
+    LlmConfig, LlmError, LongDocumentsConfig, Message, OnTruncated, ServedModel, Slot, document,
 };
 
 /// How soon it shows that documents wait for a budget, and how often that is brought up to date.
@@ -532,9 +532,13 @@ fn endpoints(
 
 #[async_trait]
 impl Complete for VllmClient {
-    async fn admit(&self) -> Slot {
+    async fn admit(&self, class: Class) -> Slot {
         let _waiting = Counted::new(&self.levels.waiting);
-        Slot::of_lane(self.pool().acquire(Wish::default()).await)
+        let wish = Wish {
+            class,
+            ..Wish::default()
+        };
+        Slot::of_lane(self.pool().acquire(wish).await)
     }
 
     async fn complete(

@@ -413,6 +413,44 @@ pub struct PromptConfig {
 }
 
 impl PromptConfig {
+    /// These templates, and those of `general` where there is none. A file and a text of the same template stand for each other.
+    #[must_use]
+    pub fn over(&self, general: &Self) -> Self {
+        let either = |text: &Option<String>,
+                      file: &Option<PathBuf>,
+                      other: (&Option<String>, &Option<PathBuf>)| {
+            if text.is_some() || file.is_some() {
+                (text.clone(), file.clone())
+            } else {
+                (other.0.clone(), other.1.clone())
+            }
+        };
+        let (system, system_file) = either(
+            &self.system,
+            &self.system_file,
+            (&general.system, &general.system_file),
+        );
+        let (user, user_file) = either(
+            &self.user,
+            &self.user_file,
+            (&general.user, &general.user_file),
+        );
+        Self {
+            system,
+            system_file,
+            user,
+            user_file,
+            map: self.map.clone().or_else(|| general.map.clone()),
+            reduce: self.reduce.clone().or_else(|| general.reduce.clone()),
+        }
+    }
+
+    /// Whether no template is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// What is wrong with the settings, one sentence each; empty when nothing is. Reads no file and parses nothing.
     #[must_use]
     pub fn validate(&self) -> Vec<String> {

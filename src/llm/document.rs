@@ -234,6 +234,7 @@ impl Asked<'_> {
         let question = Question {
             document_id: &self.request.document_id,
             position: &self.request.position,
+            class: self.request.class,
             traceparent: self.request.traceparent.as_deref(),
             step,
             messages,

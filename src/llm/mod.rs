@@ -27,6 +27,7 @@ mod schema;
 mod suspicion;
 mod tls;
 mod transport;
+mod turns;
 
 pub use api::{Answer, ServedModel};
 pub use breaker::State as BreakerState;
@@ -42,6 +43,7 @@ pub use metrics::LlmMetrics;
 pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use schema::AnswerSchema;
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
+pub use turns::Class;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,6 +70,8 @@ pub struct CompletionRequest {
     pub document_id: String,
     /// Where it came from: part of each attempt's request id.
     pub position: SourcePosition,
+    /// Whose turns its calls take.
+    pub class: Class,
     /// The templates that ask about it.
     pub prompt: Arc<Prompt>,
     /// What they see beside the text, of [`Prompt::scope`].
@@ -200,8 +204,9 @@ pub trait Complete: Send + Sync + std::fmt::Debug {
     /// Waits until one more document may be sent: a slot is free and nothing holds the work.
     ///
     /// # Cancel safety
-    /// Safe: a waiter that is dropped loses its place and nothing else. Waiters are served in the order they came.
-    async fn admit(&self) -> Slot;
+    /// Safe: a waiter that is dropped loses its place and nothing else. Waiters of one class are served in the order they came; who has one
+    /// waiter for each document that it could send gets its share also where many slots become free at once.
+    async fn admit(&self, class: Class) -> Slot;
 
     /// Answers one document, over as many attempts as policy allows. `slot` serves the first attempt; later attempts wait for their
     /// own, and no slot is held while a retry or a hold is waited for.

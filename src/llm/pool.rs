@@ -1,22 +1,24 @@
-//! Who may call which endpoint now: slots of several endpoints, handed out in the order in which they are asked for.
+//! Who may call which endpoint now: slots of several endpoints, handed out to those who wait in the order of [`Turns`].
 //!
 //! Each endpoint is a *lane* with a limit of its own, which may rise and fall while calls run. A waiter is given the lane with the fewest
 //! outstanding tokens among those that have room.
 //!
 //! # Invariants
 //! 1. Nobody is let into a lane that is closed or full; one whose limit fell below what runs in it lets nobody in until enough has ended.
-//! 2. Waiters are served in the order they came. A waiter that avoids lanes waits for the others while one of them is open; those
-//!    behind it, who can use what it does not want, go before it. Documents and parts of long documents wait in two queues, which are
-//!    served in turn: a filing of hundreds of parts keeps nobody else out, and leaves nothing unused.
+//! 2. Waiters are served in their turns, and of one class in the order they came. A waiter that avoids lanes waits for the others while one
+//!    of them is open; those behind it, who can use what it does not want, go before it. Documents and parts of long documents are served in
+//!    turn: a filing of hundreds of parts keeps nobody else out, and leaves nothing unused.
 //! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that, and between two such
 //!    calls one of the others has its turn.
 //! 4. On trial at most one call runs over all lanes.
-//! 5. A slot comes back when it is dropped, wherever that happens.
+//! 5. A slot comes back when it is dropped, wherever that happens; so does its turn, unless a call was made with it.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
+
+use super::turns::{Class, Place, Turns};
 
 /// Of the mean of what calls hold in tokens, the newest call is one part in this many.
 const MEAN_OVER: u64 = 16;
@@ -56,6 +58,8 @@ pub(super) struct Wish {
     pub(super) alone: bool,
     /// It is for a part of a long document.
     pub(super) is_part: bool,
+    /// Whose turn it takes.
+    pub(super) class: Class,
 }
 
 /// The right to make one call to one endpoint. It comes back when it is dropped.
@@ -65,6 +69,9 @@ pub(super) struct Permit {
     lane: usize,
     tokens: u64,
     alone: bool,
+    class: Class,
+    /// Whether its call was made, or is about to be.
+    is_used: bool,
 }
 
 impl Permit {
@@ -78,8 +85,9 @@ impl Permit {
         self.alone
     }
 
-    /// Says how many tokens its call holds, prompt and expected answer: the measure of an endpoint's load.
+    /// Says how many tokens the call holds that is made now, prompt and expected answer: the measure of an endpoint's load.
     pub(super) fn charge(&mut self, tokens: u64) {
+        self.is_used = true;
         let mut state = self.pool.state();
         state.mean_tokens = state
             .mean_tokens
@@ -130,6 +138,9 @@ impl Drop for Permit {
         if let Some(lane) = state.lanes.get_mut(self.lane) {
             lane.leave(self.tokens);
         }
+        if !self.is_used {
+            state.turns.give_back(self.class);
+        }
         if self.alone && state.alone_in == Some(self.lane) {
             state.alone_in = None;
             state.alone_runs = false;
@@ -169,19 +180,41 @@ impl Lane {
 #[derive(Debug)]
 struct Waiter {
     avoid: Lanes,
+    class: Class,
     grant: oneshot::Sender<Permit>,
+}
+
+/// A waiter's place in the queue; it leaves when this is dropped, unless it has had its turn.
+struct Waiting<'a> {
+    pool: &'a Arc<Pool>,
+    place: Option<Place>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(place) = self.place.take() {
+            let mut state = self.pool.state();
+            state.turns.leave(place);
+            // A suspect may have waited for it.
+            self.pool.serve(state);
+        }
+    }
+}
+
+/// A slot that is on its way to its waiter.
+struct Granted {
+    grant: oneshot::Sender<Permit>,
+    lane: usize,
+    class: Class,
+    alone: bool,
 }
 
 #[derive(Debug)]
 struct State {
     lanes: Vec<Lane>,
-    waiters: VecDeque<Waiter>,
-    /// Those that wait for parts of long documents.
-    parts: VecDeque<Waiter>,
-    /// Whether it is their turn.
-    parts_next: bool,
+    turns: Turns<Waiter>,
     /// Those that must be alone, in the order they came.
-    suspects: VecDeque<oneshot::Sender<Permit>>,
+    suspects: VecDeque<(Class, oneshot::Sender<Permit>)>,
     /// The lane that is kept free for the first of them, or that one has.
     alone_in: Option<usize>,
     /// Whether one has it.
@@ -217,9 +250,7 @@ impl Pool {
         Self {
             state: Mutex::new(State {
                 lanes: limits.iter().map(lane).collect(),
-                waiters: VecDeque::new(),
-                parts: VecDeque::new(),
-                parts_next: false,
+                turns: Turns::new(),
                 suspects: VecDeque::new(),
                 alone_in: None,
                 alone_runs: false,
@@ -241,23 +272,10 @@ impl Pool {
     pub(super) async fn acquire(self: &Arc<Self>, wish: Wish) -> Permit {
         loop {
             let (grant, granted) = oneshot::channel();
-            {
-                let mut state = self.state();
-                if wish.alone {
-                    state.suspects.push_back(grant);
-                } else {
-                    let avoid = wish.avoid;
-                    let queue = if wish.is_part {
-                        &mut state.parts
-                    } else {
-                        &mut state.waiters
-                    };
-                    queue.push_back(Waiter { avoid, grant });
-                }
-                self.serve(state);
-            }
+            let mut waiting = self.enter(wish, grant);
             // The queue lives as long as the pool and drops nobody who waits: an error cannot come, and would only cost the place.
             if let Ok(permit) = granted.await {
+                waiting.place = None;
                 return permit;
             }
         }
@@ -266,6 +284,29 @@ impl Pool {
     /// Sets how many calls may run in a lane at once; at least 1.
     pub(super) fn set_limit(self: &Arc<Self>, lane: usize, limit: usize) {
         self.change(lane, |lane| lane.limit = limit.max(1));
+    }
+
+    fn enter(self: &Arc<Self>, wish: Wish, grant: oneshot::Sender<Permit>) -> Waiting<'_> {
+        let Wish {
+            avoid,
+            alone,
+            is_part,
+            class,
+        } = wish;
+        let mut state = self.state();
+        let place = if alone {
+            state.suspects.push_back((class, grant));
+            None
+        } else {
+            let waiter = Waiter {
+                avoid,
+                class,
+                grant,
+            };
+            Some(state.turns.wait(class, is_part, waiter))
+        };
+        self.serve(state);
+        Waiting { pool: self, place }
     }
 
     /// Closes a lane, or opens it.
@@ -331,10 +372,8 @@ impl Pool {
     /// Whether nobody waits for a slot.
     pub(super) fn nobody_waits(&self) -> bool {
         let state = self.state();
-        let mut waiters = state.waiters.iter().chain(&state.parts);
-        let waits = waiters.any(|waiter| !waiter.grant.is_closed())
-            || state.suspects.iter().any(|suspect| !suspect.is_closed());
-        !waits
+        let mut suspects = state.suspects.iter();
+        state.turns.is_empty() && suspects.all(|(_, suspect)| suspect.is_closed())
     }
 
     /// Calls that run in a lane.
@@ -364,12 +403,20 @@ impl Pool {
     /// Hands out what can be handed out. Slots leave after the lock is given back: one whose waiter has gone comes back through its drop.
     fn serve(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         let mut grants = Vec::new();
-        while let Some((grant, lane, alone)) = state.next() {
+        while let Some(granted) = state.next() {
+            let Granted {
+                grant,
+                lane,
+                class,
+                alone,
+            } = granted;
             let permit = Permit {
                 pool: Arc::clone(self),
                 lane,
                 tokens: state.mean_tokens,
                 alone,
+                class,
+                is_used: false,
             };
             grants.push((grant, permit));
         }
@@ -382,43 +429,40 @@ impl Pool {
 
 impl State {
     /// The next waiter that can be let in, already counted in its lane.
-    fn next(&mut self) -> Option<(oneshot::Sender<Permit>, usize, bool)> {
+    fn next(&mut self) -> Option<Granted> {
         let tokens = self.mean_tokens;
         if self.on_trial && self.lanes.iter().any(|lane| lane.running > 0) {
             return None;
         }
         // On trial others have their turn first, or the same suspect would be tried again and again.
-        self.waiters.retain(|waiter| !waiter.grant.is_closed());
-        self.parts.retain(|waiter| !waiter.grant.is_closed());
-        let nobody_else = self.waiters.is_empty() && self.parts.is_empty();
-        let is_suspects_turn = nobody_else || !(self.on_trial || self.others_first);
+        let is_suspects_turn = self.turns.is_empty() || !(self.on_trial || self.others_first);
         if is_suspects_turn
             && let Some(lane) = self.lane_for_suspect()
-            && let Some(grant) = self.suspects.pop_front()
+            && let Some((class, grant)) = self.suspects.pop_front()
         {
             self.alone_runs = true;
+            self.turns.charge(class);
             self.lanes.get_mut(lane)?.enter(tokens);
-            return Some((grant, lane, true));
+            return Some(Granted {
+                grant,
+                lane,
+                class,
+                alone: true,
+            });
         }
-        let in_turn = [self.parts_next, !self.parts_next];
-        let (is_part, index, lane) = in_turn.into_iter().find_map(|is_part| {
-            let queue = if is_part { &self.parts } else { &self.waiters };
-            let mut waiters = queue.iter().enumerate();
-            waiters.find_map(|(index, waiter)| {
-                let lane = self.least_loaded(waiter.avoid)?;
-                Some((is_part, index, lane))
-            })
-        })?;
-        let queue = if is_part {
-            &mut self.parts
-        } else {
-            &mut self.waiters
-        };
-        let waiter = queue.remove(index)?;
-        self.parts_next = !is_part;
+        let (lanes, kept) = (&self.lanes, self.alone_in);
+        // Without this each waiter would be asked whether nothing fits it.
+        least_loaded(lanes, kept, Lanes::default())?;
+        let fits = |waiter: &Waiter| least_loaded(lanes, kept, waiter.avoid);
+        let (waiter, lane) = self.turns.take(fits)?;
         self.others_first = false;
         self.lanes.get_mut(lane)?.enter(tokens);
-        Some((waiter.grant, lane, false))
+        Some(Granted {
+            grant: waiter.grant,
+            lane,
+            class: waiter.class,
+            alone: false,
+        })
     }
 
     /// The lane that has become free for the first suspect. Chooses one to become free where none was chosen.
@@ -426,7 +470,7 @@ impl State {
         while self
             .suspects
             .front()
-            .is_some_and(oneshot::Sender::is_closed)
+            .is_some_and(|(_, suspect)| suspect.is_closed())
         {
             self.suspects.pop_front();
         }
@@ -450,20 +494,21 @@ impl State {
         self.alone_in
             .filter(|lane| self.lanes.get(*lane).is_some_and(|lane| lane.running == 0))
     }
+}
 
-    /// The lane with room and the fewest outstanding tokens; none of those to avoid while another is open.
-    fn least_loaded(&self, avoid: Lanes) -> Option<usize> {
-        let open = || {
-            let lanes = self.lanes.iter().enumerate();
-            lanes.filter(|(_, lane)| !lane.is_closed)
-        };
-        let binds = open().any(|(index, _)| !avoid.contains(index));
-        open()
-            .filter(|(index, lane)| lane.has_room() && self.alone_in != Some(*index))
-            .filter(|(index, _)| !(binds && avoid.contains(*index)))
-            .min_by_key(|(_, lane)| (lane.tokens, lane.running))
-            .map(|(index, _)| index)
-    }
+/// The lane with room and the fewest outstanding tokens, except the one that is kept for a suspect; none of those to avoid while another is
+/// open.
+fn least_loaded(lanes: &[Lane], kept: Option<usize>, avoid: Lanes) -> Option<usize> {
+    let open = || {
+        let lanes = lanes.iter().enumerate();
+        lanes.filter(|(_, lane)| !lane.is_closed)
+    };
+    let binds = open().any(|(index, _)| !avoid.contains(index));
+    open()
+        .filter(|(index, lane)| lane.has_room() && kept != Some(*index))
+        .filter(|(index, _)| !(binds && avoid.contains(*index)))
+        .min_by_key(|(_, lane)| (lane.tokens, lane.running))
+        .map(|(index, _)| index)
 }
 
 #[cfg(test)]

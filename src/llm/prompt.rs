@@ -76,7 +76,7 @@ pub enum PromptSetupError {
     #[error("{key}_file = `{}` cannot be read", path.display())]
     File {
         /// The setting, without its ending.
-        key: &'static str,
+        key: String,
         /// The file.
         path: PathBuf,
         /// Why.
@@ -99,7 +99,7 @@ pub enum PromptSetupError {
 #[error("{key}, line {line}: {problem}")]
 pub struct PromptError {
     /// The setting.
-    pub key: &'static str,
+    pub key: String,
     /// Line in the template, from 1.
     pub line: usize,
     /// What is missing or does not fit; holds no document text.
@@ -153,6 +153,8 @@ pub struct Scope(minijinja::Value);
 #[derive(Debug)]
 pub struct Prompt {
     environment: Environment<'static>,
+    /// What the templates' settings are called, for messages.
+    names: Names,
     has_system: bool,
     schema: Option<minijinja::Value>,
     hash: String,
@@ -164,10 +166,36 @@ impl Prompt {
     /// # Errors
     /// When the file cannot be read or a template cannot be parsed; both name the setting.
     pub fn new(config: &PromptConfig, schema: Option<&str>) -> Result<Self, PromptSetupError> {
-        let system = written(SYSTEM, config.system_file.as_ref(), config.system.as_ref())?;
-        let user = written(USER, config.user_file.as_ref(), config.user.as_ref())?;
+        Self::build(config, schema, Names::default())
+    }
+
+    /// Those of an input topic: `own` where it has a template, `general` where not. Messages about its own name the topic.
+    ///
+    /// # Errors
+    /// As [`Prompt::new`].
+    pub fn for_topic(
+        topic: &str,
+        own: &PromptConfig,
+        general: &PromptConfig,
+        schema: Option<&str>,
+    ) -> Result<Self, PromptSetupError> {
+        let names = Names {
+            topic: Some(topic.to_owned()),
+            own: own.clone(),
+        };
+        Self::build(&own.over(general), schema, names)
+    }
+
+    fn build(
+        config: &PromptConfig,
+        schema: Option<&str>,
+        names: Names,
+    ) -> Result<Self, PromptSetupError> {
+        let (system, user) = (names.of(SYSTEM), names.of(USER));
+        let system = written(&system, config.system_file.as_ref(), config.system.as_ref())?;
+        let user = written(&user, config.user_file.as_ref(), config.user.as_ref())?;
         let user = user.unwrap_or_else(|| Written {
-            origin: USER.to_owned(),
+            origin: names.of(USER),
             text: if schema.is_some() {
                 DEFAULT_USER_JSON.to_owned()
             } else {
@@ -205,10 +233,16 @@ impl Prompt {
             add(&mut environment, SYSTEM, &origin, text)?;
         }
         add(&mut environment, USER, &user.origin, user.text)?;
-        add(&mut environment, MAP, MAP, map.to_owned())?;
-        add(&mut environment, REDUCE, REDUCE, reduce.to_owned())?;
+        add(&mut environment, MAP, &names.of(MAP), map.to_owned())?;
+        add(
+            &mut environment,
+            REDUCE,
+            &names.of(REDUCE),
+            reduce.to_owned(),
+        )?;
         Ok(Self {
             environment,
+            names,
             has_system,
             schema: schema.map(minijinja::Value::from),
             hash,
@@ -317,10 +351,10 @@ impl Prompt {
         let template = self
             .environment
             .get_template(name)
-            .map_err(|error| describe(name, "", &error))?;
+            .map_err(|error| describe(self.names.of(name), "", &error))?;
         let content = template
             .render(context.clone())
-            .map_err(|error| describe(name, template.source(), &error))?;
+            .map_err(|error| describe(self.names.of(name), template.source(), &error))?;
         Ok(Message {
             role: role.to_owned(),
             content,
@@ -349,6 +383,32 @@ fn to_template(value: &Value) -> minijinja::Value {
     }
 }
 
+/// What the settings of templates are called.
+#[derive(Debug, Default)]
+struct Names {
+    /// The input topic that has templates of its own.
+    topic: Option<String>,
+    /// These.
+    own: PromptConfig,
+}
+
+impl Names {
+    fn of(&self, key: &'static str) -> String {
+        let own = &self.own;
+        let is_own = match key {
+            SYSTEM => own.system.is_some() || own.system_file.is_some(),
+            USER => own.user.is_some() || own.user_file.is_some(),
+            MAP => own.map.is_some(),
+            REDUCE => own.reduce.is_some(),
+            _ => false,
+        };
+        match self.topic.as_ref().filter(|_| is_own) {
+            Some(topic) => format!("input.topics `{topic}`: {key}"),
+            None => key.to_owned(),
+        }
+    }
+}
+
 /// A template as it was written, and where, for messages.
 struct Written {
     origin: String,
@@ -357,7 +417,7 @@ struct Written {
 
 /// The template of a setting: its file's, or the one that stands in the configuration.
 fn written(
-    key: &'static str,
+    key: &str,
     file: Option<&PathBuf>,
     inline: Option<&String>,
 ) -> Result<Option<Written>, PromptSetupError> {
@@ -368,7 +428,7 @@ fn written(
         }));
     };
     let text = std::fs::read_to_string(path).map_err(|source| PromptSetupError::File {
-        key,
+        key: key.to_owned(),
         path: path.clone(),
         source,
     })?;
@@ -397,7 +457,7 @@ fn add(
 
 /// A sentence for a failed rendering. The engine's own words can quote values, so only its kind is taken, and the place in the
 /// template: that is the operator's text.
-fn describe(key: &'static str, source: &str, error: &minijinja::Error) -> PromptError {
+fn describe(key: String, source: &str, error: &minijinja::Error) -> PromptError {
     let expression = error
         .range()
         .and_then(|range| source.get(range))
@@ -735,5 +795,55 @@ mod tests {
         assert_eq!(with(None, None), with(Some(DEFAULT_MAP), None));
         assert_ne!(with(None, None), with(Some("a"), None));
         assert_ne!(with(Some("a"), Some("b")), with(Some("b"), Some("a")));
+    }
+
+    /// A key that a topic does not have comes from the section, and a message tells whose template it is about.
+    #[test]
+    fn a_topic_has_templates_of_its_own_beside_the_general_ones() {
+        let general = PromptConfig {
+            system: Some("Be brief.".to_owned()),
+            user: Some("Summarise: {{ content }}".to_owned()),
+            map: Some("{{ missing }}".to_owned()),
+            ..PromptConfig::default()
+        };
+        let own = PromptConfig {
+            user: Some("News: {{ content }} {{ gone }}".to_owned()),
+            ..PromptConfig::default()
+        };
+        let prompt = Prompt::for_topic("news", &own, &general, None).unwrap();
+        let everywhere = Prompt::new(&general, None).unwrap();
+        assert_ne!(prompt.template_hash(), everywhere.template_hash());
+        let gone = Value::Object(Map::from_iter([("gone".to_owned(), "now".into())]));
+        let messages = prompt
+            .render_with(Question::Answer, &prompt.scope(&gone), "rates fell")
+            .unwrap();
+        assert_eq!(messages[0].content, "Be brief.");
+        assert_eq!(messages[1].content, "News: rates fell now");
+        let error = |question| {
+            let empty = prompt.scope(&Value::Object(Map::new()));
+            prompt.render_with(question, &empty, "").unwrap_err()
+        };
+        assert_eq!(
+            error(Question::Answer).key,
+            "input.topics `news`: prompt.user"
+        );
+        assert_eq!(error(Question::Notes(place(1))).key, "prompt.map");
+    }
+
+    #[test]
+    fn a_topics_file_takes_the_place_of_a_general_template() {
+        let general = PromptConfig {
+            user: Some("Summarise: {{ content }}".to_owned()),
+            ..PromptConfig::default()
+        };
+        let own = PromptConfig {
+            user_file: Some("nowhere.txt".into()),
+            ..PromptConfig::default()
+        };
+        let error = Prompt::for_topic("news", &own, &general, None).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "input.topics `news`: prompt.user_file = `nowhere.txt` cannot be read"
+        );
     }
 }

@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::assignment::Assignment;
 use super::emit::Order;
+use super::topics::Weight;
+use crate::llm::PromptConfig;
 use crate::offsets::{COMMIT_BYTES_MAX, Guarantee, StartAt};
 use crate::records::document::InputFormat;
 
@@ -52,6 +54,24 @@ impl ProcessingConfig {
 pub struct InputTopic {
     /// Topic name.
     pub name: String,
+    /// Its share of the calls while other topics have work too, relative to their weights; from 1 to 1,000, default 1.
+    #[serde(default)]
+    pub weight: Weight,
+    /// The keys of section `[prompt]` that are others for its documents. Default none.
+    #[serde(default)]
+    pub prompt: PromptConfig,
+}
+
+impl InputTopic {
+    /// A topic of weight 1 with the general prompt.
+    #[must_use]
+    pub fn named(name: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            weight: Weight::default(),
+            prompt: PromptConfig::default(),
+        }
+    }
 }
 
 /// `isolation.level`, with Kafka's names and default.
@@ -110,9 +130,7 @@ pub struct InputConfig {
 impl Default for InputConfig {
     fn default() -> Self {
         Self {
-            topics: vec![InputTopic {
-                name: "financial-documents".to_owned(),
-            }],
+            topics: vec![InputTopic::named("financial-documents")],
             format: InputFormat::default(),
             content_field: "content".to_owned(),
             start: StartAt::default(),

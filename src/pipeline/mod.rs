@@ -13,6 +13,7 @@ mod partition;
 mod read_ahead;
 mod supervisor;
 mod take_over;
+mod topics;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -24,7 +25,7 @@ use futures::future::BoxFuture;
 
 use self::outcome::{Count, Ending};
 use crate::kafka::{Sink, Source};
-use crate::llm::{Complete, Prompt};
+use crate::llm::Complete;
 use crate::offsets::{CommitStore, Guarantee};
 use crate::telemetry::StatusBoard;
 use crate::telemetry::holds::Holds;
@@ -41,6 +42,7 @@ pub use outcome::Destinations;
 pub use ownership::Ownership;
 pub use read_ahead::ReadAhead;
 pub use supervisor::{PipelineEnd, run};
+pub use topics::{Topics, Weight, WeightError};
 
 /// What all partitions share.
 #[derive(Debug)]
@@ -55,8 +57,8 @@ pub struct Services {
     pub guarantee: Guarantee,
     /// Asks the model.
     pub complete: Arc<dyn Complete>,
-    /// Makes the prompts.
-    pub prompt: Arc<Prompt>,
+    /// What is particular to each input topic: its share and its prompt.
+    pub topics: Topics,
     /// SHA-256 of the schema that answers must keep to, in hex; `None` without one.
     pub schema_hash: Option<String>,
     /// How the input is read.
@@ -106,10 +108,12 @@ impl Services {
         self.holds.patiently(what, &reason, patience, call).await
     }
 
-    /// Counts what has become durable.
-    fn count(&self, count: Count) {
+    /// Counts what has become durable of a topic.
+    fn count(&self, topic: &str, count: Count) {
         self.board
             .count_retries(count.attempts.saturating_sub(1).into());
+        let is_result = matches!(count.ending, Ending::Result(_));
+        self.board.count_of_topic(topic, is_result);
         match count.ending {
             Ending::Result(result) => self.board.count_result(result),
             Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),

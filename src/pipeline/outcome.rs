@@ -151,11 +151,14 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
     };
     let context = prompt_context(&document, &work.position);
     let traceparent = headers::traceparent(&work.record).map(str::to_owned);
+    let source = &work.position.topic_partition;
+    let prompt = services.topics.prompt(&source.topic);
     let request = CompletionRequest {
         document_id: document.id.clone(),
         position: work.position.clone(),
-        prompt: Arc::clone(&services.prompt),
-        scope: services.prompt.scope(&context),
+        class: services.topics.class(source),
+        prompt: Arc::clone(prompt),
+        scope: prompt.scope(&context),
         content: document.text,
         traceparent: traceparent.clone(),
     };
@@ -274,6 +277,7 @@ impl Answered {
             calls: completion.usage.calls,
         };
         let attempts = completion.attempts;
+        let topic = &work.position.topic_partition.topic;
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,
@@ -293,7 +297,7 @@ impl Answered {
             model: completion.model,
             system_fingerprint: completion.system_fingerprint,
             generation: services.generation.clone(),
-            prompt_hash: services.prompt.template_hash().to_owned(),
+            prompt_hash: services.topics.prompt(topic).template_hash().to_owned(),
             schema_hash: services.schema_hash.clone(),
             usage,
             timing,

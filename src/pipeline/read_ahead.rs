@@ -1,12 +1,17 @@
 //! The bound on open documents: everything fetched and not yet committed, over all partitions.
 //!
 //! A quarter of the bytes is for fetches on their way, an even part for each partition. A quarter, and a quarter of the records, is
-//! reserved: each partition may always hold its share, so a deep partition never starves a shallow one. The rest is a pool that any
-//! partition may use up. The sum of the three is the configured bound.
+//! reserved: each topic has a part by its weight, and each of its partitions an even share of that which it may always hold, so a deep
+//! partition never starves a shallow one. The rest is a pool that any partition may use up; while it is used up and somebody waits, what
+//! becomes free goes to topics that have less of it than their weight says. The sum of the three is the configured bound.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
+
+use crate::llm::Class;
 
 /// What a record costs beyond its own bytes: map entries, the document's state, its task.
 const RECORD_OVERHEAD_BYTES: usize = 1_024;
@@ -18,59 +23,124 @@ const FETCH_BYTES_MIN: usize = 16 * 1024;
 /// Counts open documents of all partitions.
 #[derive(Debug)]
 pub struct ReadAhead {
-    limits: Limits,
+    fetch_bytes: usize,
+    /// The size of the pool.
+    pool: Amount,
     used: Mutex<Used>,
     freed: Notify,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    fetch_bytes: usize,
-    share_records: usize,
-    share_bytes: usize,
-    pool_records: usize,
-    pool_bytes: usize,
-}
-
 #[derive(Debug, Default, Clone, Copy)]
-struct Open {
+struct Amount {
     records: usize,
     bytes: usize,
 }
 
 #[derive(Debug)]
 struct Used {
-    partitions: Vec<Open>,
+    partitions: Vec<Partition>,
+    topics: Vec<Topic>,
     /// What the partitions hold beyond their shares.
-    pool: Open,
+    pool: Amount,
 }
 
-impl Open {
-    fn beyond(self, limits: &Limits) -> Self {
+#[derive(Debug)]
+struct Partition {
+    /// Its topic's place among those.
+    topic: usize,
+    share: Amount,
+    open: Amount,
+}
+
+#[derive(Debug, Default)]
+struct Topic {
+    /// Its part of the pool.
+    part: Amount,
+    /// What it has of the pool.
+    pool: Amount,
+    /// How many of its partitions wait for room.
+    waiting: usize,
+}
+
+impl Amount {
+    const fn is_below(self, bound: Self) -> bool {
+        self.records < bound.records && self.bytes < bound.bytes
+    }
+
+    const fn beyond(self, share: Self) -> Self {
         Self {
-            records: self.records.saturating_sub(limits.share_records),
-            bytes: self.bytes.saturating_sub(limits.share_bytes),
+            records: self.records.saturating_sub(share.records),
+            bytes: self.bytes.saturating_sub(share.bytes),
+        }
+    }
+
+    const fn change(&mut self, before: Self, after: Self) {
+        self.records = self.records + after.records - before.records;
+        self.bytes = self.bytes + after.bytes - before.bytes;
+    }
+
+    /// `weight` parts of `weights`, rounded down.
+    fn part(self, weight: usize, weights: usize) -> Self {
+        let part = |whole: usize| whole.saturating_mul(weight) / weights.max(1);
+        Self {
+            records: part(self.records),
+            bytes: part(self.bytes),
         }
     }
 }
 
+/// Partitions of one topic, and its weight.
+struct Shared {
+    topic: usize,
+    weight: usize,
+    partitions: usize,
+}
+
 impl ReadAhead {
-    /// Bounds `partitions` partitions together.
+    /// Bounds these partitions together.
     #[must_use]
-    pub fn new(records_max: usize, bytes_max: usize, partitions: usize) -> Arc<Self> {
-        let partitions = partitions.max(1);
-        let limits = Limits {
-            fetch_bytes: (bytes_max / 4 / partitions).clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX),
-            share_records: (records_max / 4 / partitions).max(1),
-            share_bytes: bytes_max / 4 / partitions,
-            pool_records: records_max - records_max / 4,
-            pool_bytes: bytes_max / 2,
+    pub fn new(records_max: usize, bytes_max: usize, partitions: &[Class]) -> Arc<Self> {
+        let reserved = Amount {
+            records: records_max / 4,
+            bytes: bytes_max / 4,
         };
+        let pool = Amount {
+            records: records_max - reserved.records,
+            bytes: bytes_max / 2,
+        };
+        let mut flows: BTreeMap<u32, Shared> = BTreeMap::new();
+        for class in partitions {
+            let topic = flows.len();
+            let flow = flows.entry(class.flow).or_insert_with(|| Shared {
+                topic,
+                weight: whole(class.weight),
+                partitions: 0,
+            });
+            flow.partitions += 1;
+        }
+        let weights = flows.values().map(|flow| flow.weight).sum();
+        let mut topics: Vec<_> = flows.values().map(|_| Topic::default()).collect();
+        for flow in flows.values() {
+            if let Some(topic) = topics.get_mut(flow.topic) {
+                topic.part = pool.part(flow.weight, weights);
+            }
+        }
+        let partition = |class: &Class| {
+            let flow = flows.get(&class.flow)?;
+            Some(Partition {
+                topic: flow.topic,
+                share: reserved.part(flow.weight, weights).part(1, flow.partitions),
+                open: Amount::default(),
+            })
+        };
+        let fetch_bytes = bytes_max / 4 / partitions.len().max(1);
         Arc::new(Self {
-            limits,
+            fetch_bytes: fetch_bytes.clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX),
+            pool,
             used: Mutex::new(Used {
-                partitions: vec![Open::default(); partitions],
-                pool: Open::default(),
+                partitions: partitions.iter().filter_map(partition).collect(),
+                topics,
+                pool: Amount::default(),
             }),
             freed: Notify::new(),
         })
@@ -78,8 +148,8 @@ impl ReadAhead {
 
     /// How much one fetch may ask for.
     #[must_use]
-    pub fn fetch_bytes(&self) -> usize {
-        self.limits.fetch_bytes
+    pub const fn fetch_bytes(&self) -> usize {
+        self.fetch_bytes
     }
 
     /// Waits until the partition may fetch.
@@ -87,11 +157,15 @@ impl ReadAhead {
     /// # Cancel safety
     /// Safe: nothing is taken.
     pub async fn room(&self, partition: usize) {
+        if self.used().has_room(partition, self.pool) {
+            return;
+        }
+        let _waiting = Waiting::new(self, partition);
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             freed.as_mut().enable();
-            if self.has_room(partition) {
+            if self.used().has_room(partition, self.pool) {
                 return;
             }
             freed.await;
@@ -102,7 +176,7 @@ impl ReadAhead {
     #[must_use]
     pub fn hold(self: &Arc<Self>, partition: usize, record_bytes: usize) -> OpenToken {
         let bytes = record_bytes + RECORD_OVERHEAD_BYTES;
-        self.change(partition, |open| {
+        self.used().change(partition, |open| {
             open.records += 1;
             open.bytes += bytes;
         });
@@ -116,38 +190,90 @@ impl ReadAhead {
     /// Open records and bytes, over all partitions.
     #[must_use]
     pub fn open(&self) -> (usize, usize) {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        used.partitions
-            .iter()
-            .fold((0, 0), |(records, bytes), open| {
-                (records + open.records, bytes + open.bytes)
-            })
+        let used = self.used();
+        let open = used.partitions.iter().map(|partition| partition.open);
+        open.fold((0, 0), |(records, bytes), open| {
+            (records + open.records, bytes + open.bytes)
+        })
     }
 
-    fn has_room(&self, partition: usize) -> bool {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(open) = used.partitions.get(partition) else {
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn whole(weight: NonZeroU32) -> usize {
+    usize::try_from(weight.get()).unwrap_or(usize::MAX)
+}
+
+impl Used {
+    fn has_room(&self, partition: usize, pool: Amount) -> bool {
+        let Some(Partition { topic, share, open }) = self.partitions.get(partition) else {
             return false;
         };
-        let in_share =
-            open.records < self.limits.share_records && open.bytes < self.limits.share_bytes;
-        let in_pool = used.pool.records < self.limits.pool_records
-            && used.pool.bytes < self.limits.pool_bytes;
         // A partition that holds nothing may always fetch: one record larger than every bound must still pass.
-        open.records == 0 || in_share || in_pool
+        open.records == 0
+            || open.is_below(*share)
+            || (self.pool.is_below(pool) && self.is_turn_of(*topic))
     }
 
-    fn change(&self, partition: usize, change: impl FnOnce(&mut Open)) {
-        let mut used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
-        let Used { partitions, pool } = &mut *used;
-        let Some(open) = partitions.get_mut(partition) else {
+    /// Whether a topic may have more of the pool: not while another that waits has less than its part.
+    fn is_turn_of(&self, topic: usize) -> bool {
+        let has_less = |topic: &Topic| topic.pool.is_below(topic.part);
+        let mut others = self.topics.iter().enumerate();
+        self.topics.get(topic).is_some_and(has_less)
+            || !others.any(|(index, other)| index != topic && other.waiting > 0 && has_less(other))
+    }
+
+    fn change(&mut self, partition: usize, change: impl FnOnce(&mut Amount)) {
+        let Some(partition) = self.partitions.get_mut(partition) else {
             return;
         };
-        let before = open.beyond(&self.limits);
-        change(open);
-        let after = open.beyond(&self.limits);
-        pool.records = pool.records + after.records - before.records;
-        pool.bytes = pool.bytes + after.bytes - before.bytes;
+        let before = partition.open.beyond(partition.share);
+        change(&mut partition.open);
+        let after = partition.open.beyond(partition.share);
+        self.pool.change(before, after);
+        if let Some(topic) = self.topics.get_mut(partition.topic) {
+            topic.pool.change(before, after);
+        }
+    }
+
+    fn topic_of(&mut self, partition: usize) -> Option<&mut Topic> {
+        let topic = self.partitions.get(partition)?.topic;
+        self.topics.get_mut(topic)
+    }
+}
+
+/// Counts a partition among those that wait for room.
+struct Waiting<'a> {
+    read_ahead: &'a ReadAhead,
+    partition: usize,
+}
+
+impl<'a> Waiting<'a> {
+    fn new(read_ahead: &'a ReadAhead, partition: usize) -> Self {
+        if let Some(topic) = read_ahead.used().topic_of(partition) {
+            topic.waiting += 1;
+        }
+        Self {
+            read_ahead,
+            partition,
+        }
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut used = self.read_ahead.used();
+        let is_shared = used.topics.len() > 1;
+        if let Some(topic) = used.topic_of(self.partition) {
+            topic.waiting = topic.waiting.saturating_sub(1);
+        }
+        drop(used);
+        // What was kept for it may be another topic's now.
+        if is_shared {
+            self.read_ahead.freed.notify_waiters();
+        }
     }
 }
 
@@ -161,7 +287,7 @@ pub struct OpenToken {
 
 impl Drop for OpenToken {
     fn drop(&mut self) {
-        self.read_ahead.change(self.partition, |open| {
+        self.read_ahead.used().change(self.partition, |open| {
             open.records = open.records.saturating_sub(1);
             open.bytes = open.bytes.saturating_sub(self.bytes);
         });
@@ -181,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_deep_partition_leaves_the_others_their_share() {
-        let read_ahead = ReadAhead::new(16, 1 << 30, 2);
+        let read_ahead = ReadAhead::new(16, 1 << 30, &[Class::ONLY; 2]);
         let mut held = Vec::new();
         while may_fetch(&read_ahead, 0) {
             held.push(read_ahead.hold(0, 10));
@@ -197,9 +323,85 @@ mod tests {
         assert!(may_fetch(&read_ahead, 1), "what one frees, another may use");
     }
 
+    fn topic(flow: u32, weight: u32) -> Class {
+        Class {
+            flow,
+            weight: NonZeroU32::new(weight).unwrap(),
+            member: 0,
+        }
+    }
+
+    /// Fetches records of one byte, one at a time, for as long as the partition may.
+    fn fill(read_ahead: &Arc<ReadAhead>, partition: usize, held: &mut Vec<OpenToken>) -> usize {
+        let before = held.len();
+        while may_fetch(read_ahead, partition) {
+            held.push(read_ahead.hold(partition, 1));
+        }
+        held.len() - before
+    }
+
+    #[test]
+    fn a_topics_share_is_its_weights_however_many_partitions_it_has() {
+        // Partition 0 is the only one of a topic of weight 3, the others are of one of weight 1.
+        let mut classes = vec![topic(0, 3)];
+        classes.extend([topic(1, 1); 4]);
+        let read_ahead = ReadAhead::new(64, 1 << 30, &classes);
+        let mut held = Vec::new();
+        let first = fill(&read_ahead, 1, &mut held);
+        assert_eq!(first, 1 + 48, "its share and the whole pool");
+        for partition in 2..5 {
+            assert_eq!(fill(&read_ahead, partition, &mut held), 1);
+        }
+        assert_eq!(fill(&read_ahead, 0, &mut held), 12);
+        assert_eq!(read_ahead.open().0, 64, "the bound is the sum");
+    }
+
+    #[test]
+    fn shares_that_come_to_nothing_keep_the_sum_within_the_bound() {
+        let mut classes = vec![topic(0, 1_000)];
+        classes.extend([topic(1, 1); 999]);
+        let read_ahead = ReadAhead::new(1_024, 1 << 30, &classes);
+        let used = read_ahead.used();
+        let shares = used.partitions.iter().map(|partition| partition.share);
+        let (records, bytes) = shares.fold((0, 0), |(records, bytes), share| {
+            (records + share.records, bytes + share.bytes)
+        });
+        assert!(records <= 256 && bytes <= 1 << 28, "{records}, {bytes}");
+        assert_eq!(used.partitions[0].share.records, 255);
+        drop(used);
+        assert!(may_fetch(&read_ahead, 999), "who holds nothing may fetch");
+    }
+
+    /// What a topic had of the pool while it was alone goes to the other, document by document, up to its part.
+    #[test]
+    fn a_pool_that_is_used_up_is_divided_by_weight() {
+        let read_ahead = ReadAhead::new(64, 1 << 30, &[topic(0, 3), topic(1, 1)]);
+        let (mut deep, mut other) = (Vec::new(), Vec::new());
+        assert_eq!(fill(&read_ahead, 1, &mut deep), 4 + 48);
+        assert_eq!(fill(&read_ahead, 0, &mut other), 12);
+        let mut given = 0;
+        for _ in 0..40 {
+            let mut waits = Box::pin(read_ahead.room(0));
+            assert!(waits.as_mut().now_or_never().is_none());
+            drop(deep.pop());
+            if !may_fetch(&read_ahead, 1) {
+                assert!(waits.as_mut().now_or_never().is_some());
+                other.push(read_ahead.hold(0, 1));
+                given += 1;
+            } else {
+                drop(waits);
+                deep.push(read_ahead.hold(1, 1));
+            }
+        }
+        assert_eq!(given, 36, "three quarters of the pool");
+        drop(other);
+        fill(&read_ahead, 1, &mut deep);
+        assert_eq!(deep.len(), 4 + 48, "nothing is kept for whom does not wait");
+    }
+
     #[test]
     fn bytes_are_bounded_too_and_a_giant_record_still_passes() {
-        let read_ahead = ReadAhead::new(1_000, 64 * 1024, 1);
+        let read_ahead = ReadAhead::new(1_000, 64 * 1024, &[Class::ONLY]);
         let giant = read_ahead.hold(0, 10 * 1024 * 1024);
         assert!(!may_fetch(&read_ahead, 0));
         drop(giant);
@@ -209,7 +411,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_waiter_is_woken_when_a_place_is_freed() {
-        let read_ahead = ReadAhead::new(1, 1 << 20, 1);
+        let read_ahead = ReadAhead::new(1, 1 << 20, &[Class::ONLY]);
         let held: Vec<_> = (0..4).map(|_| read_ahead.hold(0, 1)).collect();
         let mut waiting = Box::pin(read_ahead.room(0));
         assert!(waiting.as_mut().now_or_never().is_none());

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt as _, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -21,7 +23,7 @@ use super::outcome::{Count, Outcome, Work, process};
 use super::pace::between_flushes;
 use super::read_ahead::OpenToken;
 use super::{Services, reading_ahead, ready, writing};
-use crate::llm::Slot;
+use crate::llm::{Class, Slot};
 use crate::offsets::{Committer, Flush, FlushError, Output, Tracker};
 use crate::telemetry::status::PartitionStatus;
 use crate::types::{Offset, Record, SourcePosition, TopicPartition};
@@ -85,7 +87,9 @@ pub(super) struct Worker {
     /// The batch that is being taken in: all at once, or as far as the commit record has room.
     fetched: Option<Fetched>,
     queue: VecDeque<(Work, OpenToken)>,
-    admission: Option<BoxFuture<'static, Slot>>,
+    /// One for each document in the queue, so that the partition has its share also where many slots become free at once.
+    admissions: FuturesUnordered<BoxFuture<'static, Slot>>,
+    class: Class,
     calls: JoinSet<Finished>,
     order: OrderBuffer<(Outcome, OpenToken)>,
     gathered: Vec<Gathered>,
@@ -128,7 +132,8 @@ impl Worker {
             tracker: Tracker::new(position),
             fetched: None,
             queue: VecDeque::new(),
-            admission: None,
+            admissions: FuturesUnordered::new(),
+            class: services.topics.class(&committer.partition),
             calls: JoinSet::new(),
             order: OrderBuffer::new(services.order),
             gathered: Vec::new(),
@@ -163,7 +168,7 @@ impl Worker {
                 self.services.holds.forget(&reading_ahead(&self.partition));
                 return Ok(());
             }
-            self.ask_for_a_slot();
+            self.ask_for_slots();
             let flush_at = self.flush_due_at();
             // Completions before intake: what is done makes room for what is new.
             tokio::select! {
@@ -176,7 +181,12 @@ impl Worker {
                     }
                 }
                 () = self.drain.cancelled(), if !self.draining => self.give_back(),
-                slot = ready(&mut self.admission) => self.send(slot),
+                Some(slot) = self.admissions.next(), if !self.admissions.is_empty() => {
+                    self.send(slot);
+                    while let Some(Some(slot)) = self.admissions.next().now_or_never() {
+                        self.send(slot);
+                    }
+                }
                 intaken = self.intake.recv(), if !self.fetch_ended && self.fetched.is_none() => match intaken {
                     Some(intaken) => self.receive(intaken),
                     None => self.fetch_ended = true,
@@ -250,10 +260,11 @@ impl Worker {
         self.queue.push_back((work, open));
     }
 
-    fn ask_for_a_slot(&mut self) {
-        if self.admission.is_none() && !self.queue.is_empty() {
-            let complete = Arc::clone(&self.services.complete);
-            self.admission = Some(Box::pin(async move { complete.admit().await }));
+    fn ask_for_slots(&mut self) {
+        while self.admissions.len() < self.queue.len() {
+            let (complete, class) = (Arc::clone(&self.services.complete), self.class);
+            let admission = async move { complete.admit(class).await };
+            self.admissions.push(Box::pin(admission));
         }
     }
 
@@ -386,7 +397,7 @@ impl Worker {
         flushed
             .counts
             .into_iter()
-            .for_each(|count| self.services.count(count));
+            .for_each(|count| self.services.count(&self.partition.topic, count));
         drop(flushed.open);
         if let Some(committed) = committer.committed() {
             self.committed = committed.next_offset;
@@ -416,7 +427,7 @@ impl Worker {
         self.intake.close();
         self.fetched = None;
         self.queue.clear();
-        self.admission = None;
+        self.admissions.clear();
     }
 
     fn is_drained(&self) -> bool {

@@ -118,6 +118,17 @@ pub struct Totals {
     pub flushes: u64,
     /// Bytes of their commit records, uncompressed.
     pub commit_bytes: u64,
+    /// Documents that ended, by input topic.
+    pub topics: BTreeMap<String, TopicTotals>,
+}
+
+/// What has happened to the documents of an input topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct TopicTotals {
+    /// Results that were written.
+    pub processed: u64,
+    /// Documents that were given up.
+    pub dead_lettered: u64,
 }
 
 impl Totals {
@@ -324,6 +335,19 @@ impl StatusBoard {
             .dead_lettered
             .entry(reason.as_str())
             .or_default() += 1;
+    }
+
+    /// Counts a document that ended to its input topic: with a result, or given up.
+    pub fn count_of_topic(&self, topic: &str, is_result: bool) {
+        let mut board = self.lock();
+        let topics = &mut board.totals.topics;
+        if !topics.contains_key(topic) {
+            topics.insert(topic.to_owned(), TopicTotals::default());
+        }
+        if let Some(totals) = topics.get_mut(topic) {
+            totals.processed += u64::from(is_result);
+            totals.dead_lettered += u64::from(!is_result);
+        }
     }
 
     /// Counts a record that was passed over.

@@ -55,6 +55,24 @@ fn encode_totals(encoder: &mut DescriptorEncoder<'_>, totals: &Totals) -> fmt::R
         counter(&mut family, "reason", reason.as_str(), count)?;
     }
 
+    if !totals.topics.is_empty() {
+        let mut family = encoder.encode_descriptor(
+            "topic_documents",
+            "Documents that ended, by input topic and by whether with a result or as a dead letter",
+            None,
+            MetricType::Counter,
+        )?;
+        for (topic, totals) in &totals.topics {
+            for (end, count) in [
+                ("result", totals.processed),
+                ("dead_letter", totals.dead_lettered),
+            ] {
+                let labels = [("topic", topic.as_str()), ("end", end)];
+                ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+            }
+        }
+    }
+
     let family = encoder.encode_descriptor(
         "records_skipped",
         "Records that are no documents: tombstones",

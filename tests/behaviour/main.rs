@@ -23,4 +23,5 @@ mod ordering;
 mod outage;
 mod ownership;
 mod recovery;
+mod several_topics;
 mod topics;

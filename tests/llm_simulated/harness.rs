@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kafka_llm_processor::llm::{
-    AnswerSchema, Complete, CompleteError, Completion, CompletionRequest, Concurrency, GiveUp,
-    HttpTransport, KafkaContext, LlmConfig, LlmMetrics, LongDocumentsConfig, LongPolicy, Prompt,
-    PromptConfig, Setup, VllmClient,
+    AnswerSchema, Class, Complete, CompleteError, Completion, CompletionRequest, Concurrency,
+    GiveUp, HttpTransport, KafkaContext, LlmConfig, LlmMetrics, LongDocumentsConfig, LongPolicy,
+    Prompt, PromptConfig, Setup, VllmClient,
 };
 use kafka_llm_processor::sandbox::vllm::{Latency, SeenRequest, Vllm, VllmConfig};
 use kafka_llm_processor::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
@@ -105,6 +105,7 @@ pub(crate) fn request(offset: i64, content: &str) -> CompletionRequest {
 pub(crate) fn request_with(prompt: Arc<Prompt>, offset: i64, content: &str) -> CompletionRequest {
     let context = Prompt::context(Map::new(), "d", KafkaContext::default());
     CompletionRequest {
+        class: Class::ONLY,
         document_id: format!("doc-{offset}"),
         position: SourcePosition {
             topic_partition: TopicPartition::new("documents", 0),
@@ -118,7 +119,7 @@ pub(crate) fn request_with(prompt: Arc<Prompt>, offset: i64, content: &str) -> C
 }
 
 pub(crate) async fn complete(client: Arc<VllmClient>, request: CompletionRequest) -> Outcome {
-    let slot = client.admit().await;
+    let slot = client.admit(Class::ONLY).await;
     client.complete(request, slot).await
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use kafka_llm_processor::llm::{
-    Complete, CompleteError, Completion, CompletionRequest, GiveUp, Slot, Usage,
+    Class, Complete, CompleteError, Completion, CompletionRequest, GiveUp, Slot, Usage,
 };
 use kafka_llm_processor::types::DeadLetterReason;
 use tokio::sync::Semaphore;
@@ -35,7 +35,7 @@ impl Model {
 
 #[async_trait]
 impl Complete for Model {
-    async fn admit(&self) -> Slot {
+    async fn admit(&self, _class: Class) -> Slot {
         self.instance.gate().await;
         match Arc::clone(&self.slots).acquire_owned().await {
             Ok(permit) => Slot::new(permit),

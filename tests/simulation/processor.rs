@@ -4,11 +4,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use kafka_llm_processor::kafka::Membership;
-use kafka_llm_processor::llm::{Complete, Prompt, PromptConfig};
+use kafka_llm_processor::llm::{Class, Complete, Prompt, PromptConfig};
 use kafka_llm_processor::offsets::{COMMIT_BYTES_MAX, CommitStore, Guarantee};
 use kafka_llm_processor::pipeline::{
     self, CommitOffsets, Destinations, InputConfig, OnDataLoss, Ownership, PipelineEnd,
-    PipelineMetrics, ReadAhead, Services,
+    PipelineMetrics, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
@@ -101,7 +101,7 @@ fn services(instance: &Arc<Instance>) -> Services {
         },
         commit_bytes_max: COMMIT_BYTES_MAX,
         complete: Arc::new(Model::new(instance)) as Arc<dyn Complete>,
-        prompt: Arc::clone(&PROMPT),
+        topics: Topics::any(Arc::clone(&PROMPT)),
         schema_hash: None,
         input: InputConfig {
             fetch_wait: FETCH_WAIT,
@@ -122,7 +122,11 @@ fn services(instance: &Arc<Instance>) -> Services {
         },
         order: scenario.order,
         commit_interval: scenario.commit_interval,
-        read_ahead: ReadAhead::new(scenario.read_ahead_records, 1 << 20, partitions),
+        read_ahead: ReadAhead::new(
+            scenario.read_ahead_records,
+            1 << 20,
+            &vec![Class::ONLY; partitions],
+        ),
         commit_offsets: CommitOffsets::default(),
         metrics: PipelineMetrics::new(&mut registry),
         holds: Holds::new(board.clone()),

@@ -125,6 +125,7 @@ fn bare_prompt() -> Arc<Prompt> {
 
 fn document(offset: i64, text: &str) -> CompletionRequest {
     CompletionRequest {
+        class: Class::ONLY,
         document_id: "d".to_owned(),
         position: SourcePosition {
             topic_partition: TopicPartition::new("t", 0),
@@ -143,7 +144,7 @@ fn client(config: &LlmConfig, transport: Arc<dyn Transport>) -> VllmClient {
 }
 
 async fn ask(client: &VllmClient) -> Result<Completion, CompleteError> {
-    let slot = client.admit().await;
+    let slot = client.admit(Class::ONLY).await;
     client.complete(request(), slot).await
 }
 
@@ -155,7 +156,7 @@ async fn ask_all(
     let asked = (0..).zip(texts).map(|(offset, text)| {
         let client = Arc::clone(client);
         async move {
-            let slot = client.admit().await;
+            let slot = client.admit(Class::ONLY).await;
             client.complete(document(offset, &text), slot).await
         }
     });
@@ -389,7 +390,7 @@ async fn refusals_beside_calls_that_are_answered_later_cost_nobody_an_answer() {
     let more = async {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
-            let slot = client.admit().await;
+            let slot = client.admit(Class::ONLY).await;
             drop(client.complete(document(999, "plain 999"), slot).await);
         }
     };
@@ -768,7 +769,7 @@ async fn waiters_for_admission_keep_their_order_through_a_hold() {
         let client = Arc::clone(&client);
         let order = Arc::clone(&order);
         tasks.spawn(async move {
-            let slot = client.admit().await;
+            let slot = client.admit(Class::ONLY).await;
             order.lock().unwrap().push(place);
             client.complete(request(), slot).await.unwrap();
         });

@@ -17,6 +17,7 @@ const ANY: Wish = Wish {
     avoid: Lanes(0),
     alone: false,
     is_part: false,
+    class: Class::ONLY,
 };
 const ALONE: Wish = Wish { alone: true, ..ANY };
 const PART: Wish = Wish {
@@ -82,6 +83,71 @@ fn a_waiter_that_leaves_gives_its_slot_to_the_next() {
     drop(slot);
     drop(leaves_late);
     assert!(stays.now_or_never().is_some());
+}
+
+/// Invariant 2, also where many slots become free before anybody who was served can ask again.
+#[test]
+fn slots_are_shared_by_weight() {
+    let pool = pool(&[16]);
+    let wish = |flow: u32, weight: u32| Wish {
+        class: Class {
+            flow,
+            weight: weight.try_into().unwrap(),
+            member: 0,
+        },
+        ..ANY
+    };
+    let mut running: Vec<_> = (0..16).map(|_| now(&pool, ANY).unwrap()).collect();
+    let mut waiters: Vec<_> = (0..200)
+        .flat_map(|_| [(7, wish(7, 1)), (8, wish(8, 3))])
+        .map(|(flow, wish)| (flow, Box::pin(pool.acquire(wish))))
+        .collect();
+    for (_, waiter) in &mut waiters {
+        assert!(waiter.now_or_never().is_none());
+    }
+    let (mut light, mut heavy) = (0, 0);
+    for _ in 0..10 {
+        running.clear();
+        waiters.retain_mut(|(flow, waiter)| match waiter.now_or_never() {
+            None => true,
+            Some(mut permit) => {
+                permit.charge(1);
+                running.push(permit);
+                *if *flow == 7 { &mut light } else { &mut heavy } += 1;
+                false
+            }
+        });
+    }
+    assert_eq!((light, heavy), (40, 120));
+}
+
+/// Invariant 5: a document that needs no call takes no turn from its flow.
+#[test]
+fn a_slot_without_a_call_costs_no_turn() {
+    let pool = pool(&[1]);
+    let of = |flow| Wish {
+        class: Class {
+            flow,
+            ..Class::ONLY
+        },
+        ..ANY
+    };
+    let mut running = now(&pool, of(0)).unwrap();
+    running.charge(1);
+    let mut unused: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire(of(1)))).collect();
+    let mut other = Box::pin(pool.acquire(of(0)));
+    let mut last = Box::pin(pool.acquire(of(1)));
+    for waiter in unused.iter_mut().chain([&mut other, &mut last]) {
+        assert!(waiter.now_or_never().is_none());
+    }
+    drop(running);
+    for waiter in &mut unused {
+        drop(waiter.now_or_never().unwrap());
+    }
+    let mut permit = (&mut last).now_or_never().expect("none was its turn");
+    permit.charge(1);
+    drop(permit);
+    assert!((&mut other).now_or_never().is_some());
 }
 
 #[test]
@@ -305,7 +371,7 @@ proptest! {
             match step {
                 Step::Ask(avoid, alone) => {
                     let pool = Arc::clone(&pool);
-                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone, is_part: avoid == Some(2) };
+                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone, is_part: avoid == Some(2), class: Class { flow: u32::from(alone), member: 1, ..Class::ONLY } };
                     let mut waiter = Box::pin(async move { pool.acquire(wish).await });
                     match (&mut waiter).now_or_never() {
                         Some(permit) => out.push(permit),

@@ -96,7 +96,10 @@ fn status_metrics_and_summary_tell_the_same() {
         truncated: true,
         ..result(100)
     });
+    board.count_of_topic("docs", true);
+    board.count_of_topic("docs", true);
     board.count_dead_letter(DeadLetterReason::InvalidJson);
+    board.count_of_topic("docs", false);
     board.count_skipped();
     board.count_retries(3);
     board.set_partition(partition(0));
@@ -116,6 +119,8 @@ fn status_metrics_and_summary_tell_the_same() {
     for line in [
         r#"klp_documents_total{status="ok"} 1"#,
         r#"klp_documents_total{status="truncated"} 1"#,
+        r#"klp_topic_documents_total{topic="docs",end="result"} 2"#,
+        r#"klp_topic_documents_total{topic="docs",end="dead_letter"} 1"#,
         r#"klp_dead_letters_total{reason="invalid_json"} 1"#,
         r#"klp_dead_letters_total{reason="result_too_large"} 0"#,
         "klp_records_skipped_total 1",

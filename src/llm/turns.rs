@@ -1,0 +1,283 @@
+//! Whose turn is next, of those that wait for a slot: flows share by weight, and the members of a flow share evenly.
+//!
+//! What a flow and a member are is the caller's business. Flows are queued start-time fair: the next turn of each begins at a virtual time, the
+//! earliest is taken, and it moves that flow's next one on by a step that is the smaller the larger the weight is.
+//!
+//! # Invariants
+//! 1. Of two flows that wait all the time, each is served in proportion to its weight: the turns of each, divided by its weight, are never
+//!    further apart than one turn of each, divided so.
+//! 2. A turn is never left unused while somebody waits whom it fits. Nothing is saved up: a flow that comes back begins where the others are,
+//!    and one that has just had its turn not before its next one.
+//! 3. Within a flow documents and parts of long documents have their turns in turn; within each of the two the members that wait, one waiter
+//!    each; within a member the waiters in the order they came. So nobody waits for more than one round of the members of its flow.
+//! 4. A waiter whom what is free does not fit keeps its place, and those behind it go before it.
+//! 5. A turn is what a call takes, wherever it came from: one without a wait is charged to its flow, one that came to no call is given back.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU32;
+
+/// Virtual time that a turn takes at weight 1. Large, so that a step is as good as exact at any weight; the 64 bits above it count turns.
+const TURN: u128 = 1 << 64;
+
+/// Who asks: with whom it shares, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Class {
+    /// What shares by weight with others of its kind.
+    pub flow: u32,
+    /// Its weight, at least 1.
+    pub weight: NonZeroU32,
+    /// What shares evenly with the other members of the flow.
+    pub member: u32,
+}
+
+impl Class {
+    /// The only member of the only flow.
+    pub const ONLY: Self = Self {
+        flow: 0,
+        weight: NonZeroU32::MIN,
+        member: 0,
+    };
+
+    fn step(self) -> u128 {
+        TURN / u128::from(self.weight.get())
+    }
+}
+
+impl Default for Class {
+    fn default() -> Self {
+        Self::ONLY
+    }
+}
+
+/// A place among those that wait, to leave it by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    class: Class,
+    is_part: bool,
+    number: u64,
+}
+
+/// Those that wait.
+#[derive(Debug)]
+pub(super) struct Turns<T> {
+    flows: BTreeMap<u32, Flow<T>>,
+    /// The flows of which somebody waits, by the begin of the next turn of each.
+    order: BTreeSet<(u128, u32)>,
+    /// The latest begin of a turn that was taken.
+    now: u128,
+    /// How many have come.
+    came: u64,
+}
+
+#[derive(Debug)]
+struct Flow<T> {
+    step: u128,
+    /// When its next turn begins.
+    begins: u128,
+    documents: Members<T>,
+    parts: Members<T>,
+    parts_next: bool,
+}
+
+/// Waiters by member. A member is in the ring while it has any.
+#[derive(Debug)]
+struct Members<T> {
+    ring: VecDeque<u32>,
+    queues: BTreeMap<u32, VecDeque<(u64, T)>>,
+}
+
+/// Where a waiter was found.
+struct Found<R> {
+    in_ring: usize,
+    in_queue: usize,
+    fits: R,
+}
+
+impl<T> Turns<T> {
+    /// Nobody waits.
+    pub(super) const fn new() -> Self {
+        Self {
+            flows: BTreeMap::new(),
+            order: BTreeSet::new(),
+            now: 0,
+            came: 0,
+        }
+    }
+
+    /// Whether nobody waits.
+    pub(super) fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    /// Somebody comes, to the end of its member's queue.
+    pub(super) fn wait(&mut self, class: Class, is_part: bool, waiter: T) -> Place {
+        self.came += 1;
+        let number = self.came;
+        let flow = self
+            .flows
+            .entry(class.flow)
+            .or_insert_with(|| Flow::new(class.step()));
+        if flow.is_empty() {
+            flow.begins = flow.begins.max(self.now);
+            self.order.insert((flow.begins, class.flow));
+        }
+        flow.of(is_part).push(class.member, number, waiter);
+        Place {
+            class,
+            is_part,
+            number,
+        }
+    }
+
+    /// Somebody goes without a turn; nothing happens when it has had it.
+    pub(super) fn leave(&mut self, place: Place) {
+        let Place { class, number, .. } = place;
+        let Some(flow) = self.flows.get_mut(&class.flow) else {
+            return;
+        };
+        let was_there = flow.of(place.is_part).leave(class.member, number);
+        if was_there && flow.is_empty() {
+            self.order.remove(&(flow.begins, class.flow));
+        }
+    }
+
+    /// Takes the first waiter in turn for whom `fits` has something. Its turn is charged.
+    pub(super) fn take<R>(&mut self, mut fits: impl FnMut(&T) -> Option<R>) -> Option<(T, R)> {
+        let (begins, id, is_part, found) = self.order.iter().find_map(|(begins, id)| {
+            let (is_part, found) = self.flows.get(id)?.find(&mut fits)?;
+            Some((*begins, *id, is_part, found))
+        })?;
+        let flow = self.flows.get_mut(&id)?;
+        let waiter = flow.of(is_part).take(found.in_ring, found.in_queue)?;
+        flow.parts_next = !is_part;
+        self.order.remove(&(begins, id));
+        // Not always the earliest: that one may be of a flow that waits for something else.
+        self.now = self.now.max(begins);
+        flow.begins = begins.saturating_add(flow.step);
+        if !flow.is_empty() {
+            self.order.insert((flow.begins, id));
+        }
+        Some((waiter, found.fits))
+    }
+
+    /// A turn was taken without a wait here.
+    pub(super) fn charge(&mut self, class: Class) {
+        let now = self.now;
+        self.move_on(class, |begins| begins.max(now).saturating_add(class.step()));
+    }
+
+    /// A turn came to nothing.
+    pub(super) fn give_back(&mut self, class: Class) {
+        self.move_on(class, |begins| begins.saturating_sub(class.step()));
+    }
+
+    fn move_on(&mut self, class: Class, begins: impl FnOnce(u128) -> u128) {
+        let flow = self
+            .flows
+            .entry(class.flow)
+            .or_insert_with(|| Flow::new(class.step()));
+        let waits = self.order.remove(&(flow.begins, class.flow));
+        flow.begins = begins(flow.begins);
+        if waits {
+            self.order.insert((flow.begins, class.flow));
+        }
+    }
+}
+
+impl<T> Flow<T> {
+    const fn new(step: u128) -> Self {
+        Self {
+            step,
+            begins: 0,
+            documents: Members::new(),
+            parts: Members::new(),
+            parts_next: false,
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.documents.ring.is_empty() && self.parts.ring.is_empty()
+    }
+
+    const fn of(&mut self, is_part: bool) -> &mut Members<T> {
+        if is_part {
+            &mut self.parts
+        } else {
+            &mut self.documents
+        }
+    }
+
+    fn find<R>(&self, fits: &mut impl FnMut(&T) -> Option<R>) -> Option<(bool, Found<R>)> {
+        let in_turn = [self.parts_next, !self.parts_next];
+        in_turn.into_iter().find_map(|is_part| {
+            let members = if is_part {
+                &self.parts
+            } else {
+                &self.documents
+            };
+            Some((is_part, members.find(fits)?))
+        })
+    }
+}
+
+impl<T> Members<T> {
+    const fn new() -> Self {
+        Self {
+            ring: VecDeque::new(),
+            queues: BTreeMap::new(),
+        }
+    }
+
+    fn push(&mut self, member: u32, number: u64, waiter: T) {
+        let queue = self.queues.entry(member).or_insert_with(|| {
+            self.ring.push_back(member);
+            VecDeque::new()
+        });
+        queue.push_back((number, waiter));
+    }
+
+    fn find<R>(&self, fits: &mut impl FnMut(&T) -> Option<R>) -> Option<Found<R>> {
+        self.ring.iter().enumerate().find_map(|(in_ring, member)| {
+            let mut queue = self.queues.get(member)?.iter().enumerate();
+            queue.find_map(|(in_queue, (_, waiter))| {
+                let fits = fits(waiter)?;
+                Some(Found {
+                    in_ring,
+                    in_queue,
+                    fits,
+                })
+            })
+        })
+    }
+
+    /// The member of the waiter goes to the end of the ring.
+    fn take(&mut self, in_ring: usize, in_queue: usize) -> Option<T> {
+        let member = self.ring.remove(in_ring)?;
+        let queue = self.queues.get_mut(&member)?;
+        let waiter = queue.remove(in_queue);
+        if queue.is_empty() {
+            self.queues.remove(&member);
+        } else {
+            self.ring.push_back(member);
+        }
+        waiter.map(|(_, waiter)| waiter)
+    }
+
+    fn leave(&mut self, member: u32, number: u64) -> bool {
+        let Some(queue) = self.queues.get_mut(&member) else {
+            return false;
+        };
+        let Ok(index) = queue.binary_search_by_key(&number, |(number, _)| *number) else {
+            return false;
+        };
+        queue.remove(index);
+        if queue.is_empty() {
+            self.queues.remove(&member);
+            self.ring.retain(|other| *other != member);
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests;
