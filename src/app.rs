@@ -420,10 +420,11 @@ impl App {
             order: settings.pipeline.order,
             commit_interval: settings.processing.commit_interval(),
             commit_bytes_max: settings.processing.commit_record_bytes_max,
-            read_ahead: ReadAhead::new(
+            read_ahead: ReadAhead::with_gauges(
                 settings.pipeline.read_ahead_records,
                 settings.pipeline.read_ahead_bytes,
                 &classes,
+                self.pipeline_metrics.open(),
             ),
             commit_offsets,
             metrics: self.pipeline_metrics.clone(),

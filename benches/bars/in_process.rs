@@ -12,12 +12,13 @@ use kafka_llm_processor::kafka::rskafka::{RskafkaSink, RskafkaSource};
 use kafka_llm_processor::kafka::wire::{Isolation, WireSink, WireSource};
 use kafka_llm_processor::kafka::{Fetched, KafkaError, LogReader as _, RecordStream, Sink, Source};
 use kafka_llm_processor::llm::{
-    Complete, CompleteError, Completion, CompletionRequest, Prompt, PromptConfig, Slot, Usage,
+    Class, Complete, CompleteError, Completion, CompletionRequest, Prompt, PromptConfig, Slot,
+    Usage,
 };
 use kafka_llm_processor::offsets::{COMMIT_BYTES_MAX, CommitStore, Guarantee};
 use kafka_llm_processor::pipeline::{
     CommitOffsets, Destinations, InputConfig, Order, Ownership, Partitioner, PipelineConfig,
-    PipelineEnd, PipelineMetrics, ProcessingConfig, ReadAhead, Services,
+    PipelineEnd, PipelineMetrics, ProcessingConfig, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
@@ -96,6 +97,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         .await
         .expect("asked")
         .expect("it is there");
+    let prompt = Prompt::new(&PromptConfig::default(), None).expect("a prompt");
     let services = Services {
         source: Arc::new(Timed {
             source,
@@ -106,7 +108,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         guarantee: Guarantee::AtLeastOnce,
         commit_bytes_max: COMMIT_BYTES_MAX,
         complete: Arc::new(Work::start()),
-        prompt: Arc::new(Prompt::new(&PromptConfig::default(), None).expect("a prompt")),
+        topics: Topics::any(Arc::new(prompt)),
         schema_hash: None,
         input: InputConfig::default(),
         destinations: Destinations {
@@ -119,7 +121,11 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         },
         order,
         commit_interval: ProcessingConfig::default().commit_interval(),
-        read_ahead: ReadAhead::new(pipeline.read_ahead_records, pipeline.read_ahead_bytes, 1),
+        read_ahead: ReadAhead::new(
+            pipeline.read_ahead_records,
+            pipeline.read_ahead_bytes,
+            &[Class::ONLY],
+        ),
         commit_offsets: commit_offsets.clone(),
         metrics: PipelineMetrics::new(&mut registry),
         holds: Holds::new(board.clone()),
@@ -262,7 +268,7 @@ fn wake(waiting: &std_mpsc::Receiver<(Instant, oneshot::Sender<()>)>) {
 
 #[async_trait]
 impl Complete for Work {
-    async fn admit(&self) -> Slot {
+    async fn admit(&self, _class: Class) -> Slot {
         match Arc::clone(&self.slots).acquire_owned().await {
             Ok(permit) => Slot::new(permit),
             Err(_closed) => Slot::unbounded(),

@@ -18,7 +18,7 @@ pub struct ProcessingConfig {
     /// `processing.guarantee`, with Kafka Streams' names.
     pub guarantee: Guarantee,
     /// `commit.interval.ms`: the least time between two flushes of a partition while documents are on their way; 0 flushes as soon as the
-    /// last one is through. Unless it is set, 0 at least once and 50 exactly once, where each flush is a transaction (Kafka Streams waits
+    /// last one is through. Unless it is set, 10 at least once and 50 exactly once, where each flush is a transaction (Kafka Streams waits
     /// 100 there).
     pub commit_interval_ms: Option<u64>,
     /// Most bytes of a commit record: read-ahead waits before it could be passed. Lower it where the commit topic's `max.message.bytes` is
@@ -41,7 +41,7 @@ impl ProcessingConfig {
     #[must_use]
     pub fn commit_interval(&self) -> Duration {
         let by_guarantee = match self.guarantee {
-            Guarantee::AtLeastOnce => 0,
+            Guarantee::AtLeastOnce => 10,
             Guarantee::ExactlyOnce => 50,
         };
         Duration::from_millis(self.commit_interval_ms.unwrap_or(by_guarantee))
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn the_commit_interval_follows_from_the_guarantee_unless_it_is_set() {
         let mut processing = ProcessingConfig::default();
-        assert_eq!(processing.commit_interval(), Duration::ZERO);
+        assert_eq!(processing.commit_interval(), Duration::from_millis(10));
         processing.guarantee = Guarantee::ExactlyOnce;
         assert_eq!(processing.commit_interval(), Duration::from_millis(50));
         processing.commit_interval_ms = Some(0);

@@ -108,7 +108,7 @@ impl Intake {
         let mut failing = false;
         loop {
             self.services.read_ahead.room(self.index).await;
-            let max_bytes = self.services.read_ahead.fetch_bytes();
+            let max_bytes = self.services.read_ahead.fetch_bytes(self.index);
             let wait = self.services.input.fetch_wait;
             let fetch = self.stream.next(max_bytes, wait);
             let (answer, told) = self.services.patiently(&what, "fetch", wait, fetch).await;

@@ -5,12 +5,32 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StepLabel {
     step: &'static str,
+}
+
+/// What is open, against the bounds of `[pipeline]`.
+#[derive(Debug, Clone, Default)]
+pub struct OpenGauges {
+    records: Gauge,
+    bytes: Gauge,
+}
+
+impl OpenGauges {
+    pub(super) fn add(&self, bytes: usize) {
+        self.records.inc();
+        self.bytes.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn remove(&self, bytes: usize) {
+        self.records.dec();
+        self.bytes.dec_by(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
 }
 
 /// The families of the pipeline.
@@ -20,6 +40,7 @@ pub struct PipelineMetrics {
     flushed: Counter,
     step_failures: Family<StepLabel, Counter>,
     input_losses: Counter,
+    open: OpenGauges,
 }
 
 impl PipelineMetrics {
@@ -30,7 +51,19 @@ impl PipelineMetrics {
             flushed: Counter::default(),
             step_failures: Family::default(),
             input_losses: Counter::default(),
+            open: OpenGauges::default(),
         };
+        registry.register(
+            "read_ahead_records",
+            "Documents that are fetched and not committed; pipeline.read_ahead_records bounds them",
+            metrics.open.records.clone(),
+        );
+        registry.register_with_unit(
+            "read_ahead",
+            "Their bytes, with what each document costs beside its own; pipeline.read_ahead_bytes bounds them",
+            Unit::Bytes,
+            metrics.open.bytes.clone(),
+        );
         registry.register_with_unit(
             "flush_duration",
             "Time to make results and their commit durable",
@@ -53,6 +86,12 @@ impl PipelineMetrics {
             metrics.input_losses.clone(),
         );
         metrics
+    }
+
+    /// Where it is told what is open.
+    #[must_use]
+    pub fn open(&self) -> OpenGauges {
+        self.open.clone()
     }
 
     pub(super) fn flushed(&self, records: usize, duration: Duration) {

@@ -37,7 +37,7 @@ pub use config::{
     Partitioner, PipelineConfig, ProcessingConfig,
 };
 pub use emit::{Order, OrderBuffer};
-pub use metrics::PipelineMetrics;
+pub use metrics::{OpenGauges, PipelineMetrics};
 pub use outcome::Destinations;
 pub use ownership::Ownership;
 pub use read_ahead::ReadAhead;

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
+use super::metrics::OpenGauges;
 use crate::llm::Class;
 
 /// What a record costs beyond its own bytes: map entries, the document's state, its task.
@@ -28,6 +29,7 @@ pub struct ReadAhead {
     pool: Amount,
     used: Mutex<Used>,
     freed: Notify,
+    gauges: OpenGauges,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -50,6 +52,8 @@ struct Partition {
     topic: usize,
     share: Amount,
     open: Amount,
+    /// What its records have of late, each; 0 before the first.
+    record_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -100,6 +104,17 @@ impl ReadAhead {
     /// Bounds these partitions together.
     #[must_use]
     pub fn new(records_max: usize, bytes_max: usize, partitions: &[Class]) -> Arc<Self> {
+        Self::with_gauges(records_max, bytes_max, partitions, OpenGauges::default())
+    }
+
+    /// Bounds these partitions together, and shows what is open.
+    #[must_use]
+    pub fn with_gauges(
+        records_max: usize,
+        bytes_max: usize,
+        partitions: &[Class],
+        gauges: OpenGauges,
+    ) -> Arc<Self> {
         let reserved = Amount {
             records: records_max / 4,
             bytes: bytes_max / 4,
@@ -131,6 +146,7 @@ impl ReadAhead {
                 topic: flow.topic,
                 share: reserved.part(flow.weight, weights).part(1, flow.partitions),
                 open: Amount::default(),
+                record_bytes: 0,
             })
         };
         let fetch_bytes = bytes_max / 4 / partitions.len().max(1);
@@ -143,13 +159,17 @@ impl ReadAhead {
                 pool: Amount::default(),
             }),
             freed: Notify::new(),
+            gauges,
         })
     }
 
-    /// How much one fetch may ask for.
+    /// How much the partition's next fetch may ask for: its even part of the bytes for fetches, or less where its records are so small that
+    /// they would pass the bound on records. Before the first record the least: nobody knows what comes.
     #[must_use]
-    pub const fn fetch_bytes(&self) -> usize {
-        self.fetch_bytes
+    pub fn fetch_bytes(&self, partition: usize) -> usize {
+        let records = self.used().records_left(partition, self.pool);
+        let bytes = records.map_or(0, |(count, bytes)| count.saturating_mul(bytes));
+        bytes.clamp(FETCH_BYTES_MIN, self.fetch_bytes)
     }
 
     /// Waits until the partition may fetch.
@@ -176,10 +196,14 @@ impl ReadAhead {
     #[must_use]
     pub fn hold(self: &Arc<Self>, partition: usize, record_bytes: usize) -> OpenToken {
         let bytes = record_bytes + RECORD_OVERHEAD_BYTES;
-        self.used().change(partition, |open| {
+        let mut used = self.used();
+        used.learn(partition, record_bytes);
+        used.change(partition, |open| {
             open.records += 1;
             open.bytes += bytes;
         });
+        drop(used);
+        self.gauges.add(bytes);
         OpenToken {
             read_ahead: Arc::clone(self),
             partition,
@@ -208,7 +232,10 @@ fn whole(weight: NonZeroU32) -> usize {
 
 impl Used {
     fn has_room(&self, partition: usize, pool: Amount) -> bool {
-        let Some(Partition { topic, share, open }) = self.partitions.get(partition) else {
+        let Some(Partition {
+            topic, share, open, ..
+        }) = self.partitions.get(partition)
+        else {
             return false;
         };
         // A partition that holds nothing may always fetch: one record larger than every bound must still pass.
@@ -223,6 +250,26 @@ impl Used {
         let mut others = self.topics.iter().enumerate();
         self.topics.get(topic).is_some_and(has_less)
             || !others.any(|(index, other)| index != topic && other.waiting > 0 && has_less(other))
+    }
+
+    /// How many records the partition may still hold, with an even part of what is left of the pool, and what each has.
+    fn records_left(&self, partition: usize, pool: Amount) -> Option<(usize, usize)> {
+        let of_pool = pool.records.saturating_sub(self.pool.records) / self.partitions.len();
+        let partition = self.partitions.get(partition)?;
+        let of_share = partition
+            .share
+            .records
+            .saturating_sub(partition.open.records);
+        Some((of_share + of_pool, partition.record_bytes))
+    }
+
+    fn learn(&mut self, partition: usize, record_bytes: usize) {
+        if let Some(partition) = self.partitions.get_mut(partition) {
+            partition.record_bytes = match partition.record_bytes {
+                0 => record_bytes,
+                of_late => (of_late * 7 + record_bytes) / 8,
+            };
+        }
     }
 
     fn change(&mut self, partition: usize, change: impl FnOnce(&mut Amount)) {
@@ -291,6 +338,7 @@ impl Drop for OpenToken {
             open.records = open.records.saturating_sub(1);
             open.bytes = open.bytes.saturating_sub(self.bytes);
         });
+        self.read_ahead.gauges.remove(self.bytes);
         self.read_ahead.freed.notify_waiters();
     }
 }
@@ -397,6 +445,39 @@ mod tests {
         drop(other);
         fill(&read_ahead, 1, &mut deep);
         assert_eq!(deep.len(), 4 + 48, "nothing is kept for whom does not wait");
+    }
+
+    #[test]
+    fn a_fetch_asks_for_what_may_be_held_of_small_records_and_no_more() {
+        let read_ahead = ReadAhead::new(1_024, 16 << 20, &[Class::ONLY; 16]);
+        assert_eq!(
+            read_ahead.fetch_bytes(0),
+            FETCH_BYTES_MIN,
+            "nothing is known"
+        );
+        drop(read_ahead.hold(0, 1_000));
+        // Its share of 16 records, and 48 of the pool.
+        assert_eq!(read_ahead.fetch_bytes(0), 64 * 1_000);
+        assert_eq!(
+            read_ahead.fetch_bytes(1),
+            FETCH_BYTES_MIN,
+            "another's say nothing"
+        );
+        let held: Vec<_> = (0..784).map(|_| read_ahead.hold(0, 1_000)).collect();
+        assert_eq!(
+            read_ahead.fetch_bytes(0),
+            FETCH_BYTES_MIN,
+            "share and pool are used up"
+        );
+        drop(held);
+        for _ in 0..40 {
+            drop(read_ahead.hold(0, 100_000));
+        }
+        assert_eq!(
+            read_ahead.fetch_bytes(0),
+            256 * 1024,
+            "its part of the bytes for fetches"
+        );
     }
 
     #[test]
