@@ -33,6 +33,8 @@ mod refusals;
 mod rskafka_client;
 #[path = "sandbox_broker/sasl.rs"]
 mod sasl;
+#[path = "sandbox_broker/traffic.rs"]
+mod traffic;
 #[path = "sandbox_broker/transactions.rs"]
 mod transactions;
 #[path = "sandbox_broker/versions.rs"]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use kafka_protocol::messages::ApiKey;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -24,6 +25,8 @@ const FRAME_BYTES_UNAUTHENTICATED_MAX: usize = 512 * 1024;
 const IDLE_MAX: Duration = Duration::from_secs(600);
 /// How long a client may take to accept a response.
 const WRITE_MAX: Duration = Duration::from_secs(30);
+/// A frame's length stands before it.
+const LENGTH_BYTES: usize = 4;
 /// First allocation for a frame; the rest follows the bytes that really come.
 const FRAME_BYTES_FIRST: usize = 64 * 1024;
 
@@ -65,8 +68,9 @@ pub(super) async fn serve(
 ) -> Result<(), ConnectionError> {
     stream.set_nodelay(true)?;
     let session = Session::new(&shared.config);
+    let _connected = shared.traffic.connected();
     let mut context = Context {
-        shared,
+        shared: Arc::clone(&shared),
         session,
         client_id: None,
         peer: stream.peer_addr()?.ip(),
@@ -80,7 +84,15 @@ pub(super) async fn serve(
         let Some(frame) = read_frame(&mut stream, limit).await? else {
             break;
         };
-        match api::dispatch(&mut context, frame).await? {
+        let (api, bytes_in) = (api_key(&context, &frame), frame.len());
+        let outcome = api::dispatch(&mut context, frame).await?;
+        if let Some(api) = api {
+            let bytes_out = outcome.body().map_or(0, |body| LENGTH_BYTES + body.len());
+            shared
+                .traffic
+                .answered(api, LENGTH_BYTES + bytes_in, bytes_out);
+        }
+        match outcome {
             Outcome::Reply(body) => write_frame(&mut stream, &body, body.len()).await?,
             Outcome::ReplyAndClose(body) => {
                 write_frame(&mut stream, &body, body.len()).await?;
@@ -97,6 +109,15 @@ pub(super) async fn serve(
     }
     stream.shutdown().await?;
     Ok(())
+}
+
+/// The API that a frame asks for; a bare token of SASL asks for none.
+fn api_key(context: &Context, frame: &Bytes) -> Option<ApiKey> {
+    if context.session.awaits_bare_token() {
+        return None;
+    }
+    let first = frame.first_chunk::<2>()?;
+    ApiKey::try_from(i16::from_be_bytes(*first)).ok()
 }
 
 /// One frame; `None` when the client closed before it.

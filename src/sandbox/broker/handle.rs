@@ -20,6 +20,7 @@ use super::listener::Listener;
 use super::log::PartitionLog;
 use super::shared::Shared;
 use super::state::{NewTopic, Partition, Refusal};
+use super::traffic::Traffic;
 use super::transactions;
 use crate::types::{Offset, Record, TopicPartition};
 
@@ -93,6 +94,20 @@ impl Broker {
     #[must_use]
     pub fn faults(&self) -> &Faults {
         &self.inner.shared.faults
+    }
+
+    /// What clients have asked for since the start.
+    #[must_use]
+    pub fn traffic(&self) -> Traffic {
+        self.inner.shared.traffic.picture()
+    }
+
+    /// Bytes in the logs of a topic, as they were appended: packed, with markers. `None` when there is no such topic.
+    #[must_use]
+    pub fn log_bytes(&self, topic: &str) -> Option<usize> {
+        let state = self.inner.shared.state();
+        let partitions = state.topics.get(topic)?.partitions.iter();
+        Some(partitions.map(|partition| partition.log.bytes()).sum())
     }
 
     /// Closes the port and all connections; topics, records and commits stay. Does nothing when stopped already.

@@ -51,6 +51,7 @@ mod scram;
 mod shared;
 mod state;
 mod topic_config;
+mod traffic;
 mod transactions;
 mod validate;
 
@@ -61,4 +62,5 @@ pub use handle::Broker;
 pub use kafka_protocol::error::ResponseError as ErrorCode;
 pub use kafka_protocol::messages::ApiKey;
 pub use state::Refusal;
+pub use traffic::{ApiTraffic, Traffic};
 pub use transactions::OpenTransaction;

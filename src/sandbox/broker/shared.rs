@@ -10,6 +10,7 @@ use super::config::BrokerConfig;
 use super::faults::Faults;
 use super::groups::Groups;
 use super::state::State;
+use super::traffic::Counters;
 
 /// The one broker's id.
 pub(super) const NODE_ID: i32 = 1;
@@ -21,6 +22,7 @@ pub(super) struct Shared {
     /// Where it listens; it stays the same over stops and starts.
     pub address: SocketAddr,
     pub faults: Faults,
+    pub traffic: Counters,
     state: Mutex<State>,
     /// Counts changes of logs and topics: fetches that wait for records sleep on it.
     changes: watch::Sender<u64>,
@@ -35,6 +37,7 @@ impl Shared {
             config,
             address,
             faults: Faults::default(),
+            traffic: Counters::default(),
             state: Mutex::new(state),
             changes: watch::Sender::new(0),
             group_changes: watch::Sender::new(0),

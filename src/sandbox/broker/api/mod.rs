@@ -153,6 +153,16 @@ pub(super) enum Outcome {
     Silence,
 }
 
+impl Outcome {
+    /// What is sent, as far as it is a whole answer.
+    pub(super) fn body(&self) -> Option<&Bytes> {
+        match self {
+            Self::Reply(body) | Self::ReplyAndClose(body) => Some(body),
+            Self::CutReply(_) | Self::NoReply | Self::Close | Self::Silence => None,
+        }
+    }
+}
+
 /// A request with its header taken off.
 struct Call {
     version: i16,
