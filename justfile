@@ -161,6 +161,10 @@ bench-compare:
     {{ cargo }} build --release
     BARS=peers REAL_KAFKA_REQUIRED=1 KLP_TEST_BINARY=$PWD/{{ binary }} {{ cargo }} bench --bench bars
 
+# what a load costs Kafka, counted beside computed, as the tables of docs/scaling.md
+scaling:
+    {{ cargo }} bench --bench scaling
+
 # how adaptive concurrency follows a server whose capacity changes: a table, and docs/concurrency.svg; TRACE_SECONDS=20 just tries it out
 concurrency-trace:
     {{ cargo }} bench --bench concurrency_trace
