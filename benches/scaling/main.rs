@@ -27,8 +27,10 @@ mod tables;
 
 use std::time::Duration;
 
+use kafka_llm_processor::clock;
 use kafka_llm_processor::sandbox::broker::{ApiKey, Traffic};
 use kafka_llm_processor::sandbox::vllm::Vllm;
+use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 use tokio::time::{Instant, sleep};
 
 use model::{Load, REFRESH};
@@ -68,6 +70,8 @@ struct Measured {
     seconds: f64,
     /// Since the start.
     documents: u64,
+    /// Seconds after the first document could come at which partitions have a refresh in the window, unless documents came before.
+    refreshes: Vec<f64>,
 }
 
 /// What was counted until all partitions were taken over.
@@ -134,7 +138,7 @@ async fn run() {
         .map(|setup| measure(setup, 0.0, IDLE_WINDOW));
     let (least, exactly) = tokio::join!(least, exactly);
     for (setup, (_, measured)) in idle.into_iter().zip([least, exactly]) {
-        running.push((setup, pairs(&setup, &measured, REFRESH, 0.0), 0));
+        running.push((setup, pairs(&setup, &measured, REFRESH), 0));
     }
     for commit_partitions in [16, 1] {
         let setup = Setup {
@@ -173,8 +177,7 @@ async fn settle(setup: &Setup, documents: u32) -> (Begun, Vec<Pair>) {
     loop {
         tries += 1;
         let (start, measured) = measure(setup, f64::from(documents), WINDOW).await;
-        let early = early_refreshes(setup, start.seconds);
-        let pairs = pairs(setup, &measured, f64::INFINITY, early);
+        let pairs = pairs(setup, &measured, f64::INFINITY);
         if tries == 3 || pairs.iter().all(Pair::agrees) {
             return (start, pairs);
         }
@@ -189,12 +192,21 @@ fn warm_up(setup: &Setup) -> Duration {
     }
 }
 
-/// Refreshes a second in the window where taking over, which goes on evenly, was so slow that the first partitions have theirs in it.
-fn early_refreshes(setup: &Setup, seconds: f64) -> f64 {
-    let (window, warm_up) = (WINDOW.as_secs_f64(), warm_up(setup).as_secs_f64());
-    let begins = (seconds + warm_up - REFRESH).clamp(0.0, seconds);
-    let ends = (seconds + warm_up + window - REFRESH).clamp(0.0, seconds);
-    f64::from(setup.partitions) * (ends - begins) / seconds / window
+/// When the refreshes of the claims come, as far as they are in the window.
+fn refreshes_within(
+    claims: &[(TopicPartition, Offset, Record)],
+    offered_from: i64,
+    setup: &Setup,
+    window: Duration,
+) -> Vec<f64> {
+    let begins = warm_up(setup).as_secs_f64();
+    let after = claims.iter().map(|(_, _, claim)| {
+        let since = i32::try_from(claim.timestamp_ms - offered_from).expect("a minute or so");
+        f64::from(since) / 1e3 + REFRESH
+    });
+    after
+        .filter(|at| (begins..begins + window.as_secs_f64()).contains(at))
+        .collect()
 }
 
 /// Begins, lets documents come, and counts.
@@ -205,6 +217,8 @@ async fn measure(setup: &Setup, documents: f64, window: Duration) -> (Begun, Mea
         traffic: group.broker.traffic(),
         seconds: began.elapsed().as_secs_f64(),
     };
+    let claims = group.broker.records(COMMITS);
+    let offered_from = clock::now().as_millisecond();
     let arrivals = Arrivals::start(&group, documents);
     sleep(warm_up(setup)).await;
     let (traffic, totals, log_bytes) = (
@@ -220,6 +234,7 @@ async fn measure(setup: &Setup, documents: f64, window: Duration) -> (Begun, Mea
         log_bytes: group.commit_log_bytes() - log_bytes,
         seconds: from.elapsed().as_secs_f64(),
         documents: group.totals().documents,
+        refreshes: refreshes_within(&claims, offered_from, setup, window),
     };
     eprintln!(
         "{}: {:.0} documents a second",
@@ -324,18 +339,37 @@ pub(crate) fn load_of(setup: &Setup, documents: f64, refresh: f64) -> Load {
     }
 }
 
-fn pairs(setup: &Setup, measured: &Measured, refresh: f64, early_refreshes: f64) -> Vec<Pair> {
+fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
     let seconds = measured.seconds;
     // Of as many documents as came.
+    let documents = count(measured.totals.documents) / seconds;
+    // Where all refreshes are in the window the model has them itself.
+    let early_refreshes = if refresh.is_finite() {
+        0.0
+    } else {
+        let by_partition = documents / f64::from(setup.partitions);
+        let none_before = measured
+            .refreshes
+            .iter()
+            .map(|at| (-by_partition * at).exp());
+        none_before.sum::<f64>() / seconds
+    };
     let load = Load {
         early_refreshes,
-        ..load_of(setup, count(measured.totals.documents) / seconds, refresh)
+        ..load_of(setup, documents, refresh)
     };
     let cost = load.cost();
     let requests = |api| count(measured.traffic.of(api).requests) / seconds;
     let bytes = |api| {
         let traffic = measured.traffic.of(api);
         count(traffic.bytes_in + traffic.bytes_out) / seconds
+    };
+    // How many polls an idle instance has on the own driver hangs on when its streams began: what is computed is the most.
+    let fetches = if load.is_wire && documents == 0.0 {
+        assert!(requests(ApiKey::Fetch) <= FACTOR * cost.fetches);
+        0.0
+    } else {
+        cost.fetches * seconds
     };
     // Who writes to a partition for the first time asks for its leader.
     let dials = if load.is_wire {
@@ -357,9 +391,12 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64, early_refreshes: f64)
         ),
         pair("transactions", requests(ApiKey::EndTxn), cost.transactions),
         pair("Produce", requests(ApiKey::Produce), cost.produces),
-        pair("Fetch", requests(ApiKey::Fetch), cost.fetches),
         Pair {
-            events: cost.fetches * seconds,
+            events: fetches,
+            ..pair("Fetch", requests(ApiKey::Fetch), cost.fetches)
+        },
+        Pair {
+            events: fetches,
             ..pair("bytes of Fetch", bytes(ApiKey::Fetch), cost.fetch_bytes)
         },
         pair(
