@@ -19,6 +19,8 @@ async fn requests_are_counted_by_api_with_their_bytes_and_connections_while_they
     wire.call(9, &one).await;
     wire.call(9, &MetadataRequest::default()).await;
     let mut other = Wire::connect(&broker.bootstrap()).await;
+    other.call(9, &MetadataRequest::default()).await;
+    assert_eq!(broker.traffic().connections, 2);
     drop(wire);
     let until_one_is_left = async {
         while broker.traffic().connections != 1 {
