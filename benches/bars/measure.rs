@@ -1,4 +1,6 @@
 //! Rows that go through HTTP: `measure.py` writes the documents, starts a simulated vLLM and the processor, and looks at what comes out.
+//!
+//! It knows a result by its key, and a result keeps the key of its document: so each document has a key of its own here, in every order.
 
 use std::path::PathBuf;
 
@@ -238,9 +240,6 @@ impl Measure {
         let partitions = row.partitions.to_string();
         let mut options = vec!["--partitions", &partitions, "--order", checked];
         options.extend(row.more);
-        if order == "key" {
-            options.extend(["--keys", "100"]);
-        }
         let built = std::env::var("KLP_TEST_BINARY")
             .unwrap_or_else(|_| env!("CARGO_BIN_EXE_kafka-llm-processor").to_owned());
         let mut command = vec![

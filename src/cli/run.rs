@@ -1,9 +1,7 @@
 //! `run`: the processor itself.
 
 use std::io::{self, Write as _};
-use std::num::NonZeroUsize;
 use std::process::ExitCode;
-use std::thread;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
@@ -15,18 +13,13 @@ use crate::app::{App, RunEnd};
 use crate::config::Settings;
 use crate::telemetry::{LogGuard, logging};
 
-/// One core takes some 8,000 documents a second through the process (docs/performance.md), more than any model answers; on a host with a hundred
-/// cores as many threads would only wake each other.
-const WORKER_THREADS_MAX: usize = 4;
-
 pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
     let guard = match logging::init(&settings.log) {
         Ok(guard) => guard,
         Err(error) => return super::fail(EXIT_USAGE, &error.to_string()),
     };
-    let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(cores.min(WORKER_THREADS_MAX))
+        .worker_threads(settings.pipeline.worker_threads.get())
         .enable_all()
         .build()
     {

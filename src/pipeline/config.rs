@@ -1,5 +1,6 @@
 //! Settings of the way of a document.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -201,6 +202,8 @@ pub struct PipelineConfig {
     pub read_ahead_records: usize,
     /// Most bytes of open documents, over all partitions, fetches on their way included.
     pub read_ahead_bytes: usize,
+    /// Threads that do the work. One moves some 10,000 documents a second; more of them wait for each other.
+    pub worker_threads: NonZeroUsize,
     /// How long a stop may take before it is cut off.
     #[serde(with = "crate::types::duration")]
     pub drain_timeout: Duration,
@@ -212,6 +215,7 @@ impl Default for PipelineConfig {
             order: Order::default(),
             read_ahead_records: 1_024,
             read_ahead_bytes: 16 * 1024 * 1024,
+            worker_threads: NonZeroUsize::MIN,
             drain_timeout: Duration::from_secs(45),
         }
     }

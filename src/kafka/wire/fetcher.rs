@@ -264,8 +264,10 @@ impl Fetcher {
         }
     }
 
-    /// Whether the stream is told that there is nothing. The main poll rounds: streams that began at different times would make it end
-    /// again and again otherwise.
+    /// Whether the stream is told that there is nothing. The main poll rounds, and more so when it brought nothing to anybody: streams that
+    /// began at different times would make each end early otherwise, again and again. Of two groups of streams half a poll or more apart, the
+    /// second is less than that apart from the first: so all become one group, and idle partitions cost one request for each poll's whole
+    /// time.
     fn is_over(&self, order: &Order, data: &PartitionData, poll: Poll, is_empty: bool) -> bool {
         let end = match self.isolation {
             Isolation::ReadUncommitted => data.high_watermark,
@@ -273,6 +275,7 @@ impl Fetcher {
         };
         let is_crowded_out = !is_empty && end > order.from.value();
         let rounded = match poll {
+            Poll::Main if is_empty => POLL_WAIT / 2,
             Poll::Main => SIDE_WAIT,
             Poll::Side => Duration::ZERO,
         };
