@@ -21,15 +21,6 @@ const TO_TENTH: usize = 8;
 const RUN_WITHIN: Duration = Duration::from_secs(120);
 
 pub(crate) async fn run(bench: &Bench, table: &mut Table) {
-    documents::create(&bench.cluster, "shared", PARTITIONS).await;
-    documents::write(
-        &bench.cluster,
-        "shared",
-        PARTITIONS,
-        DOCUMENTS,
-        DOCUMENT_BYTES,
-    )
-    .await;
     for driver in &bench.drivers {
         let mut runs = Vec::new();
         for round in 0..bench.rounds {
@@ -57,12 +48,13 @@ async fn speed(bench: &Bench, driver: &str, processes: usize, round: usize) -> f
     };
     let vllm = Vllm::start(config).await.expect("the simulated vLLM");
     let group = format!("shared-{driver}-{processes}-{round}");
+    documents::create(&bench.cluster, &group, PARTITIONS).await;
     let mut running = Vec::new();
     for _ in 0..processes {
         let arguments = [
             format!("--set=kafka.brokers={}", bench.broker.address()),
             format!("--group-id={group}"),
-            "--input-topic=shared".to_owned(),
+            format!("--input-topic={group}"),
             format!("--output-topic={group}-results"),
             format!("--llm-url={}", vllm.url()),
             format!("--concurrency={AT_ONCE}"),
@@ -73,6 +65,19 @@ async fn speed(bench: &Bench, driver: &str, processes: usize, round: usize) -> f
         ];
         running.push(Processor::start(&arguments, &[]));
     }
+    // Documents come when the partitions are dealt out: how a group comes together is another question.
+    for processor in &running {
+        let words = ["all partitions are taken over"];
+        processor.line(&words, RUN_WITHIN).await;
+    }
+    documents::write(
+        &bench.cluster,
+        &group,
+        PARTITIONS,
+        DOCUMENTS,
+        DOCUMENT_BYTES,
+    )
+    .await;
     let mut times = Vec::new();
     for tenth in [FROM_TENTH, TO_TENTH] {
         let enough = u64::try_from(DOCUMENTS / 10 * tenth).expect("a count");

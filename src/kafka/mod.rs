@@ -142,11 +142,19 @@ pub trait Sink: Send + Sync + std::fmt::Debug {
     async fn take_over(&self, input: &TopicPartition) -> Result<Box<dyn PartitionSink>, StepError>;
 }
 
+/// Most bytes of one appended batch, uncompressed: half of Kafka's default `max.message.bytes`, which counts compressed bytes.
+pub const BATCH_BYTES_MAX: usize = 512 * 1024;
+
 /// The steps that the owner of one input partition can take. A dropped future may still have written: never drop one.
 #[async_trait]
 pub trait PartitionSink: Send {
     /// Whether [`begin`](Self::begin) and [`end`](Self::end) do anything: what is appended between them is visible all or not at all.
     fn is_transactional(&self) -> bool;
+
+    /// How many bytes, uncompressed, the next batch for a partition shall have at most, when so many wait for it. One record may have more.
+    fn batch_bytes(&self, _waiting: usize) -> usize {
+        BATCH_BYTES_MAX
+    }
 
     /// Begins a transaction.
     ///

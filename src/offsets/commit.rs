@@ -16,8 +16,6 @@ use crate::kafka::{Batch, End, KafkaError, PartitionSink, StepError};
 use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition};
 
-/// Most bytes of one appended batch, uncompressed: half of Kafka's default `max.message.bytes`, which counts compressed bytes.
-const BATCH_BYTES_MAX: usize = 512 * 1024;
 /// Most records of one appended batch.
 const BATCH_RECORDS_MAX: usize = 1_000;
 
@@ -252,7 +250,7 @@ impl Committer {
         lanes: &mut Lanes,
         commit: Option<&Batch>,
     ) -> Result<(), StepError> {
-        let mut batches = lanes.next_batches();
+        let mut batches = lanes.next_batches(&*self.sink);
         batches.extend(commit.cloned());
         let mut outcomes = self.sink.append(&batches).await.into_iter();
         let mut failure = None;
@@ -454,8 +452,10 @@ impl Lanes {
     }
 
     /// The head of each lane, as much as one batch takes, and at least one record.
-    fn next_batches(&self) -> Vec<Batch> {
+    fn next_batches(&self, sink: &dyn PartitionSink) -> Vec<Batch> {
         let heads = self.0.iter().map(|(to, lane)| {
+            let waiting = lane.waiting.iter().map(|output| output.record.size());
+            let bytes_max = sink.batch_bytes(waiting.sum());
             let mut bytes = 0;
             let fits = lane
                 .waiting
@@ -463,7 +463,7 @@ impl Lanes {
                 .take(lane.records_max)
                 .take_while(|output| {
                     bytes += output.record.size();
-                    bytes <= BATCH_BYTES_MAX
+                    bytes <= bytes_max
                 });
             let count = match lane.unresolved {
                 0 => fits.count().max(1),

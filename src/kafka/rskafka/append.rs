@@ -23,16 +23,23 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::super::{Batch, End, KafkaConfig, KafkaError, PartitionSink, Sink, StepError};
+use super::super::{
+    BATCH_BYTES_MAX, Batch, End, KafkaConfig, KafkaError, PartitionSink, Sink, StepError,
+};
 use super::{Connector, error};
 use crate::types::{Record, TopicPartition};
 
 /// The least time between the beginnings of two appends to a partition, as `linger.ms` of Kafka's own producer since 4.0. Who comes after a
 /// longer pause waits for nothing.
 const LINGER: Duration = Duration::from_millis(5);
-/// Most bytes of a batch of several parts, uncompressed: half of Kafka's default `max.message.bytes`, which counts compressed bytes. One part
-/// alone may have more.
-const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// Most bytes of a batch, uncompressed, while little waits. rskafka's connections have 8 KiB of buffer and no `TCP_NODELAY`: of a longer
+/// request the length goes out alone, and the kernel keeps the rest back until the broker has acknowledged that, which takes it 40 ms. Results
+/// pack to a fifth, so this much stays below.
+const QUICK_BYTES: usize = 32 * 1024;
+/// While more waits batches are as large as they may be: then what one carries counts for more than the 40 ms.
+const QUICK_WAITING_BYTES: usize = 256 * 1024;
+/// Batches of fewer bytes are not packed: a commit record by itself, which each flush has, is some 300 bytes.
+const PACKED_FROM_BYTES: usize = 512;
 /// Most parts that wait for a writer; their senders wait with the others.
 const PARTS_WAITING: usize = 64;
 /// A batch of more bytes is packed on a thread for blocking work: it takes more than a millisecond, and calls to the model would wait for it.
@@ -91,6 +98,14 @@ struct RskafkaPartitionSink {
 impl PartitionSink for RskafkaPartitionSink {
     fn is_transactional(&self) -> bool {
         false
+    }
+
+    fn batch_bytes(&self, waiting: usize) -> usize {
+        if waiting <= QUICK_WAITING_BYTES {
+            QUICK_BYTES
+        } else {
+            BATCH_BYTES_MAX
+        }
     }
 
     async fn begin(&mut self) -> Result<(), StepError> {
@@ -183,13 +198,14 @@ impl Writer {
                 Some(part) => part,
                 None => self.parts.recv().await?,
             };
-            if let Some(began) = self.began {
+            // With a part that nearly fills a batch little could go out.
+            if let Some(began) = self.began.filter(|_| first.bytes < QUICK_BYTES / 2) {
                 sleep_until(began + LINGER).await;
             }
             let mut bytes = first.bytes;
             let mut parts = vec![first];
             while let Ok(part) = self.parts.try_recv() {
-                if bytes + part.bytes > BATCH_BYTES_MAX {
+                if bytes + part.bytes > QUICK_BYTES {
                     self.left = Some(part);
                     break;
                 }
@@ -239,7 +255,12 @@ impl Writer {
         let (connector, producing) = (Arc::clone(&self.connector), Arc::clone(&client));
         // The deadline is inside: a thread for blocking work cannot be told to give up.
         let produce = async move {
-            let produce = producing.produce(records, Compression::Gzip);
+            let compression = if bytes < PACKED_FROM_BYTES {
+                Compression::NoCompression
+            } else {
+                Compression::Gzip
+            };
+            let produce = producing.produce(records, compression);
             connector.within("append", Duration::ZERO, produce).await
         };
         let produced = if bytes <= PACKED_AT_ONCE_BYTES {
