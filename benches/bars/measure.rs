@@ -318,6 +318,8 @@ impl Measure {
     ) -> Vec<Value> {
         let output = Command::new(self.folder.join("venv/bin/python"))
             .current_dir(&self.folder)
+            // The processor would take it for one of its settings.
+            .env_remove("KLP_TEST_BINARY")
             .arg("measure.py")
             .args([
                 "--brokers",
