@@ -121,7 +121,12 @@ impl Intake {
                     }
                     backoff.reset();
                     held.reset();
-                    if self.to_worker.send(self.count(fetched)).await.is_err() {
+                    if self
+                        .to_worker
+                        .send(self.count(fetched, max_bytes))
+                        .await
+                        .is_err()
+                    {
                         return None;
                     }
                 }
@@ -164,8 +169,14 @@ impl Intake {
         }
     }
 
-    fn count(&self, fetched: Fetched) -> Intaken {
+    fn count(&self, fetched: Fetched, asked: usize) -> Intaken {
         let read_ahead = &self.services.read_ahead;
+        let bytes = fetched
+            .records
+            .iter()
+            .map(|(_, record)| record.size())
+            .sum();
+        read_ahead.learn(self.index, asked, fetched.records.len(), bytes);
         let records = fetched
             .records
             .into_iter()

@@ -4,8 +4,12 @@
 //! reserved: each topic has a part by its weight, and each of its partitions an even share of that which it may always hold, so a deep
 //! partition never starves a shallow one. The rest is a pool that any partition may use up; while it is used up and somebody waits, what
 //! becomes free goes to topics that have less of it than their weight says. The sum of the three is the configured bound.
+//!
+//! # Invariants
+//! 1. Who waits holds something, or it might fetch: it is told when what it holds itself becomes less, if not before.
+//! 2. A document that becomes free wakes no more than its own partition and one of each topic: what it costs does not grow with partitions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -20,15 +24,16 @@ const RECORD_OVERHEAD_BYTES: usize = 1_024;
 const FETCH_BYTES_MAX: usize = 1024 * 1024;
 /// The smallest fetch: below it the requests would cost more than the records.
 const FETCH_BYTES_MIN: usize = 16 * 1024;
+/// The pool is fetched for while one part of this many is free: asked for each record that is done, one fetch would bring one.
+const WORTH_A_FETCH: usize = 8;
 
 /// Counts open documents of all partitions.
 #[derive(Debug)]
 pub struct ReadAhead {
     fetch_bytes: usize,
-    /// The size of the pool.
-    pool: Amount,
     used: Mutex<Used>,
-    freed: Notify,
+    /// Told to those that wait for room in a partition, by its index.
+    wakes: Vec<Notify>,
     gauges: OpenGauges,
 }
 
@@ -42,8 +47,10 @@ struct Amount {
 struct Used {
     partitions: Vec<Partition>,
     topics: Vec<Topic>,
-    /// What the partitions hold beyond their shares.
+    /// The size of the pool.
     pool: Amount,
+    /// What the partitions hold beyond their shares.
+    used: Amount,
 }
 
 #[derive(Debug)]
@@ -52,18 +59,28 @@ struct Partition {
     topic: usize,
     share: Amount,
     open: Amount,
-    /// What its records have of late, each; 0 before the first.
+    /// What its records took of a fetch of late, each; 0 before the first.
     record_bytes: usize,
+    /// How many wait for its room: more than one while it is given from hand to hand.
+    waiting: usize,
+    /// Whether it stands in its topic's queue.
+    is_queued: bool,
 }
 
 #[derive(Debug, Default)]
 struct Topic {
+    weight: usize,
+    /// Of all topics together.
+    weights: usize,
+    partitions: usize,
     /// Its part of the pool.
     part: Amount,
     /// What it has of the pool.
-    pool: Amount,
-    /// How many of its partitions wait for room.
+    used: Amount,
+    /// How many wait for room in its partitions.
     waiting: usize,
+    /// Its partitions that wait and were not woken, who has waited longest first.
+    queue: VecDeque<usize>,
 }
 
 impl Amount {
@@ -137,6 +154,9 @@ impl ReadAhead {
         let mut topics: Vec<_> = flows.values().map(|_| Topic::default()).collect();
         for flow in flows.values() {
             if let Some(topic) = topics.get_mut(flow.topic) {
+                topic.weight = flow.weight;
+                topic.weights = weights;
+                topic.partitions = flow.partitions;
                 topic.part = pool.part(flow.weight, weights);
             }
         }
@@ -147,18 +167,20 @@ impl ReadAhead {
                 share: reserved.part(flow.weight, weights).part(1, flow.partitions),
                 open: Amount::default(),
                 record_bytes: 0,
+                waiting: 0,
+                is_queued: false,
             })
         };
         let fetch_bytes = bytes_max / 4 / partitions.len().max(1);
         Arc::new(Self {
             fetch_bytes: fetch_bytes.clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX),
-            pool,
+            wakes: partitions.iter().map(|_| Notify::new()).collect(),
             used: Mutex::new(Used {
                 partitions: partitions.iter().filter_map(partition).collect(),
                 topics,
-                pool: Amount::default(),
+                pool,
+                used: Amount::default(),
             }),
-            freed: Notify::new(),
             gauges,
         })
     }
@@ -167,7 +189,7 @@ impl ReadAhead {
     /// they would pass the bound on records. Before the first record the least: nobody knows what comes.
     #[must_use]
     pub fn fetch_bytes(&self, partition: usize) -> usize {
-        let records = self.used().records_left(partition, self.pool);
+        let records = self.used().records_left(partition);
         let bytes = records.map_or(0, |(count, bytes)| count.saturating_mul(bytes));
         bytes.clamp(FETCH_BYTES_MIN, self.fetch_bytes)
     }
@@ -177,18 +199,28 @@ impl ReadAhead {
     /// # Cancel safety
     /// Safe: nothing is taken.
     pub async fn room(&self, partition: usize) {
-        if self.used().has_room(partition, self.pool) {
+        let Some(wake) = self.wakes.get(partition) else {
+            return std::future::pending().await;
+        };
+        if self.used().has_room(partition) {
             return;
         }
         let _waiting = Waiting::new(self, partition);
         loop {
-            let freed = self.freed.notified();
-            tokio::pin!(freed);
-            freed.as_mut().enable();
-            if self.used().has_room(partition, self.pool) {
+            let woken = wake.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            if !self.used().must_wait(partition) {
                 return;
             }
-            freed.await;
+            woken.await;
+        }
+    }
+
+    /// Learns from a fetch of at most `asked` bytes what records take of one. What was packed comes out as more than was asked for.
+    pub fn learn(&self, partition: usize, asked: usize, records: usize, bytes: usize) {
+        if let Some(each) = bytes.min(asked).checked_div(records) {
+            self.used().learn(partition, each);
         }
     }
 
@@ -196,13 +228,10 @@ impl ReadAhead {
     #[must_use]
     pub fn hold(self: &Arc<Self>, partition: usize, record_bytes: usize) -> OpenToken {
         let bytes = record_bytes + RECORD_OVERHEAD_BYTES;
-        let mut used = self.used();
-        used.learn(partition, record_bytes);
-        used.change(partition, |open| {
+        self.used().change(partition, |open| {
             open.records += 1;
             open.bytes += bytes;
         });
-        drop(used);
         self.gauges.add(bytes);
         OpenToken {
             read_ahead: Arc::clone(self),
@@ -224,6 +253,18 @@ impl ReadAhead {
     fn used(&self) -> MutexGuard<'_, Used> {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whoever may fetch now and waits at the head of its topic, and `freed` where it may, is woken.
+    fn pass_on(&self, mut used: MutexGuard<'_, Used>, freed: Option<usize>) {
+        let freed = freed.filter(|partition| used.may_be_woken(*partition));
+        let heads = used.take_heads();
+        drop(used);
+        for partition in freed.into_iter().chain(heads) {
+            if let Some(wake) = self.wakes.get(partition) {
+                wake.notify_waiters();
+            }
+        }
+    }
 }
 
 fn whole(weight: NonZeroU32) -> usize {
@@ -231,47 +272,97 @@ fn whole(weight: NonZeroU32) -> usize {
 }
 
 impl Used {
-    /// Whether the partition may fetch, and may fetch enough: asked for each record that is done, one fetch would bring one record.
-    fn has_room(&self, partition: usize, pool: Amount) -> bool {
-        let Some(Partition {
-            topic, share, open, ..
-        }) = self.partitions.get(partition)
-        else {
-            return false;
-        };
-        let left_of_share = share.records.saturating_sub(open.records);
-        let in_share = open.is_below(*share) && left_of_share >= share.records / 2;
-        let in_pool = || {
-            let whole = share.records + pool.records / self.partitions.len();
-            let left = left_of_share + self.left_of_pool(pool);
-            self.pool.is_below(pool) && left >= whole / 8 && self.is_turn_of(*topic)
-        };
-        // A partition that holds nothing may always fetch: one record larger than every bound must still pass.
-        open.records == 0 || in_share || in_pool()
+    /// Whether the partition may fetch, and may fetch enough.
+    fn has_room(&self, partition: usize) -> bool {
+        self.has_room_of_its_own(partition)
+            || (self.is_pool_worth_it() && self.is_turn_of_partition(partition))
     }
 
-    /// A partition's even part of the records that the pool has room for.
-    fn left_of_pool(&self, pool: Amount) -> usize {
-        pool.records.saturating_sub(self.pool.records) / self.partitions.len()
+    fn has_room_of_its_own(&self, partition: usize) -> bool {
+        let Some(Partition { share, open, .. }) = self.partitions.get(partition) else {
+            return false;
+        };
+        // A partition that holds nothing may always fetch: one record larger than every bound must still pass.
+        open.records == 0
+            || (open.is_below(*share) && share.records - open.records >= share.records / 2)
+    }
+
+    fn is_pool_worth_it(&self) -> bool {
+        let free = self.pool.beyond(self.used);
+        let worth = self.pool.part(1, WORTH_A_FETCH);
+        self.used.is_below(self.pool) && free.records >= worth.records && free.bytes >= worth.bytes
+    }
+
+    fn is_turn_of_partition(&self, partition: usize) -> bool {
+        let partition = self.partitions.get(partition);
+        partition.is_some_and(|partition| self.is_turn_of(partition.topic))
     }
 
     /// Whether a topic may have more of the pool: not while another that waits has less than its part.
     fn is_turn_of(&self, topic: usize) -> bool {
-        let has_less = |topic: &Topic| topic.pool.is_below(topic.part);
+        let has_less = |topic: &Topic| topic.used.is_below(topic.part);
         let mut others = self.topics.iter().enumerate();
         self.topics.get(topic).is_some_and(has_less)
             || !others.any(|(index, other)| index != topic && other.waiting > 0 && has_less(other))
     }
 
+    /// Looks once more for somebody who waits, and queues the partition when there is no room.
+    fn must_wait(&mut self, partition: usize) -> bool {
+        if self.has_room(partition) {
+            return false;
+        }
+        let Some(waits) = self.partitions.get_mut(partition) else {
+            return true;
+        };
+        if !waits.is_queued
+            && let Some(topic) = self.topics.get_mut(waits.topic)
+        {
+            waits.is_queued = true;
+            topic.queue.push_back(partition);
+        }
+        true
+    }
+
+    /// Whether somebody waits for a partition that has room of its own now.
+    fn may_be_woken(&self, partition: usize) -> bool {
+        let waits = self.partitions.get(partition);
+        waits.is_some_and(|partition| partition.waiting > 0) && self.has_room_of_its_own(partition)
+    }
+
+    /// The first that wait of each topic whose turn it is, while the pool is worth a fetch.
+    fn take_heads(&mut self) -> Vec<usize> {
+        if self.topics.iter().all(|topic| topic.queue.is_empty()) || !self.is_pool_worth_it() {
+            return Vec::new();
+        }
+        let turns: Vec<_> = (0..self.topics.len())
+            .filter(|topic| self.is_turn_of(*topic))
+            .collect();
+        let mut heads = Vec::new();
+        for topic in turns {
+            let head = self
+                .topics
+                .get_mut(topic)
+                .and_then(|topic| topic.queue.pop_front());
+            if let Some(head) = head {
+                if let Some(partition) = self.partitions.get_mut(head) {
+                    partition.is_queued = false;
+                }
+                heads.push(head);
+            }
+        }
+        heads
+    }
+
     /// How many records the partition may still hold, with an even part of what is left of the pool, and what each has.
-    fn records_left(&self, partition: usize, pool: Amount) -> Option<(usize, usize)> {
-        let of_pool = pool.records.saturating_sub(self.pool.records) / self.partitions.len();
+    fn records_left(&self, partition: usize) -> Option<(usize, usize)> {
         let partition = self.partitions.get(partition)?;
-        let of_share = partition
-            .share
-            .records
-            .saturating_sub(partition.open.records);
-        Some((of_share + of_pool, partition.record_bytes))
+        let topic = self.topics.get(partition.topic)?;
+        let of_share = partition.share.beyond(partition.open).records;
+        let of_pool = self.pool.beyond(self.used);
+        let of_pool = of_pool
+            .part(topic.weight, topic.weights)
+            .part(1, topic.partitions);
+        Some((of_share + of_pool.records, partition.record_bytes))
     }
 
     fn learn(&mut self, partition: usize, record_bytes: usize) {
@@ -290,19 +381,14 @@ impl Used {
         let before = partition.open.beyond(partition.share);
         change(&mut partition.open);
         let after = partition.open.beyond(partition.share);
-        self.pool.change(before, after);
+        self.used.change(before, after);
         if let Some(topic) = self.topics.get_mut(partition.topic) {
-            topic.pool.change(before, after);
+            topic.used.change(before, after);
         }
-    }
-
-    fn topic_of(&mut self, partition: usize) -> Option<&mut Topic> {
-        let topic = self.partitions.get(partition)?.topic;
-        self.topics.get_mut(topic)
     }
 }
 
-/// Counts a partition among those that wait for room.
+/// Counts somebody among those that wait for room.
 struct Waiting<'a> {
     read_ahead: &'a ReadAhead,
     partition: usize,
@@ -310,8 +396,15 @@ struct Waiting<'a> {
 
 impl<'a> Waiting<'a> {
     fn new(read_ahead: &'a ReadAhead, partition: usize) -> Self {
-        if let Some(topic) = read_ahead.used().topic_of(partition) {
-            topic.waiting += 1;
+        let mut used = read_ahead.used();
+        let Used {
+            partitions, topics, ..
+        } = &mut *used;
+        if let Some(waits) = partitions.get_mut(partition) {
+            waits.waiting += 1;
+            if let Some(topic) = topics.get_mut(waits.topic) {
+                topic.waiting += 1;
+            }
         }
         Self {
             read_ahead,
@@ -323,14 +416,22 @@ impl<'a> Waiting<'a> {
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         let mut used = self.read_ahead.used();
-        let is_shared = used.topics.len() > 1;
-        if let Some(topic) = used.topic_of(self.partition) {
-            topic.waiting = topic.waiting.saturating_sub(1);
+        let Used {
+            partitions, topics, ..
+        } = &mut *used;
+        if let Some(waited) = partitions.get_mut(self.partition) {
+            waited.waiting = waited.waiting.saturating_sub(1);
+            if let Some(topic) = topics.get_mut(waited.topic) {
+                topic.waiting = topic.waiting.saturating_sub(1);
+                if waited.waiting == 0 && waited.is_queued {
+                    waited.is_queued = false;
+                    topic.queue.retain(|queued| *queued != self.partition);
+                }
+            }
         }
-        drop(used);
         // What was kept for it may be another topic's now.
-        if is_shared {
-            self.read_ahead.freed.notify_waiters();
+        if used.topics.len() > 1 {
+            self.read_ahead.pass_on(used, None);
         }
     }
 }
@@ -345,177 +446,15 @@ pub struct OpenToken {
 
 impl Drop for OpenToken {
     fn drop(&mut self) {
-        self.read_ahead.used().change(self.partition, |open| {
+        let mut used = self.read_ahead.used();
+        used.change(self.partition, |open| {
             open.records = open.records.saturating_sub(1);
             open.bytes = open.bytes.saturating_sub(self.bytes);
         });
+        self.read_ahead.pass_on(used, Some(self.partition));
         self.read_ahead.gauges.remove(self.bytes);
-        self.read_ahead.freed.notify_waiters();
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use futures::FutureExt;
-
-    use super::*;
-
-    fn may_fetch(read_ahead: &ReadAhead, partition: usize) -> bool {
-        read_ahead.room(partition).now_or_never().is_some()
-    }
-
-    #[test]
-    fn a_deep_partition_leaves_the_others_their_share() {
-        let read_ahead = ReadAhead::new(16, 1 << 30, &[Class::ONLY; 2]);
-        let mut held = Vec::new();
-        while may_fetch(&read_ahead, 0) {
-            held.push(read_ahead.hold(0, 10));
-        }
-        assert_eq!(
-            held.len(),
-            2 + 11,
-            "its share, and of the pool all that is worth a fetch"
-        );
-        for _ in 0..2 {
-            assert!(may_fetch(&read_ahead, 1));
-            held.push(read_ahead.hold(1, 10));
-        }
-        assert!(!may_fetch(&read_ahead, 1));
-        assert!(read_ahead.open().0 <= 16, "the bound is the sum");
-        held.remove(0);
-        assert!(may_fetch(&read_ahead, 1), "what one frees, another may use");
-    }
-
-    fn topic(flow: u32, weight: u32) -> Class {
-        Class {
-            flow,
-            weight: NonZeroU32::new(weight).unwrap(),
-            member: 0,
-        }
-    }
-
-    /// Fetches records of one byte, one at a time, for as long as the partition may.
-    fn fill(read_ahead: &Arc<ReadAhead>, partition: usize, held: &mut Vec<OpenToken>) -> usize {
-        let before = held.len();
-        while may_fetch(read_ahead, partition) {
-            held.push(read_ahead.hold(partition, 1));
-        }
-        held.len() - before
-    }
-
-    #[test]
-    fn a_topics_share_is_its_weights_however_many_partitions_it_has() {
-        // Partition 0 is the only one of a topic of weight 3, the others are of one of weight 1.
-        let mut classes = vec![topic(0, 3)];
-        classes.extend([topic(1, 1); 4]);
-        let read_ahead = ReadAhead::new(64, 1 << 30, &classes);
-        let mut held = Vec::new();
-        let first = fill(&read_ahead, 1, &mut held);
-        assert_eq!(
-            first,
-            1 + 44,
-            "its share, and of the pool all that is worth a fetch"
-        );
-        for partition in 2..5 {
-            assert_eq!(fill(&read_ahead, partition, &mut held), 1);
-        }
-        assert_eq!(fill(&read_ahead, 0, &mut held), 11);
-        assert!(read_ahead.open().0 <= 64, "the bound is the sum");
-    }
-
-    #[test]
-    fn shares_that_come_to_nothing_keep_the_sum_within_the_bound() {
-        let mut classes = vec![topic(0, 1_000)];
-        classes.extend([topic(1, 1); 999]);
-        let read_ahead = ReadAhead::new(1_024, 1 << 30, &classes);
-        let used = read_ahead.used();
-        let shares = used.partitions.iter().map(|partition| partition.share);
-        let (records, bytes) = shares.fold((0, 0), |(records, bytes), share| {
-            (records + share.records, bytes + share.bytes)
-        });
-        assert!(records <= 256 && bytes <= 1 << 28, "{records}, {bytes}");
-        assert_eq!(used.partitions[0].share.records, 255);
-        drop(used);
-        assert!(may_fetch(&read_ahead, 999), "who holds nothing may fetch");
-    }
-
-    /// What a topic had of the pool while it was alone goes to the other, document by document, up to its part.
-    #[test]
-    fn a_pool_that_is_used_up_is_divided_by_weight() {
-        let read_ahead = ReadAhead::new(64, 1 << 30, &[topic(0, 3), topic(1, 1)]);
-        let (mut deep, mut other) = (Vec::new(), Vec::new());
-        let alone = fill(&read_ahead, 1, &mut deep);
-        assert_eq!(alone, 4 + 43);
-        assert_eq!(fill(&read_ahead, 0, &mut other), 11);
-        for _ in 0..100 {
-            let mut waits = Box::pin(read_ahead.room(0));
-            let is_waiting = waits.as_mut().now_or_never().is_none();
-            drop(deep.pop());
-            fill(&read_ahead, 1, &mut deep);
-            if is_waiting && waits.now_or_never().is_some() {
-                other.push(read_ahead.hold(0, 1));
-            }
-        }
-        let of_pool = other.len().saturating_sub(12);
-        assert!(
-            (32..=36).contains(&of_pool),
-            "{of_pool}: three quarters of the pool"
-        );
-        drop(other);
-        fill(&read_ahead, 1, &mut deep);
-        assert_eq!(deep.len(), alone, "nothing is kept for whom does not wait");
-    }
-
-    #[test]
-    fn a_fetch_asks_for_what_may_be_held_of_small_records_and_no_more() {
-        let read_ahead = ReadAhead::new(1_024, 16 << 20, &[Class::ONLY; 16]);
-        assert_eq!(
-            read_ahead.fetch_bytes(0),
-            FETCH_BYTES_MIN,
-            "nothing is known"
-        );
-        drop(read_ahead.hold(0, 1_000));
-        // Its share of 16 records, and 48 of the pool.
-        assert_eq!(read_ahead.fetch_bytes(0), 64 * 1_000);
-        assert_eq!(
-            read_ahead.fetch_bytes(1),
-            FETCH_BYTES_MIN,
-            "another's say nothing"
-        );
-        let held: Vec<_> = (0..784).map(|_| read_ahead.hold(0, 1_000)).collect();
-        assert_eq!(
-            read_ahead.fetch_bytes(0),
-            FETCH_BYTES_MIN,
-            "share and pool are used up"
-        );
-        drop(held);
-        for _ in 0..40 {
-            drop(read_ahead.hold(0, 100_000));
-        }
-        assert_eq!(
-            read_ahead.fetch_bytes(0),
-            256 * 1024,
-            "its part of the bytes for fetches"
-        );
-    }
-
-    #[test]
-    fn bytes_are_bounded_too_and_a_giant_record_still_passes() {
-        let read_ahead = ReadAhead::new(1_000, 64 * 1024, &[Class::ONLY]);
-        let giant = read_ahead.hold(0, 10 * 1024 * 1024);
-        assert!(!may_fetch(&read_ahead, 0));
-        drop(giant);
-        assert!(may_fetch(&read_ahead, 0));
-        assert_eq!(read_ahead.open(), (0, 0));
-    }
-
-    #[tokio::test]
-    async fn a_waiter_is_woken_when_a_place_is_freed() {
-        let read_ahead = ReadAhead::new(1, 1 << 20, &[Class::ONLY]);
-        let held: Vec<_> = (0..4).map(|_| read_ahead.hold(0, 1)).collect();
-        let mut waiting = Box::pin(read_ahead.room(0));
-        assert!(waiting.as_mut().now_or_never().is_none());
-        drop(held);
-        waiting.await;
-    }
-}
+mod tests;

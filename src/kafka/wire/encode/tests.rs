@@ -53,13 +53,17 @@ fn a_batch_bears_its_stamp() {
         is_transactional: true,
         ..STAMP
     };
-    let bytes = encode_batch(&[record(Vec::new()), record(Vec::new())], stamp).unwrap();
+    let small = encode_batch(&[record(Vec::new()), record(Vec::new())], stamp).unwrap();
+    assert_eq!(small[21..23], 16_i16.to_be_bytes(), "transactional");
+    let mut large = record(Vec::new());
+    large.value = Some(vec![7; PACKED_FROM_BYTES].into());
+    let bytes = encode_batch(&[large, record(Vec::new())], stamp).unwrap();
     assert_eq!(bytes[21..23], 17_i16.to_be_bytes(), "gzip, transactional");
     assert_eq!(bytes[43..51], 4_711_i64.to_be_bytes());
     assert_eq!(bytes[51..53], 3_i16.to_be_bytes());
     assert_eq!(bytes[53..57], 42_i32.to_be_bytes());
     let plain = encode_batch(&[record(Vec::new())], STAMP).unwrap();
-    assert_eq!(plain[21..23], 1_i16.to_be_bytes(), "gzip");
+    assert_eq!(plain[21..23], 0_i16.to_be_bytes(), "neither");
     let foreign = kafka_protocol::records::RecordBatchDecoder::decode(&mut bytes.clone()).unwrap();
     let sequences: Vec<_> = foreign
         .records

@@ -567,7 +567,7 @@ async fn a_transaction_takes_its_steps_in_order_and_an_empty_one_none() {
         "they go on from one transaction to the next"
     );
     for records in sent(&broker) {
-        assert_eq!(records[21..23], 17_i16.to_be_bytes(), "transactional, gzip");
+        assert_eq!(records[21..23], 16_i16.to_be_bytes(), "transactional");
     }
     let produced = &broker.requests::<ProduceRequest>()[0];
     assert_eq!(
