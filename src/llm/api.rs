@@ -1,8 +1,13 @@
 //! The OpenAI-compatible requests and answers as vLLM serves them, read leniently: beyond `choices` and `finish_reason` nothing is
 //! relied on, and an error body may have any shape.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use reqwest::header::HeaderMap;
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -35,7 +40,7 @@ pub(super) fn read_count(body: &[u8]) -> Option<u64> {
     struct Counted {
         count: u64,
     }
-    let counted: Counted = serde_json::from_slice(body).ok()?;
+    let Object(counted) = serde_json::from_slice::<Object<Counted>>(body).ok()?;
     Some(counted.count.min(TOKENS_MAX))
 }
 
@@ -95,24 +100,45 @@ impl Answer {
 /// What is missing, without a word of the body.
 pub(super) fn read_answer(body: &[u8]) -> Result<Answer, &'static str> {
     // Five times as quick as by way of a tree of values, and nearly every answer can be read so.
-    serde_json::from_slice::<Completion>(body)
+    serde_json::from_slice::<Object<Completion>>(body)
         .ok()
-        .and_then(Completion::into_answer)
+        .and_then(|Object(completion)| completion.into_answer())
         .map_or_else(|| read_leniently(body), Ok)
+}
+
+/// A JSON object and nothing else: what is derived would take an array as well, field by field.
+struct Object<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfMap<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for OfMap<T> {
+            type Value = Object<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Object<T>, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(Object)
+            }
+        }
+        deserializer.deserialize_map(OfMap(PhantomData))
+    }
 }
 
 /// A chat completion as vLLM writes it.
 #[derive(Deserialize)]
 struct Completion {
-    choices: Vec<Choice>,
+    choices: Vec<Object<Choice>>,
     model: Option<String>,
     system_fingerprint: Option<String>,
-    usage: Option<Usage>,
+    usage: Option<Object<Usage>>,
 }
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Option<Content>,
+    message: Option<Object<Content>>,
     finish_reason: String,
 }
 
@@ -129,13 +155,13 @@ struct Usage {
 
 impl Completion {
     fn into_answer(self) -> Option<Answer> {
-        let choice = self.choices.into_iter().next()?;
+        let Object(choice) = self.choices.into_iter().next()?;
         let count = |count: fn(&Usage) -> Option<u64>| {
-            let told = self.usage.as_ref().and_then(count);
+            let told = self.usage.as_ref().and_then(|Object(usage)| count(usage));
             told.unwrap_or(0).min(TOKENS_MAX)
         };
         Some(Answer {
-            content: choice.message.and_then(|message| message.content),
+            content: choice.message.and_then(|Object(message)| message.content),
             finish_reason: choice.finish_reason,
             prompt_tokens: count(|usage| usage.prompt_tokens),
             completion_tokens: count(|usage| usage.completion_tokens),
@@ -274,7 +300,7 @@ mod tests {
             r#"{"choices":[{"message":{"content":null},"finish_reason":"length"},{"finish_reason":"stop"}]}"#,
             r#"{"choices":[{"finish_reason":"stop"}],"usage":{"completion_tokens":18446744073709551615}}"#,
         ] {
-            let quick = serde_json::from_str::<Completion>(body).unwrap();
+            let Object(quick) = serde_json::from_str::<Object<Completion>>(body).unwrap();
             let quick = quick.into_answer().unwrap();
             assert_eq!(read_leniently(body.as_bytes()).unwrap(), quick, "{body}");
         }
@@ -282,13 +308,20 @@ mod tests {
             r#"{"choices":[{"message":{"content":[1]},"finish_reason":"stop"}]}"#,
             r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"usage":{"prompt_tokens":-1}}"#,
             r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"model":1,"model":"m"}"#,
+            r#"{"choices":[{"message":["a"],"finish_reason":"stop"}]}"#,
+            r#"{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}],"usage":[3,4]}"#,
+            r#"{"choices":[[{"content":"a"},"stop"]]}"#,
+            r#"[[{"message":{"content":"a"},"finish_reason":"stop"}],"m",null,null]"#,
         ] {
-            assert!(serde_json::from_str::<Completion>(body).is_err(), "{body}");
+            let quick = serde_json::from_str::<Object<Completion>>(body);
+            assert!(quick.is_err(), "{body}");
             assert_eq!(
                 read_answer(body.as_bytes()),
                 read_leniently(body.as_bytes())
             );
-            assert!(read_answer(body.as_bytes()).is_ok());
+            // An array is no object, and has neither choices nor a finish reason.
+            let has_choice = !body.starts_with('[') && !body.contains("[[");
+            assert_eq!(read_answer(body.as_bytes()).is_ok(), has_choice, "{body}");
         }
     }
 
@@ -363,6 +396,7 @@ mod tests {
             Some(3)
         );
         assert_eq!(read_count(br#"{"detail":"Not Found"}"#), None);
+        assert_eq!(read_count(b"[3]"), None);
     }
 
     #[test]
