@@ -1,7 +1,7 @@
 use std::io::Write as _;
 
 use super::*;
-use crate::llm::{LongPolicy, TruncateKeep};
+use crate::llm::{LongPolicy, Prompt, TruncateKeep};
 
 fn load(
     file: &str,
@@ -315,6 +315,27 @@ fn a_bad_key_of_an_input_topic_is_named() {
         found.starts_with("input.topics `news`: prompt.user and prompt.user_file"),
         "{found}"
     );
+}
+
+/// The general one must not be empty, and a topic's own says so that it has none.
+#[test]
+fn a_topic_can_do_without_a_system_message() {
+    let general = "[prompt]\nsystem = \"Be brief.\"\n";
+    let topic = |system: &str| {
+        let own = format!("prompt = {{ system = \"{system}\" }}");
+        format!("{general}[[input.topics]]\nname = \"news\"\n{own}\n")
+    };
+    let settings = load(&topic(""), &[], &[]).unwrap();
+    let own = &settings.input.topics[0].prompt;
+    let prompt = Prompt::for_topic("news", own, &settings.prompt, None).unwrap();
+    assert!(!prompt.has_system());
+    let found = problem(&topic(" "), &[], &[]);
+    assert!(
+        found.starts_with("input.topics `news`: prompt.system"),
+        "{found}"
+    );
+    let found = problem("[prompt]\nsystem = \"\"\n", &[], &[]);
+    assert!(found.starts_with("prompt.system"), "{found}");
 }
 
 /// What stands in results changes with a topic's prompt, and not with its weight.

@@ -25,7 +25,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     problems.extend(settings.llm.validate());
     problems.extend(settings.prompt.validate());
     for topic in &settings.input.topics {
-        let own = topic.prompt.validate().into_iter();
+        let own = topic.prompt.validate_own().into_iter();
         problems.extend(own.map(|problem| format!("input.topics `{}`: {problem}", topic.name)));
     }
     problems.extend(settings.long_documents.validate());

@@ -396,7 +396,8 @@ fn base_url(text: &str) -> Result<String, String> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PromptConfig {
-    /// Template of a system message. Default none, as some chat templates refuse that role.
+    /// Template of a system message. Default none, as some chat templates refuse that role. Of an input topic an empty one means none, whatever
+    /// the general one is.
     pub system: Option<String>,
     /// A file with that template, instead of `system`. Default none.
     pub system_file: Option<PathBuf>,
@@ -413,7 +414,8 @@ pub struct PromptConfig {
 }
 
 impl PromptConfig {
-    /// These templates, and those of `general` where there is none. A file and a text of the same template stand for each other.
+    /// These templates, and those of `general` where there is none. A file and a text of the same template stand for each other; an empty
+    /// `system` stands for none.
     #[must_use]
     pub fn over(&self, general: &Self) -> Self {
         let either = |text: &Option<String>,
@@ -436,7 +438,7 @@ impl PromptConfig {
             (&general.user, &general.user_file),
         );
         Self {
-            system,
+            system: system.filter(|text| !text.is_empty()),
             system_file,
             user,
             user_file,
@@ -449,6 +451,16 @@ impl PromptConfig {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// The same of an input topic's own templates, where an empty `system` means none.
+    #[must_use]
+    pub fn validate_own(&self) -> Vec<String> {
+        let mut written = self.clone();
+        if self.system_file.is_none() {
+            written.system = self.system.clone().filter(|text| !text.is_empty());
+        }
+        written.validate()
     }
 
     /// What is wrong with the settings, one sentence each; empty when nothing is. Reads no file and parses nothing.
@@ -494,6 +506,36 @@ mod tests {
     fn the_defaults_are_valid() {
         assert_eq!(LlmConfig::default().validate(), Vec::<String>::new());
         assert_eq!(PromptConfig::default().validate(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_topic_can_do_without_the_general_system_template() {
+        let general = PromptConfig {
+            system: Some("Be brief.".to_owned()),
+            ..PromptConfig::default()
+        };
+        let own = |system: Option<&str>| PromptConfig {
+            system: system.map(str::to_owned),
+            ..PromptConfig::default()
+        };
+        for (system, expected) in [
+            (None, Some("Be brief.")),
+            (Some("Be long."), Some("Be long.")),
+            (Some(""), None),
+        ] {
+            assert_eq!(own(system).validate_own(), Vec::<String>::new());
+            assert_eq!(own(system).over(&general).system.as_deref(), expected);
+        }
+        assert!(!own(Some("")).is_empty());
+        let of_file = PromptConfig {
+            system_file: Some("system.j2".into()),
+            ..general.clone()
+        };
+        let over = own(Some("")).over(&of_file);
+        assert_eq!((over.system, over.system_file), (None, None));
+        // Elsewhere it is a slip.
+        assert_eq!(own(Some("")).validate().len(), 1);
+        assert_eq!(own(Some(" ")).validate_own().len(), 1);
     }
 
     #[test]
