@@ -119,6 +119,9 @@ impl App {
         };
         let client = VllmClient::new(setup, transport, llm_metrics, &shutdown)
             .map_err(|error| setting(&error))?;
+        for input in inputs {
+            client.expect(input_topics.prompt(&input.name));
+        }
         let client = Arc::new(client);
         let health = Health::new();
         let sources = AdminSources {

@@ -1,10 +1,12 @@
 //! The way of one question through its attempts: slot, call, judgement, wait, and again.
 
+mod trial;
+
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde_json::value::RawValue;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 use tracing::Instrument as _;
 
 use super::adaptive::Sample;
@@ -12,7 +14,7 @@ use super::api::Answer;
 use super::budget::Reservation;
 use super::classify::{Failure, Fault};
 use super::client::VllmClient;
-use super::endpoint::{Answered, short_random};
+use super::endpoint::{Answered, Shape, short_random};
 use super::long::Step;
 use super::policy::{Decision, History};
 use super::pool::{Lanes, Permit, Wish};
@@ -182,9 +184,10 @@ impl<'a> Attempts<'a> {
         let client = self.client;
         let endpoint = client.endpoint(lane);
         let is_request = matches!(failure.fault, Fault::Request);
+        let flow = self.flow();
         let look_until = Instant::now() + LOOK_AROUND;
         loop {
-            if is_request && client.refusals.is_on_trial() {
+            if is_request && client.refusals.is_on_trial(flow) {
                 // It was refused before it was known that all are.
                 return Ok(None);
             }
@@ -202,7 +205,7 @@ impl<'a> Attempts<'a> {
             let news = client.common.news.notified();
             tokio::pin!(news);
             news.as_mut().enable();
-            decision = self.history.resume(client.view());
+            decision = self.history.resume(self.view(failure));
             if decision != Decision::Hold {
                 continue;
             }
@@ -211,17 +214,25 @@ impl<'a> Attempts<'a> {
             let wait = async {
                 tokio::select! {
                     () = &mut news => {}
-                    () = client.pool().on_trial(), if is_request => {}
+                    () = client.pool().on_trial(flow), if is_request => {}
                     () = sleep_until(look_until), if !is_over => {}
                 }
             };
             if is_over && !endpoint.gate().is_held() {
-                client.unless_draining(endpoint.ask_probe()).await?;
+                let shape = Shape::of(self.question.messages);
+                let probed = client.unless_draining(endpoint.ask_probe(shape)).await?;
+                if let Err(refusal) = probed {
+                    self.put_on_trial(&refusal);
+                }
             } else {
                 client.unless_draining(wait).await?;
             }
-            decision = self.history.resume(client.view());
+            decision = self.history.resume(self.view(failure));
         }
+    }
+
+    const fn flow(&self) -> u32 {
+        self.question.class.flow
     }
 
     /// Whether another endpoint, which has not failed it, may know better.
@@ -300,30 +311,6 @@ impl<'a> Attempts<'a> {
         }
     }
 
-    /// Refused while all are: keeps the others waiting for a while, then gives the turn to the next. Those that were on their way when the
-    /// trial began were no tries of it: the last of them alone waits.
-    async fn wait_on_trial(&self, permit: Permit, failure: &Failure) -> Result<(), CompleteError> {
-        let client = self.client;
-        if !client.pool().may_go(&permit) {
-            return Ok(());
-        }
-        let (pace, is_time) = client.refusals.pace();
-        if is_time {
-            self.tell_trial(failure);
-        }
-        let _waiting = client.waits();
-        client.unless_abandoned(sleep(pace)).await?;
-        drop(permit);
-        Ok(())
-    }
-
-    fn tell_trial(&self, failure: &Failure) {
-        tracing::warn!(
-            reason = %failure.detail,
-            "the model server refuses document after document: the work is held and one document at a time is tried, nothing is lost; correct the settings under [llm] and [prompt], or the server's; if it is the documents that are wrong, set llm.refusals_to_hold = 0"
-        );
-    }
-
     /// One call and its judgement.
     async fn attempt(&mut self, permit: &Permit, reservation: Option<Unused>) -> Next {
         let client = self.client;
@@ -361,7 +348,7 @@ impl<'a> Attempts<'a> {
         let began = Instant::now();
         let outcome = {
             let _running = client.runs();
-            let _begun = client.refusals.begin();
+            let _begun = client.refusals.begin(self.flow());
             let traceparent = self.question.traceparent;
             endpoint
                 .chat(body, &request_id, traceparent, self.history.timeout())
@@ -399,13 +386,10 @@ impl<'a> Attempts<'a> {
         });
         let truncated = answer.finish_reason == "length";
         client.endpoint(permit.lane()).note_answer(began);
+        // Before the news: who wakes must see it.
+        self.end_trial(began);
         client.common.news.notify_waiters();
         client.learn(self.question.messages, &answer);
-        client.refusals.answered(|| {
-            client.pool().set_on_trial(false);
-            client.common.turned(&client.common.joint.set_beside(None));
-            tracing::info!("the model server takes documents again: the work goes on");
-        });
         client.metrics().answered(
             truncated,
             time,
@@ -518,31 +502,20 @@ impl<'a> Attempts<'a> {
         if matches!(failure.fault, Fault::Request) {
             // Refused again although another was taken since: or those that a trial leaves behind would begin the next one for ever.
             let refused_at = *self.refused_at.get_or_insert_with(Instant::now);
-            let answered = client.others().last_answer;
+            let answered = client.refusals.last_answer(self.flow());
             if answered.is_some_and(|answered| answered > refused_at)
-                && !client.refusals.is_on_trial()
+                && !client.refusals.is_on_trial(self.flow())
                 && !self.may_ask_elsewhere(DeadLetterReason::RequestRejected)
             {
                 return Next::GiveUp(DeadLetterReason::RequestRejected, failure);
             }
         }
-        let refused = matches!(failure.fault, Fault::Request).then(|| {
-            client.refusals.note(self.question.position, || {
-                let last = &failure.detail;
-                let reason = format!("document after document is refused, the last: {last}");
-                client.pool().set_on_trial(true);
-                client
-                    .common
-                    .turned(&client.common.joint.set_beside(Some(&reason)));
-                self.tell_trial(&failure);
-            })
-        });
+        let refused = matches!(failure.fault, Fault::Request).then(|| self.note_refusal(&failure));
         if matches!(refused, Some(Refused::Begins | Refused::OnTrial)) {
             return Next::Refused(failure);
         }
-        let decision = self
-            .history
-            .decide(&failure, began.elapsed(), client.view());
+        let view = self.view(&failure);
+        let decision = self.history.decide(&failure, began.elapsed(), view);
         tracing::debug!(
             error = %failure.detail,
             fault = failure.fault.as_str(),

@@ -15,7 +15,7 @@ use super::api::Answer;
 use super::budget::{Budget, CompletionEstimate, Reservation};
 use super::cache::Cache;
 use super::classify::Fault;
-use super::endpoint::{Common, Endpoint};
+use super::endpoint::{Common, Endpoint, Shape};
 use super::gate::{Gate, Hold};
 use super::long::TokenEstimate;
 use super::metrics::LlmMetrics;
@@ -26,7 +26,8 @@ use super::suspicion::Others;
 use super::transport::Transport;
 use super::{
     AnswerSchema, BreakerState, Class, Complete, CompleteError, Completion, CompletionRequest,
-    LlmConfig, LlmError, LongDocumentsConfig, Message, OnTruncated, ServedModel, Slot, document,
+    LlmConfig, LlmError, LongDocumentsConfig, Message, OnTruncated, Prompt, ServedModel, Slot,
+    document,
 };
 
 /// How soon it shows that documents wait for a budget, and how often that is brought up to date.
@@ -233,10 +234,15 @@ impl VllmClient {
         let schema = AnswerSchema::load(config)?.map(Arc::new);
         let mut served = None;
         for endpoint in endpoints(config, schema, transport, metrics)?.all {
-            let probed = endpoint.probe().await;
+            let probed = endpoint.probe(Shape::Plain).await;
             served = probed.map_err(|failure| LlmError::Unusable(failure.detail))?;
         }
         Ok(served)
+    }
+
+    /// Tells that documents are going to be asked about with `prompt`, so that probes ask as they do also before the first of them comes.
+    pub fn expect(&self, prompt: &Prompt) {
+        self.common.note_shape(Shape::new(prompt.has_system()));
     }
 
     /// How things stand now.
@@ -309,10 +315,28 @@ impl VllmClient {
         }
     }
 
+    /// The same for a request that was refused: only what has the same prompt speaks against the document, an answer of its flow or a probe of
+    /// its shape.
+    pub(super) fn view_of_refused(&self, flow: u32, shape: Shape) -> View {
+        let endpoints = self.endpoints.iter();
+        let last_probe = endpoints.map(|endpoint| endpoint.last_probe(shape)).max();
+        View {
+            last_success: self.refusals.last_answer(flow).max(last_probe.flatten()),
+            ..self.view()
+        }
+    }
+
+    /// A flow is on trial, or no more; `reason` is why any is.
+    pub(super) fn turn_trial(&self, flow: u32, on_trial: bool, reason: Option<&str>) {
+        self.pool().set_on_trial(flow, on_trial);
+        self.common.turned(&self.common.joint.set_beside(reason));
+    }
+
     /// Waits for a slot. Once a drain has begun, nobody waits for work that stands still.
     pub(super) async fn slot(&self, wish: Wish) -> Result<Permit, CompleteError> {
         let _waiting = Counted::new(&self.levels.waiting);
-        self.unless_abandoned(self.pool().acquire(wish)).await
+        let flow = wish.class.flow;
+        self.unless_abandoned(flow, self.pool().acquire(wish)).await
     }
 
     /// What speaks for or against a document that engines die with.
@@ -337,14 +361,15 @@ impl VllmClient {
         }
     }
 
-    /// Waits, unless a drain has begun and the work stands still.
+    /// Waits, unless a drain has begun and the work of that flow stands still.
     pub(super) async fn unless_abandoned<T>(
         &self,
+        flow: u32,
         wait: impl Future<Output = T>,
     ) -> Result<T, CompleteError> {
         let abandoned = async {
             self.draining.cancelled().await;
-            self.pool().standing_still().await;
+            self.pool().standing_still(flow).await;
         };
         tokio::select! {
             biased;
@@ -546,9 +571,7 @@ impl Complete for VllmClient {
         request: CompletionRequest,
         slot: Slot,
     ) -> Result<Completion, CompleteError> {
-        if request.prompt.has_system() {
-            self.common.note_system();
-        }
+        self.expect(&request.prompt);
         document::answer(self, &request, slot.into_permit()).await
     }
 

@@ -75,7 +75,9 @@ async fn through_cache(
                 // What waits for another document's call needs no slot.
                 permit = None;
                 let _waiting = client.waits();
-                look = client.unless_abandoned(waiter.wait()).await?;
+                look = client
+                    .unless_abandoned(request.class.flow, waiter.wait())
+                    .await?;
             }
         }
     }

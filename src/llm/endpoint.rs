@@ -43,6 +43,53 @@ static LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-
 /// W3C trace context.
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// What a request is made of, as far as a chat template may refuse it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// A user message.
+    Plain,
+    /// A system message and a user message.
+    WithSystem,
+}
+
+impl Shape {
+    pub(super) const fn new(has_system: bool) -> Self {
+        if has_system {
+            Self::WithSystem
+        } else {
+            Self::Plain
+        }
+    }
+
+    /// That of these messages.
+    pub(super) fn of(messages: &[Message]) -> Self {
+        Self::new(messages.iter().any(|message| message.role == "system"))
+    }
+}
+
+/// Something of each shape.
+#[derive(Debug, Default)]
+struct ByShape<T> {
+    plain: T,
+    with_system: T,
+}
+
+impl<T> ByShape<T> {
+    const fn of(&self, shape: Shape) -> &T {
+        match shape {
+            Shape::Plain => &self.plain,
+            Shape::WithSystem => &self.with_system,
+        }
+    }
+
+    const fn of_mut(&mut self, shape: Shape) -> &mut T {
+        match shape {
+            Shape::Plain => &mut self.plain,
+            Shape::WithSystem => &mut self.with_system,
+        }
+    }
+}
+
 /// The request parameters that every document shares.
 #[derive(Debug, Clone)]
 pub(super) struct Parameters {
@@ -101,8 +148,8 @@ pub(super) struct Common {
     endpoints: usize,
     /// The longest that a probe may take.
     timeout: Duration,
-    /// Whether documents are asked about with a system message: the probe must then have one too, as a chat template may refuse it.
-    with_system: AtomicBool,
+    /// Whether documents are asked about without a system message, and whether with one: a chat template may refuse it.
+    asked_as: ByShape<AtomicBool>,
     /// How many endpoints were asked for their models at the start, whatever they said. The keepers send; documents wait for it, as
     /// before nobody knows what is too long.
     looked_at: watch::Sender<usize>,
@@ -129,7 +176,7 @@ impl Common {
             news: Notify::new(),
             endpoints,
             timeout: config.timeout,
-            with_system: AtomicBool::new(false),
+            asked_as: ByShape::default(),
             looked_at: watch::Sender::new(0),
         })
     }
@@ -150,9 +197,19 @@ impl Common {
         let _closed = looked_at.wait_for(is_done).await.is_err();
     }
 
-    /// Documents are asked about with a system message: so must the probe be.
-    pub(super) fn note_system(&self) {
-        self.with_system.store(true, Ordering::Relaxed);
+    /// Documents are asked about in that shape.
+    pub(super) fn note_shape(&self, shape: Shape) {
+        self.asked_as.of(shape).store(true, Ordering::Relaxed);
+    }
+
+    /// What a probe asks like that speaks for the server as a whole: with a system message only where no document is asked about without one.
+    pub(super) fn plainest(&self) -> Shape {
+        let ByShape { plain, with_system } = &self.asked_as;
+        if with_system.load(Ordering::Relaxed) && !plain.load(Ordering::Relaxed) {
+            Shape::WithSystem
+        } else {
+            Shape::Plain
+        }
     }
 
     /// Shows whether the work as a whole stands still.
@@ -182,6 +239,8 @@ struct Record {
     last_success: Option<Instant>,
     /// The same of documents alone.
     last_answer: Option<Instant>,
+    /// The same of probes, by shape.
+    last_probes: ByShape<Option<Instant>>,
 }
 
 /// One server.
@@ -207,6 +266,7 @@ impl Endpoint {
             breaker: Breaker::new(format!("{url} (LLM_URL)")),
             last_success: None,
             last_answer: None,
+            last_probes: ByShape::default(),
         };
         Self {
             common,
@@ -261,6 +321,11 @@ impl Endpoint {
         }
     }
 
+    /// When the last of the probes of that shape that succeeded began.
+    pub(super) fn last_probe(&self, shape: Shape) -> Option<Instant> {
+        *self.record().last_probes.of(shape)
+    }
+
     fn record(&self) -> std::sync::MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -272,8 +337,17 @@ impl Endpoint {
         record.last_answer = record.last_answer.max(Some(sent));
     }
 
+    /// A probe that was sent at `sent` succeeded.
+    fn note_probe(&self, sent: Instant, shape: Shape) {
+        let mut record = self.record();
+        let last = record.last_probes.of_mut(shape);
+        *last = (*last).max(Some(sent));
+        drop(record);
+        self.note_success(sent);
+    }
+
     /// A call that was sent at `sent` succeeded, be it a probe.
-    pub(super) fn note_success(&self, sent: Instant) {
+    fn note_success(&self, sent: Instant) {
         let mut record = self.record();
         record.breaker.on_success(sent);
         record.last_success = record.last_success.max(Some(sent));
@@ -307,9 +381,9 @@ impl Endpoint {
     }
 
     /// Ends the hold after a probe that was sent at `sent` and succeeded.
-    fn release(&self, sent: Instant) -> Option<Hold> {
+    fn release(&self, sent: Instant, shape: Shape) -> Option<Hold> {
         // Before the end: a document that wakes must see that the probe succeeded.
-        self.note_success(sent);
+        self.note_probe(sent, shape);
         let hold = self.gate.current();
         let change = self.change(|breaker| breaker.probe_succeeded(Instant::now()));
         hold.filter(|_| matches!(change, Change::Closed { .. }))

@@ -10,10 +10,10 @@
 //!    turn: a filing of hundreds of parts keeps nobody else out, and leaves nothing unused.
 //! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that, and between two such
 //!    calls one of the others has its turn.
-//! 4. On trial at most one call runs over all lanes.
+//! 4. Of a flow on trial at most one call runs over all lanes, and those of other flows go on.
 //! 5. A slot comes back when it is dropped, wherever that happens; so does its turn, unless a call was made with it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
@@ -72,6 +72,8 @@ pub(super) struct Permit {
     class: Class,
     /// Whether its call was made, or is about to be.
     is_used: bool,
+    /// Whether its lane has it back already.
+    rests: bool,
 }
 
 impl Permit {
@@ -109,7 +111,7 @@ impl Permit {
             return;
         }
         let mut state = self.pool.state();
-        if state.on_trial {
+        if state.on_trial.contains(&self.class.flow) {
             return;
         }
         let load = |index: usize| state.lanes.get(index).map(|lane| lane.tokens);
@@ -130,16 +132,21 @@ impl Permit {
         self.lane = lane;
         self.pool.serve(state);
     }
-}
 
-impl Drop for Permit {
-    fn drop(&mut self) {
-        let mut state = self.pool.state();
+    /// Its call is over: the lane is for others. On trial the others of its flow wait until it is dropped.
+    pub(super) fn rest(&mut self) {
+        let pool = Arc::clone(&self.pool);
+        let mut state = pool.state();
+        self.leave_lane(&mut state);
+        pool.serve(state);
+    }
+
+    fn leave_lane(&mut self, state: &mut State) {
+        if std::mem::replace(&mut self.rests, true) {
+            return;
+        }
         if let Some(lane) = state.lanes.get_mut(self.lane) {
             lane.leave(self.tokens);
-        }
-        if !self.is_used {
-            state.turns.give_back(self.class);
         }
         if self.alone && state.alone_in == Some(self.lane) {
             state.alone_in = None;
@@ -147,7 +154,19 @@ impl Drop for Permit {
             // What becomes of somebody else shows whether it was the document or the engine.
             state.others_first = true;
         }
-        self.pool.serve(state);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        let pool = Arc::clone(&self.pool);
+        let mut state = pool.state();
+        self.leave_lane(&mut state);
+        if !self.is_used {
+            state.turns.give_back(self.class);
+        }
+        state.end(self.class);
+        pool.serve(state);
     }
 }
 
@@ -221,7 +240,10 @@ struct State {
     alone_runs: bool,
     /// Whether somebody else's turn comes before the next of them.
     others_first: bool,
-    on_trial: bool,
+    /// The flows on trial.
+    on_trial: BTreeSet<u32>,
+    /// How many slots are out, by flow; no flow is in it without one.
+    out: BTreeMap<u32, usize>,
     mean_tokens: u64,
 }
 
@@ -233,11 +255,11 @@ pub(super) struct Pool {
 }
 
 /// Whether calls can flow.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Flow {
     /// Some lane is open.
     usable: bool,
-    on_trial: bool,
+    on_trial: BTreeSet<u32>,
 }
 
 impl Pool {
@@ -255,12 +277,13 @@ impl Pool {
                 alone_in: None,
                 alone_runs: false,
                 others_first: false,
-                on_trial: false,
+                on_trial: BTreeSet::new(),
+                out: BTreeMap::new(),
                 mean_tokens: 0,
             }),
             flow: watch::Sender::new(Flow {
                 usable: true,
-                on_trial: false,
+                on_trial: BTreeSet::new(),
             }),
         }
     }
@@ -314,23 +337,27 @@ impl Pool {
         self.change(lane, |lane| lane.is_closed = is_closed);
     }
 
-    /// From now on one call at a time, until it is over.
-    pub(super) fn set_on_trial(self: &Arc<Self>, on_trial: bool) {
+    /// From now on one call of that flow at a time, until it is over.
+    pub(super) fn set_on_trial(self: &Arc<Self>, flow: u32, on_trial: bool) {
         let mut state = self.state();
-        state.on_trial = on_trial;
+        if on_trial {
+            state.on_trial.insert(flow);
+        } else {
+            state.on_trial.remove(&flow);
+        }
         self.note_flow(&state);
         self.serve(state);
     }
 
-    /// Whether the call of `permit` may be made now: its lane is open, and on trial no other runs.
+    /// Whether the call of `permit` may be made now: its lane is open, and on trial no other of its flow runs.
     pub(super) fn may_go(&self, permit: &Permit) -> bool {
         let state = self.state();
         let is_open = state
             .lanes
             .get(permit.lane)
             .is_some_and(|lane| !lane.is_closed);
-        let running: usize = state.lanes.iter().map(|lane| lane.running).sum();
-        is_open && (!state.on_trial || running == 1)
+        let flow = permit.class.flow;
+        is_open && (!state.on_trial.contains(&flow) || state.out.get(&flow) == Some(&1))
     }
 
     /// Whether some lane is open.
@@ -338,20 +365,21 @@ impl Pool {
         self.flow.borrow().usable
     }
 
-    /// Waits until calls are on trial.
+    /// Waits until the calls of that flow are on trial.
     ///
     /// # Cancel safety
     /// Safe.
-    pub(super) async fn on_trial(&self) {
-        self.wait_for(|flow| flow.on_trial).await;
+    pub(super) async fn on_trial(&self, id: u32) {
+        self.wait_for(|flow| flow.on_trial.contains(&id)).await;
     }
 
-    /// Waits until calls do not flow: no lane is open, or they are on trial.
+    /// Waits until the calls of that flow stand still: no lane is open, or they are on trial.
     ///
     /// # Cancel safety
     /// Safe.
-    pub(super) async fn standing_still(&self) {
-        self.wait_for(|flow| !flow.usable || flow.on_trial).await;
+    pub(super) async fn standing_still(&self, id: u32) {
+        self.wait_for(|flow| !flow.usable || flow.on_trial.contains(&id))
+            .await;
     }
 
     async fn wait_for(&self, wanted: impl FnMut(&Flow) -> bool) {
@@ -363,10 +391,13 @@ impl Pool {
     fn note_flow(&self, state: &State) {
         let flow = Flow {
             usable: state.lanes.iter().any(|lane| !lane.is_closed),
-            on_trial: state.on_trial,
+            on_trial: state.on_trial.clone(),
         };
-        self.flow
-            .send_if_modified(|was| std::mem::replace(was, flow) != flow);
+        self.flow.send_if_modified(|was| {
+            let is_other = *was != flow;
+            *was = flow;
+            is_other
+        });
     }
 
     /// Whether nobody waits for a slot.
@@ -417,6 +448,7 @@ impl Pool {
                 alone,
                 class,
                 is_used: false,
+                rests: false,
             };
             grants.push((grant, permit));
         }
@@ -430,19 +462,13 @@ impl Pool {
 impl State {
     /// The next waiter that can be let in, already counted in its lane.
     fn next(&mut self) -> Option<Granted> {
-        let tokens = self.mean_tokens;
-        if self.on_trial && self.lanes.iter().any(|lane| lane.running > 0) {
-            return None;
-        }
-        // On trial others have their turn first, or the same suspect would be tried again and again.
-        let is_suspects_turn = self.turns.is_empty() || !(self.on_trial || self.others_first);
-        if is_suspects_turn
-            && let Some(lane) = self.lane_for_suspect()
-            && let Some((class, grant)) = self.suspects.pop_front()
+        let suspect = self.suspect_in_turn();
+        if let Some(lane) = self.lane_for_suspect(suspect.is_some())
+            && let Some((class, grant)) = self.suspects.remove(suspect?)
         {
             self.alone_runs = true;
             self.turns.charge(class);
-            self.lanes.get_mut(lane)?.enter(tokens);
+            self.begin(class, lane);
             return Some(Granted {
                 grant,
                 lane,
@@ -454,9 +480,11 @@ impl State {
         // Without this each waiter would be asked whether nothing fits it.
         least_loaded(lanes, kept, Lanes::default())?;
         let fits = |waiter: &Waiter| least_loaded(lanes, kept, waiter.avoid);
-        let (waiter, lane) = self.turns.take(fits)?;
+        let (on_trial, out) = (&self.on_trial, &self.out);
+        let may_go = |flow: u32| !on_trial.contains(&flow) || !out.contains_key(&flow);
+        let (waiter, lane) = self.turns.take(may_go, fits)?;
         self.others_first = false;
-        self.lanes.get_mut(lane)?.enter(tokens);
+        self.begin(waiter.class, lane);
         Some(Granted {
             grant: waiter.grant,
             lane,
@@ -465,21 +493,46 @@ impl State {
         })
     }
 
-    /// The lane that has become free for the first suspect. Chooses one to become free where none was chosen.
-    fn lane_for_suspect(&mut self) -> Option<usize> {
-        while self
-            .suspects
-            .front()
-            .is_some_and(|(_, suspect)| suspect.is_closed())
-        {
-            self.suspects.pop_front();
+    /// A slot leaves.
+    fn begin(&mut self, class: Class, lane: usize) {
+        *self.out.entry(class.flow).or_default() += 1;
+        if let Some(lane) = self.lanes.get_mut(lane) {
+            lane.enter(self.mean_tokens);
         }
+    }
+
+    /// A slot came back.
+    fn end(&mut self, class: Class) {
+        if let Some(out) = self.out.get_mut(&class.flow) {
+            *out -= 1;
+            if *out == 0 {
+                self.out.remove(&class.flow);
+            }
+        }
+    }
+
+    /// The first suspect whose turn it is. On trial others of its flow have theirs first, or the same suspect would be tried again and again.
+    fn suspect_in_turn(&mut self) -> Option<usize> {
+        self.suspects.retain(|(_, suspect)| !suspect.is_closed());
+        if self.others_first && !self.turns.is_empty() {
+            return None;
+        }
+        self.suspects.iter().position(|(class, _)| {
+            let flow = class.flow;
+            let is_free = !self.out.contains_key(&flow) && !self.turns.waits(flow);
+            is_free || !self.on_trial.contains(&flow)
+        })
+    }
+
+    /// The lane that has become free for a suspect whose turn it is, where it is that of any. Chooses one to become free where none was chosen.
+    fn lane_for_suspect(&mut self, is_turn: bool) -> Option<usize> {
         if self.alone_runs {
             return None;
         }
         let is_open = |lane: usize| self.lanes.get(lane).is_some_and(|lane| !lane.is_closed);
         self.alone_in = self.alone_in.filter(|lane| is_open(*lane));
-        if self.suspects.is_empty() {
+        if !is_turn {
+            // Kept for one that waits for others, it would keep them out.
             self.alone_in = None;
         } else if self.alone_in.is_none() {
             let open = self

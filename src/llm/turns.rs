@@ -141,9 +141,21 @@ impl<T> Turns<T> {
         }
     }
 
-    /// Takes the first waiter in turn for whom `fits` has something. Its turn is charged.
-    pub(super) fn take<R>(&mut self, mut fits: impl FnMut(&T) -> Option<R>) -> Option<(T, R)> {
+    /// Whether somebody of a flow waits.
+    pub(super) fn waits(&self, flow: u32) -> bool {
+        self.flows.get(&flow).is_some_and(|flow| !flow.is_empty())
+    }
+
+    /// Takes the first waiter in turn of whose flow one may go, and for whom `fits` has something. Its turn is charged.
+    pub(super) fn take<R>(
+        &mut self,
+        may_go: impl Fn(u32) -> bool,
+        mut fits: impl FnMut(&T) -> Option<R>,
+    ) -> Option<(T, R)> {
         let (begins, id, is_part, found) = self.order.iter().find_map(|(begins, id)| {
+            if !may_go(*id) {
+                return None;
+            }
             let (is_part, found) = self.flows.get(id)?.find(&mut fits)?;
             Some((*begins, *id, is_part, found))
         })?;

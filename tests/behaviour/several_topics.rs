@@ -6,7 +6,7 @@ use std::time::Duration;
 use kafka_llm_processor::llm::PromptConfig;
 use kafka_llm_processor::pipeline::{InputTopic, Weight};
 use kafka_llm_processor::records::result::ResultRecord;
-use kafka_llm_processor::sandbox::vllm::{Latency, VllmConfig};
+use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, VllmConfig};
 use kafka_llm_processor::types::Record;
 
 use crate::harness::{INPUT, OUTPUT, Running, World, eventually, json, plain};
@@ -17,6 +17,9 @@ const FILINGS: usize = 500;
 /// In four partitions, of weight 1.
 const REPORTS: usize = 400;
 const ALL: u64 = 900;
+
+const REFUSAL: &str =
+    r#"{"error":{"message":"no","type":"BadRequestError","param":null,"code":400}}"#;
 
 fn topic(name: &str, weight: i64, user: &str) -> InputTopic {
     InputTopic {
@@ -102,4 +105,57 @@ async fn topics_share_the_model_by_weight_and_have_prompts_of_their_own() {
     let ended = |topic: &str| totals.topics[topic].processed;
     assert!(ended(INPUT) > 0 && ended(NEWS) > 0, "{totals:?}");
     assert_eq!(ended(INPUT) + ended(NEWS), totals.processed);
+}
+
+/// The server refuses the prompt of one topic and takes that of the other: the one waits whole, the other goes on, and once the server
+/// takes both every document has its result.
+#[tokio::test]
+async fn a_prompt_that_is_refused_holds_its_topic_and_spends_none_of_its_documents() {
+    let config = VllmConfig {
+        latency: Latency::fixed(Duration::from_millis(20)),
+        ..VllmConfig::default()
+    };
+    let world = World::with_vllm(1, config).await;
+    world.broker.create_topic(NEWS, 1, &[]).unwrap();
+    world.produce(0..50, plain);
+    let news = |numbers: std::ops::Range<usize>| {
+        for number in numbers {
+            let record = Record {
+                value: Some(json(number, &plain(number)).into()),
+                ..Record::default()
+            };
+            world.broker.append(NEWS, 0, vec![record]).unwrap();
+        }
+    };
+    news(0..200);
+    let refusal = Fault::new(Action::answer(400, REFUSAL));
+    let refusal = refusal.on_prompt("Read the filing.").kept();
+    world.vllm.faults().push(refusal);
+    let mut settings = world.settings(&["llm.concurrency=4"]);
+    settings.input.topics = vec![
+        topic(INPUT, 3, "Read the filing.\n\nDocument:\n{{ content }}"),
+        topic(NEWS, 1, "Read the news.\n\nDocument:\n{{ content }}"),
+    ];
+    let running = Running::start(settings, false);
+    let ended = |topic: &str| {
+        let totals = running.board.snapshot().totals;
+        totals.topics.get(topic).map_or(0, |topic| topic.processed)
+    };
+    eventually("the news have their results", || ended(NEWS) == 200).await;
+    let is_held = |board: &kafka_llm_processor::telemetry::StatusBoard| {
+        let holds = board.holds();
+        holds
+            .iter()
+            .any(|hold| hold.reason.contains("`docs` is refused"))
+    };
+    eventually("the filings are held", || is_held(&running.board)).await;
+    news(200..400);
+    eventually("the news go on", || ended(NEWS) == 400).await;
+    assert_eq!(ended(INPUT), 0);
+    world.vllm.faults().clear();
+    eventually("the filings have their results", || ended(INPUT) == 50).await;
+    assert!(!is_held(&running.board));
+    running.drain().await;
+    assert_eq!(world.dead_letters().len(), 0);
+    assert_eq!(results(&world).len(), 450);
 }

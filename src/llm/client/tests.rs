@@ -516,6 +516,125 @@ async fn a_request_that_is_refused_for_different_documents_holds() {
     assert!((32..32 + 250).contains(&chats), "{chats}");
 }
 
+/// Asks about a document of another input topic.
+async fn ask_of(
+    client: &VllmClient,
+    flow: u32,
+    offset: i64,
+    text: &str,
+    prompt: &Arc<Prompt>,
+) -> Result<Completion, CompleteError> {
+    let class = Class {
+        flow,
+        ..Class::ONLY
+    };
+    let asked = CompletionRequest {
+        class,
+        prompt: Arc::clone(prompt),
+        ..document(offset, text)
+    };
+    client.complete(asked, client.admit(class).await).await
+}
+
+/// The prompt of one topic is refused for every document: none of them is given up, the other topic loses nothing to it, and once the
+/// server takes the prompt all are answered.
+#[tokio::test(start_paused = true)]
+async fn a_refused_prompt_of_one_topic_spends_nothing_and_holds_no_other() {
+    for calls in [1, 4] {
+        let mended = Instant::now() + Duration::from_mins(10);
+        let transport = Fake::serving(move |path, body| {
+            if path != "/v1/chat/completions" || is_probe(body) {
+                return Does::Answer;
+            }
+            if Instant::now() < mended && text_of(body).starts_with("wrong") {
+                return Does::Status(400);
+            }
+            Does::Wait(Duration::from_secs(1))
+        });
+        let config = LlmConfig {
+            concurrency: Concurrency::Fixed(calls),
+            ..LlmConfig::default()
+        };
+        let client = Arc::new(client(&config, transport));
+        let prompt = bare_prompt();
+        let answered = AtomicUsize::new(0);
+        let others = futures::future::join_all((0..calls).map(|_| async {
+            while Instant::now() < mended {
+                let outcome = ask_of(&client, 1, 0, "plain", &prompt).await;
+                assert_eq!(reason(&outcome), None);
+                answered.fetch_add(1, Ordering::Relaxed);
+            }
+        }));
+        let wrong = futures::future::join_all((0..40).map(|offset| {
+            let (client, prompt) = (&client, &prompt);
+            async move {
+                let text = format!("wrong {offset}");
+                ask_of(client, 2, offset, &text, prompt).await
+            }
+        }));
+        let look = async {
+            tokio::time::sleep(Duration::from_mins(5)).await;
+            let held = client.state().held.map(|hold| hold.reason);
+            assert!(held.is_some_and(|reason| reason.contains("document after document")));
+        };
+        let (outcomes, _, ()) = tokio::join!(wrong, others, look);
+        let lost = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+        assert_eq!(lost, 0, "{:?}", outcomes.iter().find_map(reason));
+        let answered = answered.into_inner();
+        assert!(answered >= 590 * calls, "{answered} of {}", 600 * calls);
+        assert_eq!(client.state().held, None);
+    }
+}
+
+/// One topic has a system message, which the chat template refuses: that holds its documents and no server.
+#[tokio::test(start_paused = true)]
+async fn a_system_message_of_one_topic_that_is_refused_holds_no_other() {
+    let mended = Instant::now() + Duration::from_mins(10);
+    let transport = Fake::serving(move |path, body| {
+        if path != "/v1/chat/completions" {
+            return Does::Answer;
+        }
+        if body["messages"][0]["role"] == "system" && Instant::now() < mended {
+            return Does::Status(400);
+        }
+        Does::Wait(Duration::from_millis(500))
+    });
+    let client = Arc::new(client(&LlmConfig::default(), transport));
+    let plain = bare_prompt();
+    let with_system = PromptConfig {
+        user: Some("{{ content }}".to_owned()),
+        system: Some("Be brief.".to_owned()),
+        ..PromptConfig::default()
+    };
+    let with_system = Arc::new(Prompt::new(&with_system, None).unwrap());
+    client.expect(&with_system);
+    client.expect(&plain);
+    let wrong = async {
+        // One document alone, and then two more.
+        let first = ask_of(&client, 2, 0, "x", &with_system);
+        let later = async {
+            tokio::time::sleep(Duration::from_mins(1)).await;
+            tokio::join!(
+                ask_of(&client, 2, 1, "y", &with_system),
+                ask_of(&client, 2, 2, "z", &with_system)
+            )
+        };
+        let (first, (second, third)) = tokio::join!(first, later);
+        [first, second, third]
+    };
+    let others = async {
+        while Instant::now() < mended {
+            let began = Instant::now();
+            let outcome = ask_of(&client, 1, 0, "plain", &plain).await;
+            assert_eq!(reason(&outcome), None);
+            assert!(began.elapsed() < Duration::from_secs(1));
+            assert!(client.state().endpoints[0].held.is_none());
+        }
+    };
+    let (wrong, ()) = tokio::join!(wrong, others);
+    assert!(wrong.iter().all(Result::is_ok), "{wrong:?}");
+}
+
 /// One of two servers dies: its documents go to the other, nothing is held, and it is used again once it is back.
 #[tokio::test(start_paused = true)]
 async fn a_dead_server_costs_nothing_while_another_lives() {

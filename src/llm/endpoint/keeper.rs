@@ -12,7 +12,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use super::{Endpoint, short_random};
+use super::{Endpoint, Shape, short_random};
 use crate::llm::api::HEALTH_PATH;
 use crate::llm::breaker::Change;
 use crate::llm::classify::{Failure, Fault};
@@ -33,11 +33,11 @@ const HEALTH_EVERY: Duration = Duration::from_secs(5);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Endpoint {
-    /// Finds out whether a document would be answered now.
+    /// Finds out whether a document that is asked about in that shape would be answered now.
     ///
     /// # Errors
     /// The failure, with the setting to change in its sentence.
-    pub(in crate::llm) async fn probe(&self) -> Result<Option<ServedModel>, Failure> {
+    pub(in crate::llm) async fn probe(&self, shape: Shape) -> Result<Option<ServedModel>, Failure> {
         // A list that does not come in time or fails on the server's side decides nothing: the completion does.
         let models = match self.models().await {
             Ok(models) => models,
@@ -52,8 +52,8 @@ impl Endpoint {
         if let (Some(_known), Some(objection)) = (&served, &objection) {
             return Err(setup_failure(objection));
         }
-        let result = match self.probe_chat().await {
-            Err(failure) if failure.fault == Fault::Disconnected => self.probe_chat().await,
+        let result = match self.probe_chat(shape).await {
+            Err(failure) if failure.fault == Fault::Disconnected => self.probe_chat(shape).await,
             result => result,
         };
         match (result, objection) {
@@ -66,23 +66,38 @@ impl Endpoint {
         }
     }
 
-    /// Probes on behalf of a document that waits for a verdict, without holding anybody up.
-    pub(in crate::llm) async fn ask_probe(&self) {
+    /// Probes on behalf of a document that waits for a verdict, without holding anybody up. A refusal of a shape that other documents do not
+    /// have says nothing of the server.
+    ///
+    /// # Errors
+    /// That refusal.
+    pub(in crate::llm) async fn ask_probe(&self, shape: Shape) -> Result<(), Failure> {
         let sent = Instant::now();
-        match self.probe().await {
-            Ok(_served) => self.note_success(sent),
-            Err(failure) => self.hold(&failure.detail),
-        }
+        let probed = self.probe(shape).await;
+        let probed = match probed {
+            Err(failure) if failure.fault == Fault::Request && shape != self.common.plainest() => {
+                Err(failure)
+            }
+            Err(failure) => {
+                self.hold(&failure.detail);
+                Ok(())
+            }
+            Ok(_served) => {
+                self.note_probe(sent, shape);
+                Ok(())
+            }
+        };
         self.common.news.notify_waiters();
+        probed
     }
 
-    async fn probe_chat(&self) -> Result<(), Failure> {
+    async fn probe_chat(&self, shape: Shape) -> Result<(), Failure> {
         let message = |role: &str, content: &str| Message {
             role: role.to_owned(),
             content: content.to_owned(),
         };
         let mut messages = Vec::with_capacity(2);
-        if self.common.with_system.load(Ordering::Relaxed) {
+        if shape == Shape::WithSystem {
             messages.push(message("system", "Answer briefly."));
         }
         messages.push(message("user", "Are you there?"));
@@ -179,13 +194,14 @@ impl Endpoint {
         let mut backoff = Backoff::new(PROBE_WAIT_INITIAL, PROBE_WAIT_MAX);
         let mut next_report = Instant::now() + FIRST_REPORT_AFTER;
         let mut has_failed = false;
-        let sent = loop {
+        let (sent, shape) = loop {
             let sent = Instant::now();
+            let shape = self.common.plainest();
             if !self.record().breaker.begin_probe(sent) {
                 // Nobody else probes, and the wait is over: it can only be closed.
                 return;
             }
-            let probe = self.probe();
+            let probe = self.probe(shape);
             tokio::pin!(probe);
             let outcome = loop {
                 tokio::select! {
@@ -195,7 +211,9 @@ impl Endpoint {
                     () = sleep_until(next_report) => self.report(&mut next_report),
                 }
             };
-            let Err(failure) = outcome else { break sent };
+            let Err(failure) = outcome else {
+                break (sent, shape);
+            };
             let wait = backoff.next_delay();
             let change =
                 self.change(|breaker| breaker.probe_failed(Instant::now(), &failure.detail, wait));
@@ -216,7 +234,7 @@ impl Endpoint {
             sleep(wait).await;
             self.common.authorization.reload();
         };
-        let Some(hold) = self.release(sent) else {
+        let Some(hold) = self.release(sent, shape) else {
             return;
         };
         let length = hold.began.elapsed();

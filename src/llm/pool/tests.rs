@@ -296,7 +296,7 @@ fn a_suspect_that_leaves_or_whose_lane_closes_keeps_nobody_out() {
 #[test]
 fn on_trial_one_call_runs_at_a_time() {
     let pool = pool(&[4, 4]);
-    pool.set_on_trial(true);
+    pool.set_on_trial(0, true);
     let first = now(&pool, ANY).unwrap();
     let mut second = Box::pin(pool.acquire(ANY));
     let mut third = Box::pin(pool.acquire(ANY));
@@ -305,9 +305,59 @@ fn on_trial_one_call_runs_at_a_time() {
     drop(first);
     let second = (&mut second).now_or_never().unwrap();
     assert!((&mut third).now_or_never().is_none());
-    pool.set_on_trial(false);
+    pool.set_on_trial(0, false);
     assert!((&mut third).now_or_never().is_some());
     drop(second);
+}
+
+/// Invariant 4.
+#[test]
+fn a_flow_on_trial_holds_no_other() {
+    let other = Wish {
+        class: Class {
+            flow: 1,
+            ..Class::ONLY
+        },
+        ..ANY
+    };
+    let pool = pool(&[2]);
+    pool.set_on_trial(0, true);
+    let mut tried = now(&pool, ANY).unwrap();
+    let mut next = Box::pin(pool.acquire(ANY));
+    assert!((&mut next).now_or_never().is_none());
+    let first = now(&pool, other).unwrap();
+    assert!(pool.may_go(&tried) && pool.may_go(&first));
+    assert!(now(&pool, other).is_none(), "the lane is full");
+    tried.rest();
+    assert!((&mut next).now_or_never().is_none());
+    let second = now(&pool, other).unwrap();
+    assert!(now(&pool, other).is_none(), "the lane is full");
+    drop(first);
+    assert!(
+        (&mut next).now_or_never().is_none(),
+        "it still has its turn"
+    );
+    drop(tried);
+    assert!((&mut next).now_or_never().is_some());
+    drop(second);
+    assert_eq!(pool.running(0), 0);
+}
+
+/// A lane is kept for a suspect until a trial begins: others are tried first then, and must find it free.
+#[test]
+fn a_suspect_on_trial_keeps_no_lane_from_those_before_it() {
+    let pool = pool(&[1]);
+    let running = now(&pool, ANY).unwrap();
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    assert!((&mut suspect).now_or_never().is_none());
+    let mut other = Box::pin(pool.acquire(ANY));
+    assert!((&mut other).now_or_never().is_none());
+    pool.set_on_trial(0, true);
+    drop(running);
+    let other = (&mut other).now_or_never().unwrap();
+    assert!((&mut suspect).now_or_never().is_none());
+    drop(other);
+    assert!((&mut suspect).now_or_never().is_some());
 }
 
 #[test]
@@ -341,7 +391,7 @@ enum Step {
     End(usize),
     Limit(usize, usize),
     Close(usize, bool),
-    Trial(bool),
+    Trial(u32, bool),
     Charge(usize, u64),
     Prefer(usize, usize),
 }
@@ -354,7 +404,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => (0..8_usize).prop_map(Step::End),
         1 => (0..3_usize, 0..4_usize).prop_map(|(lane, limit)| Step::Limit(lane, limit)),
         1 => (0..3_usize, any::<bool>()).prop_map(|(lane, closed)| Step::Close(lane, closed)),
-        1 => any::<bool>().prop_map(Step::Trial),
+        1 => (0..2_u32, any::<bool>()).prop_map(|(flow, on)| Step::Trial(flow, on)),
         1 => (0..8_usize, 0..3_usize).prop_map(|(index, lane)| Step::Prefer(index, lane)),
         2 => (0..8_usize, 0..1000_u64).prop_map(|(index, tokens)| Step::Charge(index, tokens)),
     ]
@@ -386,7 +436,7 @@ proptest! {
                 Step::End(index) => if index < out.len() { drop(out.remove(index)); },
                 Step::Limit(lane, limit) => pool.set_limit(lane, limit),
                 Step::Close(lane, closed) => pool.set_closed(lane, closed),
-                Step::Trial(on) => pool.set_on_trial(on),
+                Step::Trial(flow, on) => pool.set_on_trial(flow, on),
                 Step::Prefer(index, lane) => if let Some(permit) = out.get_mut(index) { permit.prefer(lane); },
                 Step::Charge(index, tokens) => if let Some(permit) = out.get_mut(index) { permit.charge(tokens); },
             }
@@ -402,7 +452,8 @@ proptest! {
                 }
             }
         }
-        pool.set_on_trial(false);
+        pool.set_on_trial(0, false);
+        pool.set_on_trial(1, false);
         for lane in 0..3 {
             pool.set_closed(lane, false);
             pool.set_limit(lane, 2);

@@ -25,7 +25,7 @@ fn wait(turns: &mut Turns<Who>, class: Class) -> Place {
 }
 
 fn next(turns: &mut Turns<Who>) -> Option<Who> {
-    turns.take(|_| Some(())).map(|(who, ())| who)
+    turns.take(|_| true, |_| Some(())).map(|(who, ())| who)
 }
 
 /// The next turn goes to a waiter of these classes, each of which has one at a time that comes back at once.
@@ -118,7 +118,7 @@ fn whom_nothing_fits_keeps_its_place() {
         wait(&mut turns, class(0, 1, member));
     }
     let mut not_0 = |who: &Who| (who.member != 0).then_some(());
-    let taken = turns.take(&mut not_0).unwrap().0;
+    let taken = turns.take(|_| true, &mut not_0).unwrap().0;
     assert_eq!(taken.member, 1);
     assert_eq!(next(&mut turns).unwrap().member, 0);
     assert_eq!(next(&mut turns).unwrap().member, 2);
@@ -175,7 +175,7 @@ fn a_turn_costs_no_look_at_those_behind_it() {
         Some(())
     };
     for _ in 0..3_000 {
-        turns.take(look).unwrap();
+        turns.take(|_| true, look).unwrap();
     }
     assert!(turns.is_empty());
     assert_eq!(looks.get(), 3_000);
@@ -226,7 +226,7 @@ proptest! {
                 }
                 Step::Leave(_) => {}
                 Step::Take => {
-                    let taken = turns.take(|_| Some(())).map(|(number, ())| number);
+                    let taken = turns.take(|_| true, |_| Some(())).map(|(number, ())| number);
                     prop_assert_eq!(taken.is_some(), !there.is_empty());
                     if let Some(taken) = taken {
                         let index = there.iter().position(|(number, _)| *number == taken);
