@@ -3,6 +3,7 @@
 //! # Invariants
 //! 1. Bounds were asked for after the call: whatever was written before it lies below the end.
 //! 2. What is wrong with one partition keeps no other from its bounds: it is asked for again by itself, as if there were no others.
+//! 3. A leader that has told nothing of a partition is forgotten, and there is time left to find the next one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::time::Duration;
 
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::{BrokerId, ListOffsetsRequest, ListOffsetsResponse};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout_at;
 
 use super::cluster::{Cluster, Route, Target, topic_name};
 use super::connection::Deadline;
@@ -18,6 +19,9 @@ use super::pool::Lane;
 use super::reader::{Isolation, OffsetAt, check_list, list_request};
 use crate::kafka::KafkaError;
 use crate::types::{Offset, TopicPartition};
+
+/// What part of the time all who ask together wait for a leader: as much as each of the two questions by itself has after that.
+const TOGETHER_PART: u32 = 3;
 
 pub(super) async fn log_bounds(
     cluster: &Cluster,
@@ -28,18 +32,20 @@ pub(super) async fn log_bounds(
     // What keeps it from being found is told by asking for it alone.
     if let Ok(Some(route)) = cluster.route(target, deadline).await {
         let looks = cluster.looks().bounds_at(&route.address);
-        let look =
-            async |partitions| at_broker(cluster, &route.address, partitions, deadline).await;
+        let part = deadline.after / TOGETHER_PART;
+        let setting = "the part of kafka.request_timeout for all partitions of a broker";
+        let look = async |partitions| {
+            // Not what is left to whoever asks first: the others may have more.
+            let deadline = cluster.deadline().at_most(part, setting);
+            at_broker(cluster, &route.address, partitions, deadline).await
+        };
+        let deadline = deadline.at_most(part, setting);
         let asked = timeout_at(deadline.at, looks.ask(partition.clone(), look)).await;
         if let Ok(Some(bounds)) = asked {
             return Ok(bounds);
         }
-        if Instant::now() >= deadline.at {
-            return Err(KafkaError::Timeout {
-                operation: "ListOffsets",
-                after: deadline.after,
-            });
-        }
+        // It hangs, or leads no more. Nobody else may be asking for this partition, so nobody else would find that out.
+        cluster.forget(target);
     }
     let start = alone(cluster, partition, OffsetAt::Earliest, deadline).await?;
     let end = alone(cluster, partition, OffsetAt::Latest, deadline).await?;
@@ -79,29 +85,31 @@ async fn at_broker(
     };
     let asked: Vec<_> = partitions.into_iter().filter_map(route_of).collect();
     // The start first: an end that was asked for before could lie below it.
-    let mut starts = offsets(cluster, address, &asked, OffsetAt::Earliest, deadline).await;
+    let starts = offsets(cluster, address, &asked, OffsetAt::Earliest, deadline).await;
+    let Some(mut starts) = starts else {
+        return HashMap::new();
+    };
     let ends = offsets(cluster, address, &asked, OffsetAt::Latest, deadline).await;
     let both = |(partition, end)| {
         let start = starts.remove(&partition)?;
         Some((partition, (start, end)))
     };
-    ends.into_iter().filter_map(both).collect()
+    ends.into_iter().flatten().filter_map(both).collect()
 }
 
+/// `None` when no answer came.
 async fn offsets(
     cluster: &Cluster,
     address: &Arc<str>,
     asked: &[(TopicPartition, Route)],
     at: OffsetAt,
     deadline: Deadline,
-) -> HashMap<TopicPartition, Offset> {
+) -> Option<HashMap<TopicPartition, Offset>> {
     let build = |_version| request(asked, at);
     let answer = cluster
         .ask_at(address, Lane::Request, deadline, build)
         .await;
-    answer
-        .map(|answer| found(asked, answer))
-        .unwrap_or_default()
+    answer.map(|answer| found(asked, answer)).ok()
 }
 
 fn request(asked: &[(TopicPartition, Route)], at: OffsetAt) -> ListOffsetsRequest {

@@ -104,11 +104,14 @@ impl Cluster {
             let answer = match first {
                 Some(Ok(())) => return Ok(()),
                 Some(Err(Failure::Final(error))) => Err(error),
-                Some(Err(Failure::Passing(error))) if Instant::now() >= deadline.at => Err(error),
                 Some(Err(Failure::Passing(error))) => {
-                    tracing::debug!(%error, partition = %parcel.to, "appending again, alone");
                     self.forget(Target::Leader(parcel.to));
-                    self.produce_alone(transactional_id, parcel, deadline).await
+                    if Instant::now() >= deadline.at {
+                        Err(error)
+                    } else {
+                        tracing::debug!(%error, partition = %parcel.to, "appending again, alone");
+                        self.produce_alone(transactional_id, parcel, deadline).await
+                    }
                 }
                 None => self.produce_alone(transactional_id, parcel, deadline).await,
             };

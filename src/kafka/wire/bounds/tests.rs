@@ -13,7 +13,7 @@ use kafka_protocol::protocol::{Request as _, StrBytes};
 use super::super::fake::{Asked, FakeBroker, Reply};
 use super::super::pool::lock;
 use super::*;
-use crate::kafka::LogReader as _;
+use crate::kafka::{KafkaConfig, LogReader as _};
 
 const PARTITIONS: i32 = 1_000;
 const NOT_LEADER: i16 = 6;
@@ -125,6 +125,64 @@ async fn one_that_is_refused_is_asked_for_again_by_itself() {
             .eq([3])
     });
     assert!(alone.count() >= 2);
+}
+
+/// Tells that the port leads, and hangs when it is asked for offsets, of which `asked` hears.
+async fn hanging(leader: &Arc<Mutex<u16>>, asked_for: impl Fn() + Send + 'static) -> FakeBroker {
+    let told = Arc::clone(leader);
+    let broker = FakeBroker::start(move |asked: Asked| {
+        if asked.key == MetadataRequest::KEY {
+            return Reply::to::<MetadataRequest>(asked.version, &metadata(*lock(&told)));
+        }
+        asked_for();
+        Reply::Silence
+    })
+    .await;
+    *lock(leader) = broker.address.port();
+    broker
+}
+
+fn hasty(broker: &FakeBroker) -> Cluster {
+    Cluster::new(&KafkaConfig {
+        request_timeout: Duration::from_millis(900),
+        ..broker.config()
+    })
+}
+
+#[tokio::test]
+async fn a_leader_that_hangs_is_asked_no_more_once_another_leads() {
+    let leader = Arc::default();
+    let old = hanging(&leader, || {}).await;
+    let new = broker(|_, _| 0).await;
+    let cluster = hasty(&old);
+    let partition = TopicPartition::new("orders", 3);
+    let hung = cluster.log_bounds(&partition).await;
+    assert!(matches!(hung, Err(KafkaError::Timeout { .. })), "{hung:?}");
+    let requests = old.requests::<ListOffsetsRequest>();
+    let of_starts = |request: &ListOffsetsRequest| {
+        let partitions = request.topics.iter().flat_map(|topic| &topic.partitions);
+        partitions
+            .into_iter()
+            .all(|asked| asked.timestamp == EARLIEST)
+    };
+    assert!(
+        requests.iter().all(of_starts),
+        "the end is not asked for when the start is not told"
+    );
+    *lock(&leader) = new.address.port();
+    let bounds = cluster.log_bounds(&partition).await.unwrap();
+    assert_eq!(bounds, (Offset::new(3), Offset::new(13)));
+}
+
+#[tokio::test]
+async fn a_leader_that_hangs_leaves_time_to_find_the_next_one() {
+    let leader: Arc<Mutex<u16>> = Arc::default();
+    let new = broker(|_, _| 0).await;
+    let (port, moving) = (new.address.port(), Arc::clone(&leader));
+    let old = hanging(&leader, move || *lock(&moving) = port).await;
+    let partition = TopicPartition::new("orders", 3);
+    let bounds = hasty(&old).log_bounds(&partition).await.unwrap();
+    assert_eq!(bounds, (Offset::new(3), Offset::new(13)));
 }
 
 #[test]

@@ -477,6 +477,17 @@ async fn a_lost_answer_leaves_every_batch_of_the_request_in_doubt() {
 }
 
 #[tokio::test]
+async fn a_leader_that_hangs_is_looked_up_again_by_the_next_append() {
+    let broker = but(ProduceRequest::KEY, 0, |_| Reply::Silence).await;
+    let mut sink = acquainted(&broker, SHORT).await;
+    let outcome = append(&mut sink, &["one"]).await;
+    assert!(is_unknown(&outcome), "{outcome:?}");
+    let before = broker.asked::<MetadataRequest>().len();
+    append(&mut sink, &["one"]).await.unwrap();
+    assert_eq!(broker.asked::<MetadataRequest>().len(), before + 1);
+}
+
+#[tokio::test]
 async fn a_request_has_an_end() {
     let broker = broker(|asked| {
         if asked.key != ProduceRequest::KEY {
