@@ -411,19 +411,20 @@ impl Cluster {
         }
     }
 
-    /// The metadata of a topic, of which all partitions that have no leader now learn theirs.
+    /// Metadata with a topic in it, of which all partitions that have no leader now learn theirs. Topics that are asked for at the same time
+    /// share a request: each has an error of its own in the answer.
     async fn leaders_of(
         &self,
         topic: &Arc<str>,
         deadline: Deadline,
     ) -> Result<Arc<MetadataResponse>, KafkaError> {
         let look = async |topics: Vec<Arc<str>>| {
-            let mut found = HashMap::new();
-            for topic in topics {
-                let response = self.metadata(Some(&[&topic]), deadline).await;
-                found.insert(topic, response.map(Arc::new));
-            }
-            found
+            let names: Vec<_> = topics.iter().map(|topic| &**topic).collect();
+            // Not what is left to whoever asks first: the others may have more.
+            let response = self.metadata(Some(&names), self.deadline()).await;
+            let response = response.map(Arc::new);
+            let told = |topic| (topic, response.clone());
+            topics.into_iter().map(told).collect()
         };
         let late = || KafkaError::Timeout {
             operation: "Metadata",
@@ -488,19 +489,17 @@ pub(super) fn topic_name(name: &str) -> TopicName {
     TopicName(StrBytes::from_string(name.to_owned()))
 }
 
-/// Tells a partition that does not exist from one without a leader.
+/// Tells a partition that does not exist from one without a leader. The answer may be about other topics too.
 fn check_partition(
     response: &MetadataResponse,
     partition: &TopicPartition,
 ) -> Result<(), KafkaError> {
     let name = &*partition.topic;
-    let topics = response.topics.iter().collect();
-    let topic = only("Metadata", name, topics, |topic| {
-        topic
-            .name
-            .as_ref()
-            .is_some_and(|found| found.as_str() == name)
-    })?;
+    let named = response.topics.iter().filter(|topic| {
+        let found = topic.name.as_ref();
+        found.is_some_and(|found| found.as_str() == name)
+    });
+    let topic = only("Metadata", name, named.collect(), |_| true)?;
     check_topic(name, topic.error_code)?;
     let found = topic
         .partitions

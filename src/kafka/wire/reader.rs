@@ -15,6 +15,7 @@ use kafka_protocol::ResponseError;
 use kafka_protocol::messages::fetch_request::{FetchPartition, FetchTopic};
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::metadata_response::MetadataResponseTopic;
 use kafka_protocol::messages::{
     BrokerId, FetchRequest, FetchResponse, ListOffsetsRequest, ListOffsetsResponse,
 };
@@ -24,7 +25,7 @@ use uuid::Uuid;
 use super::api::{check_code, only};
 use super::batch::{Batch, BatchError, Marker, take_batch};
 use super::bounds;
-use super::cluster::{Cluster, Target, Way, topic_name};
+use super::cluster::{Cluster, Target, Way, check_topic, metadata_request, topic_name};
 use super::codec::INFLATED_BYTES_MAX;
 use super::scan::Scan;
 use crate::kafka::{Fetched, KafkaError, LogReader, LogScan, LogScanner};
@@ -176,21 +177,19 @@ impl LogReader for Cluster {
     }
 
     async fn topic_id(&self, topic: &str) -> Result<Option<Uuid>, KafkaError> {
-        let look = async |topics: Vec<Arc<str>>| {
-            let mut found = HashMap::new();
-            for topic in topics {
-                // By themselves: one that may not be described is no news for the others.
-                let described = self.describe_topics(&[&topic]).await;
-                let id =
-                    described.map(|mut all| all.remove(&*topic).flatten().map(|topic| topic.id));
-                found.insert(topic, id);
-            }
-            found
-        };
         let deadline = self.deadline();
-        let asked = self.looks().topic_ids.ask(topic.into(), look);
-        let found = timeout_at(deadline.at, asked).await;
-        found.ok().flatten().unwrap_or(Err(KafkaError::Timeout {
+        let told = async {
+            let looks = &self.looks().topic_ids;
+            let look = async |topics| topic_ids(self, topics).await;
+            if let Some(id) = looks.ask(topic.into(), look).await {
+                return id;
+            }
+            // What is wrong with it is told by asking for it alone.
+            let mut described = self.describe_topics(&[topic]).await?;
+            Ok(described.remove(topic).flatten().map(|topic| topic.id))
+        };
+        let told = timeout_at(deadline.at, told).await;
+        told.unwrap_or(Err(KafkaError::Timeout {
             operation: "Metadata",
             after: deadline.after,
         }))
@@ -212,6 +211,32 @@ impl LogScanner for Cluster {
     fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan> {
         Box::new(Scan::new(self.clone(), partition.clone(), from))
     }
+}
+
+/// The ids of all of them that a broker tells of without an error, asked for at once; an error when none answers.
+async fn topic_ids(
+    cluster: &Cluster,
+    topics: Vec<Arc<str>>,
+) -> HashMap<Arc<str>, Result<Option<Uuid>, KafkaError>> {
+    let names: Vec<_> = topics.iter().map(|topic| &**topic).collect();
+    let build = |_way| metadata_request(Some(&names));
+    let asked = cluster.ask(Target::Any, Duration::ZERO, build, Ok).await;
+    let response = match asked {
+        Ok(response) => response,
+        Err(error) => {
+            let failed = |topic| (topic, Err(error.clone()));
+            return topics.into_iter().map(failed).collect();
+        }
+    };
+    let id = |topic: MetadataResponseTopic| {
+        let name: Arc<str> = topic.name.as_ref()?.as_str().into();
+        match check_topic(&name, topic.error_code) {
+            Ok(()) => Some((name, Ok(Some(topic.topic_id)))),
+            Err(KafkaError::UnknownTopic { .. }) => Some((name, Ok(None))),
+            Err(_) => None,
+        }
+    };
+    response.topics.into_iter().filter_map(id).collect()
 }
 
 pub(super) fn list_request(

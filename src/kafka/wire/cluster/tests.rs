@@ -1,5 +1,6 @@
 use std::future::Future;
 
+use futures::future::join_all;
 use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
 };
@@ -19,6 +20,7 @@ use tokio::net::TcpListener;
 use super::super::fake::{Asked, FakeBroker, Reply};
 use super::super::{Isolation, OffsetAt};
 use super::*;
+use crate::kafka::LogReader as _;
 use crate::types::Offset;
 
 const NOT_LEADER: i16 = 6;
@@ -180,6 +182,80 @@ async fn the_next_broker_is_asked_when_one_hangs_or_hangs_up() {
     };
     let cluster = Cluster::new(&config);
     assert_eq!(latest(&cluster).await.unwrap(), Some(Offset::new(7)));
+}
+
+const UNAUTHORIZED: i16 = 29;
+
+/// Tells of each topic that it is asked for, whose name is its number; that number 7 may not be described.
+async fn broker_with_topics() -> FakeBroker {
+    FakeBroker::start(|asked| {
+        let request = asked.request::<MetadataRequest>();
+        let told = request.topics.into_iter().flatten().map(|topic| {
+            let number: u128 = topic.name.as_ref().unwrap().parse().unwrap();
+            let partition = MetadataResponsePartition::default().with_leader_id(BrokerId(1));
+            MetadataResponseTopic::default()
+                .with_name(topic.name)
+                .with_topic_id(Uuid::from_u128(number))
+                .with_error_code(if number == 7 { UNAUTHORIZED } else { 0 })
+                .with_partitions(vec![partition])
+        });
+        let response = metadata(1, 0, 1).with_topics(told.collect());
+        Reply::to::<MetadataRequest>(asked.version, &response)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn topics_that_are_asked_for_together_share_a_request() {
+    const TOPICS: u128 = 60;
+    let broker = broker_with_topics().await;
+    let cluster = Cluster::new(&broker.config());
+    let names: Vec<_> = (0..TOPICS).map(|number| number.to_string()).collect();
+    let ids = join_all(names.iter().map(|name| cluster.topic_id(name))).await;
+    for (number, id) in (0..).zip(ids) {
+        if number == 7 {
+            assert_eq!(id.unwrap_err().server_code(), Some(UNAUTHORIZED));
+        } else {
+            assert_eq!(id.unwrap(), Some(Uuid::from_u128(number)));
+        }
+    }
+    let asked = broker.asked::<MetadataRequest>().len();
+    assert!((1..=6).contains(&asked), "for ids: {asked}");
+
+    let places: Vec<_> = names
+        .iter()
+        .map(|name| TopicPartition::new(name.as_str(), 0))
+        .collect();
+    let deadline = cluster.deadline();
+    let routes = places
+        .iter()
+        .map(|place| cluster.route(Target::Leader(place), deadline));
+    for (number, route) in (0..).zip(join_all(routes).await) {
+        assert_eq!(route.is_ok(), number != 7, "{number}: {route:?}");
+    }
+    let asked = broker.asked::<MetadataRequest>().len() - asked;
+    assert!((1..=6).contains(&asked), "for leaders: {asked}");
+}
+
+#[tokio::test]
+async fn one_with_little_time_left_takes_none_from_the_others() {
+    let broker = FakeBroker::start(|asked| match asked.turn {
+        0 => Reply::Silence,
+        _ => Reply::to::<MetadataRequest>(asked.version, &metadata(1, 0, 1)),
+    })
+    .await;
+    let cluster = Cluster::new(&broker.config());
+    let partition = partition();
+    let target = Target::Leader(&partition);
+    let (hasty, patient) = futures::join!(
+        cluster.route(target, Deadline::within(Duration::from_millis(200))),
+        cluster.route(target, cluster.deadline()),
+    );
+    assert!(
+        matches!(hasty, Err(KafkaError::Timeout { .. })),
+        "{hasty:?}"
+    );
+    assert!(patient.unwrap().is_some());
 }
 
 #[tokio::test]
