@@ -93,6 +93,20 @@ pub enum KafkaError {
         /// End of the log, exclusive.
         high_watermark: Offset,
     },
+    /// Reading does not get to where the log ended: it was cut meanwhile, or its leader withholds what it has told of.
+    #[error(
+        "reading of {partition} stays at offset {position}, although the log ended at {end} (exclusive); it ends at {high_watermark} now"
+    )]
+    Stalled {
+        /// The partition.
+        partition: TopicPartition,
+        /// How far reading came.
+        position: Offset,
+        /// Where the log ended when reading began, exclusive.
+        end: Offset,
+        /// Where it ends now, exclusive.
+        high_watermark: Offset,
+    },
     /// The driver cannot read what lies at that offset.
     #[error("{partition} cannot be read at offset {offset} by this driver: {detail}")]
     Unreadable {
@@ -141,7 +155,10 @@ impl KafkaError {
     #[must_use]
     pub const fn is_transient(&self) -> bool {
         match self {
-            Self::Unreachable { .. } | Self::Timeout { .. } | Self::Disconnected { .. } => true,
+            Self::Unreachable { .. }
+            | Self::Timeout { .. }
+            | Self::Disconnected { .. }
+            | Self::Stalled { .. } => true,
             Self::Server { code, .. } => is_transient_code(*code),
             Self::Authentication { .. }
             | Self::Protocol { .. }

@@ -5,7 +5,10 @@
 //! 2. Whoever is dropped while reading takes nothing from the others: what was read stays, the next one goes on there.
 //! 3. What is kept is of the topic as it is now: its id is looked at after the reading. It begins anew with another id, and where the
 //!    log ends before, or starts after, what was read.
-//! 4. What is kept takes at most [`KEPT_BYTES_MAX`] for all logs together. Keys that have no room are read by themselves.
+//! 4. What is kept of the keys takes at most [`KEPT_BYTES_MAX`] for all logs together; those that have no room are read by themselves. The
+//!    scan of a log stays with it, and with it what it withholds of transactions that are open: a commit for each, in practice, and never
+//!    more than the driver's bound for one scan.
+//! 5. A reading ends: each step has a deadline, and one that stays where it is fails, so that the end is asked for anew.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +22,7 @@ use tokio::task::yield_now;
 use uuid::Uuid;
 
 use super::seen::Seen;
-use crate::kafka::{KafkaError, LogScan, LogScanner};
+use crate::kafka::{Fetched, KafkaError, LogScan, LogScanner};
 use crate::types::{Offset, Record, TopicPartition};
 
 /// How long one read of the commit topic waits for records that the log's end has promised.
@@ -28,6 +31,8 @@ pub(super) const READ_WAIT: Duration = Duration::from_millis(500);
 const KEPT_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Logs that are read at the same time: as many as there are connections to one broker, each with one fetch in memory.
 const READING_MAX: usize = 32;
+/// Empty answers in a row, each after [`READ_WAIT`], from a leader that says that there is more: a throttled one may have a few.
+const EMPTY_MAX: u32 = 20;
 /// Readings of one look: one more than a topic that is created anew meanwhile needs.
 const READS_MAX: usize = 3;
 
@@ -198,8 +203,10 @@ impl CommitLog {
             return Ok(());
         }
         let _turn = self.bounds.turns.acquire().await;
+        let mut progress = Progress::to(&self.partition, end);
         while reading.position < end {
             let fetched = scan.next(READ_WAIT).await?;
+            progress.check(reading.position, &fetched)?;
             reading.position = fetched.next_offset.max(reading.position);
             take(
                 &mut reading.keys,
@@ -225,6 +232,43 @@ impl CommitLog {
             topic_id,
             ..Reading::default()
         };
+    }
+}
+
+/// Sees to it that a reading up to an end of the log comes to an end itself: since that was asked for the log may have been cut, by an
+/// unclean election, or by a topic that was created anew.
+#[derive(Debug)]
+pub(super) struct Progress<'a> {
+    partition: &'a TopicPartition,
+    end: Offset,
+    empty: u32,
+}
+
+impl<'a> Progress<'a> {
+    pub(super) const fn to(partition: &'a TopicPartition, end: Offset) -> Self {
+        Self {
+            partition,
+            end,
+            empty: 0,
+        }
+    }
+
+    /// Judges the answer to a fetch at `position`: a transient error when asking again there would lead nowhere.
+    pub(super) fn check(&mut self, position: Offset, fetched: &Fetched) -> Result<(), KafkaError> {
+        if fetched.next_offset > position {
+            self.empty = 0;
+            return Ok(());
+        }
+        self.empty += 1;
+        if fetched.high_watermark >= self.end && self.empty < EMPTY_MAX {
+            return Ok(());
+        }
+        Err(KafkaError::Stalled {
+            partition: self.partition.clone(),
+            position,
+            end: self.end,
+            high_watermark: fetched.high_watermark,
+        })
     }
 }
 

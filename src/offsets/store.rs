@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::log::{Bounds, CommitLog, READ_WAIT};
+use super::log::{Bounds, CommitLog, Progress, READ_WAIT};
 use super::owner::{Standing, newest, standing};
 use super::record::{CommitRecord, RecordError, commit_key};
 use super::seen::Seen;
@@ -259,8 +259,10 @@ impl CommitStore {
         let (start, end) = self.reader.log_bounds(&partition).await?;
         let mut scan = self.reader.scan(&partition, from.max(start));
         let mut position = from.max(start);
+        let mut progress = Progress::to(&partition, end);
         while position < end {
             let fetched = scan.next(READ_WAIT).await?;
+            progress.check(position, &fetched)?;
             for (at, record) in fetched.records {
                 if record.key.as_ref() != Some(&key) {
                     continue;

@@ -5,6 +5,7 @@ use std::sync::Mutex as StdMutex;
 use async_trait::async_trait;
 use futures::future::join_all;
 use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::super::record::tests::sample;
 use super::super::{ClaimError, CommitStore, Owner, commit_key};
@@ -14,6 +15,8 @@ use crate::types::Record;
 
 /// Records of one fetch.
 const FETCH: usize = 2;
+/// For what would go on for ever.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Topic {
@@ -25,6 +28,8 @@ struct Topic {
     /// Fetches from this one on wait until they are let through.
     held_from: Option<usize>,
     failing: bool,
+    /// Fetches bring nothing, although there is something.
+    holds_back: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -105,18 +110,24 @@ impl LogReader for Memory {
         if is_held {
             self.let_through.notified().await;
         }
-        let topic = self.topic();
         let from = usize::try_from(from.value()).unwrap();
-        let records = topic.records.iter().cloned().enumerate();
-        let records: Vec<_> = records
-            .skip(from)
-            .take(FETCH)
-            .map(|(index, record)| (offset(index), record))
-            .collect();
+        let (records, high_watermark) = {
+            let topic = self.topic();
+            let records = topic.records.iter().cloned().enumerate();
+            let records: Vec<_> = records
+                .skip(from)
+                .take(if topic.holds_back { 0 } else { FETCH })
+                .map(|(index, record)| (offset(index), record))
+                .collect();
+            (records, offset(topic.records.len()))
+        };
+        if records.is_empty() {
+            yield_now().await;
+        }
         Ok(Fetched {
             next_offset: offset(from + records.len()),
             records,
-            high_watermark: offset(topic.records.len()),
+            high_watermark,
         })
     }
 }
@@ -314,6 +325,56 @@ async fn keys_without_room_are_read_by_themselves() {
     // None that was left out comes back with only its later records.
     memory.write(&input(99), "before", 1, 7);
     assert_eq!(known(99).await.unwrap(), Err(Apart));
+}
+
+/// As after an unclean election, or when the topic is deleted meanwhile.
+#[tokio::test]
+async fn a_log_that_is_cut_while_it_is_read_keeps_nobody_waiting() {
+    let memory = Memory::default();
+    for partition in 0..2 {
+        memory.write(&input(partition), "before", 1, 1);
+    }
+    (2..6).for_each(|next| memory.write(&input(0), "before", 1, next));
+    memory.topic().held_from = Some(2);
+    let store = memory.store();
+    let reading = tokio::spawn({
+        let store = store.clone();
+        async move { store.load(&input(0)).await }
+    });
+    while memory.topic().fetches < 2 {
+        yield_now().await;
+    }
+    memory.topic().records.truncate(3);
+    memory.topic().held_from = None;
+    memory.let_through.notify_one();
+    let cut = timeout(PATIENCE, reading).await.expect("it ends").unwrap();
+    assert!(
+        matches!(&cut, Err(ClaimError::Kafka(error)) if error.is_transient()),
+        "{cut:?}"
+    );
+    assert_eq!(next_offset(&store, 0).await, Some(2));
+}
+
+#[tokio::test]
+async fn a_log_that_tells_of_more_than_it_gives_keeps_nobody_waiting() {
+    let memory = Memory::default();
+    memory.write_value(&input(0), Some("rubbish"));
+    memory.write(&input(1), "before", 1, 1);
+    let store = memory.store();
+    // The key that cannot be used is read by itself.
+    assert_eq!(next_offset(&store, 1).await, Some(1));
+    memory.topic().holds_back = true;
+    memory.write(&input(1), "before", 1, 2);
+    for partition in 0..2 {
+        let loaded = timeout(PATIENCE, store.load(&input(partition))).await;
+        let loaded = loaded.expect("it ends");
+        assert!(
+            matches!(&loaded, Err(ClaimError::Kafka(error)) if error.is_transient()),
+            "{loaded:?}"
+        );
+    }
+    memory.topic().holds_back = false;
+    assert_eq!(next_offset(&store, 1).await, Some(2));
 }
 
 #[tokio::test]
