@@ -15,6 +15,7 @@ use kafka_llm_processor::kafka::{
 };
 use kafka_llm_processor::sandbox::broker::{Broker, BrokerConfig};
 use kafka_llm_processor::types::{Record, TopicPartition};
+use kafka_protocol::ResponseError;
 use kafka_protocol::messages::ApiKey;
 
 async fn sandbox(configs: &[(&str, &str)]) -> (Broker, RskafkaSink) {
@@ -57,6 +58,13 @@ fn values(broker: &Broker) -> Vec<String> {
         .collect()
 }
 
+/// Numbers that gzip packs to half, at best.
+fn noise(numbers: std::ops::Range<u32>) -> String {
+    numbers
+        .map(|number| format!("{:x}", number.wrapping_mul(2_654_435_761)))
+        .collect()
+}
+
 #[tokio::test]
 async fn what_many_send_at_once_goes_out_in_few_batches_and_each_in_its_order() {
     const SENDERS: i32 = 32;
@@ -94,12 +102,6 @@ async fn what_many_send_at_once_goes_out_in_few_batches_and_each_in_its_order() 
 #[tokio::test]
 async fn who_fits_alone_is_written_though_all_together_are_too_large() {
     let (broker, sink) = sandbox(&[("max.message.bytes", "1500")]).await;
-    // Numbers that gzip packs to half, at best.
-    let noise = |numbers: std::ops::Range<u32>| -> String {
-        numbers
-            .map(|number| format!("{:x}", number.wrapping_mul(2_654_435_761)))
-            .collect()
-    };
     let mut senders = Vec::new();
     for number in 0..4 {
         senders.push(sender(&sink, number).await);
@@ -122,6 +124,64 @@ async fn who_fits_alone_is_written_though_all_together_are_too_large() {
         "{refused:?}"
     );
     assert_eq!(values(&broker).len(), 4);
+}
+
+/// One bad part fails itself, and not those that had gathered with it.
+#[tokio::test]
+async fn what_is_refused_together_for_what_is_in_it_is_tried_alone() {
+    for code in [
+        ResponseError::InvalidRecord,
+        ResponseError::InvalidTimestamp,
+        ResponseError::CorruptMessage,
+    ] {
+        let (broker, sink) = sandbox(&[]).await;
+        let mut senders = Vec::new();
+        for number in 0..4 {
+            senders.push(sender(&sink, number).await);
+        }
+        append(&mut *senders[3], "first").await.unwrap();
+        // All together, then the first of them.
+        broker.faults().on(ApiKey::Produce).times(2).answer(code);
+        let outcomes = join_all(senders.iter_mut().take(3).zip(0..).map(|(sender, number)| {
+            let value = number.to_string();
+            async move { append(&mut **sender, value).await }
+        }))
+        .await;
+        let refused = outcomes.iter().filter(|outcome| outcome.is_err());
+        assert_eq!(refused.count(), 1, "{outcomes:?}");
+        assert!(
+            matches!(&outcomes[0], Err(StepError::Refused(error)) if error.server_code() == Some(code.code())),
+            "{outcomes:?}"
+        );
+        assert_eq!(values(&broker), ["first", "1", "2"]);
+    }
+}
+
+#[tokio::test]
+async fn what_nobody_waits_for_any_more_is_not_tried_alone() {
+    let (broker, sink) = sandbox(&[("max.message.bytes", "1500")]).await;
+    append(&mut *sender(&sink, 3).await, "first").await.unwrap();
+    let held = broker.faults().on(ApiKey::Produce).hold();
+    let mut appends = Vec::new();
+    for number in 0..3 {
+        let mut sender = sender(&sink, number).await;
+        let from = number.unsigned_abs() * 1_000;
+        let value = noise(from..from + 200);
+        appends.push(tokio::spawn(
+            async move { append(&mut *sender, value).await },
+        ));
+    }
+    held.wait_for_hits(1).await;
+    let given_up = appends.remove(1);
+    given_up.abort();
+    assert!(given_up.await.unwrap_err().is_cancelled());
+    let watched = broker.faults().on(ApiKey::Produce).keep().watch();
+    held.release();
+    for append in appends {
+        append.await.unwrap().unwrap();
+    }
+    assert_eq!(values(&broker).len(), 3);
+    assert_eq!(watched.hits(), 2, "two were tried alone");
 }
 
 /// As when the group has given the partition to somebody else: its new owner must not find it written later.

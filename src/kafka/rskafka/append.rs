@@ -7,7 +7,7 @@
 //! # Invariants
 //! 1. The parts of one sender are written in the order in which it sent them.
 //! 2. Every part is answered, or its sender sees that the writer is gone. A part whose sender no longer waits is not begun.
-//! 3. Parts that go out together share the outcome; refused as too large together, each goes out alone.
+//! 3. Parts that go out together share the outcome; refused together for what is in them, each goes out alone.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -229,13 +229,16 @@ impl Writer {
         let records = parts.iter().flat_map(|part| part.records.iter().cloned());
         let bytes = parts.iter().map(|part| part.bytes).sum();
         let outcome = self.append(records.collect(), bytes).await;
-        let refused = outcome.as_ref().err().and_then(StepError::kafka);
-        if !matches!(refused, Some(KafkaError::TooLarge { .. })) {
+        if !outcome.as_ref().is_err_and(error::is_about_content) {
             answer(parts, &outcome);
             return;
         }
-        for part in parts {
-            let outcome = self.append(part.records.clone(), part.bytes).await;
+        for mut part in parts {
+            if part.reply.is_closed() {
+                continue;
+            }
+            let records = std::mem::take(&mut part.records);
+            let outcome = self.append(records, part.bytes).await;
             answer(vec![part], &outcome);
         }
     }

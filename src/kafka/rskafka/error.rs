@@ -92,6 +92,7 @@ pub(super) fn append_outcome(partition: &TopicPartition, error: &Error) -> StepE
                 | ProtocolError::UnknownTopicOrPartition
                 | ProtocolError::TopicAuthorizationFailed
                 | ProtocolError::InvalidRecord
+                | ProtocolError::InvalidTimestamp
                 | ProtocolError::CorruptMessage
                 | ProtocolError::NotEnoughReplicas,
             ..
@@ -102,6 +103,15 @@ pub(super) fn append_outcome(partition: &TopicPartition, error: &Error) -> StepE
     } else {
         StepError::OutcomeUnknown(kafka)
     }
+}
+
+/// Whether the broker did not like what is in a batch: of several parts that went out together each may be fine without the others.
+pub(super) fn is_about_content(error: &StepError) -> bool {
+    let StepError::Refused(error) = error else {
+        return false;
+    };
+    // CorruptMessage, InvalidTimestamp, InvalidRecord
+    matches!(error, KafkaError::TooLarge { .. }) || matches!(error.server_code(), Some(2 | 32 | 87))
 }
 
 /// The error for a position outside the log, once the bounds are known.
@@ -129,6 +139,7 @@ fn code(error: ProtocolError) -> i16 {
         ProtocolError::NotEnoughReplicas => 19,
         ProtocolError::NotEnoughReplicasAfterAppend => 20,
         ProtocolError::TopicAuthorizationFailed => 29,
+        ProtocolError::InvalidTimestamp => 32,
         ProtocolError::KafkaStorageError => 56,
         ProtocolError::InvalidRecord => 87,
         _ => -1,
