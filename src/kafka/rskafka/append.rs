@@ -10,6 +10,7 @@
 //! 3. Parts that go out together share the outcome; refused together for what is in them, each goes out alone.
 
 use std::collections::{BTreeMap, HashMap};
+use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use futures::future::join_all;
 use rskafka::chrono::{DateTime, Utc};
 use rskafka::client::partition::{Compression, PartitionClient};
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
@@ -44,6 +45,9 @@ const PACKED_FROM_BYTES: usize = 512;
 const PARTS_WAITING: usize = 64;
 /// A batch of more bytes is packed on a thread for blocking work: it takes more than a millisecond, and calls to the model would wait for it.
 const PACKED_AT_ONCE_BYTES: usize = 64 * 1024;
+/// Most threads for that. Each is held until the broker has answered, as rskafka packs and sends in one call: while a broker hangs they are
+/// held for long, and of the 512 that the runtime has, name look-ups and files need some.
+const PACKERS_MAX: usize = 32;
 
 /// Writes results, dead letters and commits; writers are shared by all input partitions.
 #[derive(Debug)]
@@ -55,6 +59,7 @@ pub struct RskafkaSink {
 struct Shared {
     connector: Arc<Connector>,
     writers: Mutex<HashMap<TopicPartition, WriterTask>>,
+    packers: Arc<Semaphore>,
 }
 
 #[derive(Debug)]
@@ -70,6 +75,7 @@ impl RskafkaSink {
         let shared = Shared {
             connector: Arc::new(Connector::new(config)),
             writers: Mutex::default(),
+            packers: Arc::new(Semaphore::new(PACKERS_MAX)),
         };
         Self {
             shared: Arc::new(shared),
@@ -129,7 +135,7 @@ impl Shared {
             records: batch.records.iter().map(to_rskafka).collect(),
             reply,
         };
-        // It lives as long as the sink, so neither happens while anybody could see it.
+        // It lives as long as the sink, unless a library panics: then there is another one for the next append.
         let gone = || KafkaError::Disconnected {
             operation: "append",
             detail: format!("the writer of {} is gone", batch.to),
@@ -143,11 +149,14 @@ impl Shared {
 
     fn writer(&self, to: &TopicPartition) -> mpsc::Sender<Part> {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that has ended, as by a panic of a library, would refuse all that is written to the partition from then on.
+        writers.retain(|other, task| other != to || !task.parts.is_closed());
         let task = writers.entry(to.clone()).or_insert_with(|| {
             let (sender, parts) = mpsc::channel(PARTS_WAITING);
             let writer = Writer {
                 to: to.clone(),
                 connector: Arc::clone(&self.connector),
+                packers: Arc::clone(&self.packers),
                 client: None,
                 parts,
                 left: None,
@@ -174,6 +183,8 @@ struct Part {
 struct Writer {
     to: TopicPartition,
     connector: Arc<Connector>,
+    /// Shared with all other writers.
+    packers: Arc<Semaphore>,
     /// `None` after a failure: the next append dials again, as the peer may be silently dead, or no longer the leader.
     client: Option<Arc<PartitionClient>>,
     parts: mpsc::Receiver<Part>,
@@ -269,14 +280,7 @@ impl Writer {
         let produced = if bytes <= PACKED_AT_ONCE_BYTES {
             produce.await
         } else {
-            let runtime = Handle::current();
-            let packing = spawn_blocking(move || runtime.block_on(produce));
-            packing.await.unwrap_or_else(|ended| {
-                Err(KafkaError::Protocol {
-                    operation: "append",
-                    detail: format!("rskafka failed: {ended}"),
-                })
-            })
+            aside(&self.packers, produce).await
         };
         match produced {
             Ok(Ok(_offsets)) => {
@@ -287,6 +291,28 @@ impl Writer {
             Err(late) => Err(StepError::OutcomeUnknown(late)),
         }
     }
+}
+
+/// Does the work on a thread for blocking work, or here when none of ours is free: a few milliseconds for others to wait, and not as long as a
+/// broker that hangs takes.
+async fn aside<T: Send + 'static>(
+    packers: &Arc<Semaphore>,
+    work: impl Future<Output = Result<T, KafkaError>> + Send + 'static,
+) -> Result<T, KafkaError> {
+    let Ok(permit) = Arc::clone(packers).try_acquire_owned() else {
+        return work.await;
+    };
+    let runtime = Handle::current();
+    let working = spawn_blocking(move || {
+        let _permit = permit;
+        runtime.block_on(work)
+    });
+    working.await.unwrap_or_else(|ended| {
+        Err(KafkaError::Protocol {
+            operation: "append",
+            detail: format!("rskafka failed: {ended}"),
+        })
+    })
 }
 
 /// Tells the outcome to all who wait for it. Who no longer waits has given the partition up; its next owner reads what was committed.
@@ -315,3 +341,6 @@ fn to_rskafka(record: &Record) -> rskafka::record::Record {
         timestamp: DateTime::<Utc>::from_timestamp_millis(record.timestamp_ms).unwrap_or_default(),
     }
 }
+
+#[cfg(test)]
+mod tests;
