@@ -184,6 +184,26 @@ async fn what_nobody_waits_for_any_more_is_not_tried_alone() {
     assert_eq!(watched.hits(), 2, "two were tried alone");
 }
 
+#[tokio::test]
+async fn when_much_waits_batches_are_large() {
+    const SENDERS: i32 = 32;
+    let (broker, sink) = sandbox(&[]).await;
+    append(&mut *sender(&sink, SENDERS).await, "first")
+        .await
+        .unwrap();
+    let appends = broker.faults().on(ApiKey::Produce).keep().watch();
+    let outcomes = join_all((0..SENDERS).map(|number| {
+        let sink = &sink;
+        async move {
+            let mut sender = sender(sink, number).await;
+            append(&mut *sender, "x".repeat(16 * 1024)).await
+        }
+    }))
+    .await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert!(appends.hits() <= 3, "{} appends", appends.hits());
+}
+
 /// As when the group has given the partition to somebody else: its new owner must not find it written later.
 #[tokio::test]
 async fn what_nobody_waits_for_any_more_is_not_begun() {

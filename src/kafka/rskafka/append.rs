@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,7 +38,8 @@ const LINGER: Duration = Duration::from_millis(5);
 /// request the length goes out alone, and the kernel keeps the rest back until the broker has acknowledged that, which takes it 40 ms. Results
 /// pack to a fifth, so this much stays below.
 const QUICK_BYTES: usize = 32 * 1024;
-/// While more waits batches are as large as they may be: then what one carries counts for more than the 40 ms.
+/// While more waits for a partition, of one input partition or of all together, batches are as large as they may be: one that carries this much,
+/// up to [`BATCH_BYTES_MAX`], is worth the 40 ms.
 const QUICK_WAITING_BYTES: usize = 256 * 1024;
 /// Batches of fewer bytes are not packed: a commit record by itself, which each flush has, is some 300 bytes.
 const PACKED_FROM_BYTES: usize = 512;
@@ -65,6 +67,7 @@ struct Shared {
 #[derive(Debug)]
 struct WriterTask {
     parts: mpsc::Sender<Part>,
+    waiting: Arc<AtomicUsize>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -107,11 +110,7 @@ impl PartitionSink for RskafkaPartitionSink {
     }
 
     fn batch_bytes(&self, waiting: usize) -> usize {
-        if waiting <= QUICK_WAITING_BYTES {
-            QUICK_BYTES
-        } else {
-            BATCH_BYTES_MAX
-        }
+        batch_bytes_max(waiting)
     }
 
     async fn begin(&mut self) -> Result<(), StepError> {
@@ -127,47 +126,63 @@ impl PartitionSink for RskafkaPartitionSink {
     }
 }
 
+/// The most for one batch when so much waits.
+const fn batch_bytes_max(waiting: usize) -> usize {
+    if waiting <= QUICK_WAITING_BYTES {
+        QUICK_BYTES
+    } else {
+        BATCH_BYTES_MAX
+    }
+}
+
 impl Shared {
     async fn append(&self, batch: &Batch) -> Result<(), StepError> {
         let (reply, outcome) = oneshot::channel();
+        let (parts, waiting) = self.writer(&batch.to);
+        let bytes = batch.records.iter().map(Record::size).sum();
         let part = Part {
-            bytes: batch.records.iter().map(Record::size).sum(),
             records: batch.records.iter().map(to_rskafka).collect(),
+            bytes,
             reply,
+            _counted: Counted::new(waiting, bytes),
         };
         // It lives as long as the sink, unless a library panics: then there is another one for the next append.
         let gone = || KafkaError::Disconnected {
             operation: "append",
             detail: format!("the writer of {} is gone", batch.to),
         };
-        let sent = self.writer(&batch.to).send(part).await;
+        let sent = parts.send(part).await;
         sent.map_err(|_closed| StepError::Refused(gone()))?;
         outcome
             .await
             .unwrap_or_else(|_closed| Err(StepError::OutcomeUnknown(gone())))
     }
 
-    fn writer(&self, to: &TopicPartition) -> mpsc::Sender<Part> {
+    /// The way to the writer of a partition, and what counts the bytes that wait for it.
+    fn writer(&self, to: &TopicPartition) -> (mpsc::Sender<Part>, Arc<AtomicUsize>) {
         let mut writers = self.writers.lock().unwrap_or_else(PoisonError::into_inner);
         // One that has ended, as by a panic of a library, would refuse all that is written to the partition from then on.
         writers.retain(|other, task| other != to || !task.parts.is_closed());
         let task = writers.entry(to.clone()).or_insert_with(|| {
             let (sender, parts) = mpsc::channel(PARTS_WAITING);
+            let waiting = Arc::default();
             let writer = Writer {
                 to: to.clone(),
                 connector: Arc::clone(&self.connector),
                 packers: Arc::clone(&self.packers),
                 client: None,
                 parts,
+                waiting: Arc::clone(&waiting),
                 left: None,
                 began: None,
             };
             WriterTask {
                 parts: sender,
+                waiting,
                 _task: AbortOnDropHandle::new(tokio::spawn(writer.run())),
             }
         });
-        task.parts.clone()
+        (task.parts.clone(), Arc::clone(&task.waiting))
     }
 }
 
@@ -177,6 +192,26 @@ struct Part {
     /// Uncompressed.
     bytes: usize,
     reply: oneshot::Sender<Result<(), StepError>>,
+    _counted: Counted,
+}
+
+/// Counts bytes among those that wait for as long as it lives.
+struct Counted {
+    waiting: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Counted {
+    fn new(waiting: Arc<AtomicUsize>, bytes: usize) -> Self {
+        waiting.fetch_add(bytes, Ordering::Relaxed);
+        Self { waiting, bytes }
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.waiting.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Writes to one partition.
@@ -188,6 +223,8 @@ struct Writer {
     /// `None` after a failure: the next append dials again, as the peer may be silently dead, or no longer the leader.
     client: Option<Arc<PartitionClient>>,
     parts: mpsc::Receiver<Part>,
+    /// Bytes of all parts that were not answered, those whose senders wait for room among them.
+    waiting: Arc<AtomicUsize>,
     /// Did not fit into the last batch.
     left: Option<Part>,
     /// When the last append began.
@@ -205,18 +242,20 @@ impl Writer {
     /// The parts of the next batch, at least one; `None` when the sink is gone.
     async fn gather(&mut self) -> Option<Vec<Part>> {
         loop {
-            let first = match self.left.take() {
-                Some(part) => part,
-                None => self.parts.recv().await?,
+            let (first, has_waited) = match self.left.take() {
+                Some(part) => (part, true),
+                None => (self.parts.recv().await?, false),
             };
-            // With a part that nearly fills a batch little could go out.
-            if let Some(began) = self.began.filter(|_| first.bytes < QUICK_BYTES / 2) {
+            // With what nearly fills a batch there is little to wait for.
+            let lingers = !has_waited && self.waiting() < QUICK_BYTES / 2;
+            if let Some(began) = self.began.filter(|_| lingers) {
                 sleep_until(began + LINGER).await;
             }
+            let bytes_max = batch_bytes_max(self.waiting());
             let mut bytes = first.bytes;
             let mut parts = vec![first];
             while let Ok(part) = self.parts.try_recv() {
-                if bytes + part.bytes > QUICK_BYTES {
+                if bytes + part.bytes > bytes_max {
                     self.left = Some(part);
                     break;
                 }
@@ -228,6 +267,10 @@ impl Writer {
                 return Some(parts);
             }
         }
+    }
+
+    fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     async fn write(&mut self, mut parts: Vec<Part>) {

@@ -8,17 +8,15 @@ use super::*;
 async fn a_writer_that_has_ended_is_replaced() {
     let sink = RskafkaSink::new(KafkaConfig::default());
     let to = TopicPartition::new("output", 0);
-    let ended = sink.shared.writer(&to);
-    assert!(ended.same_channel(&sink.shared.writer(&to)));
-    let ended_task = {
-        let mut writers = sink.shared.writers.lock().unwrap();
-        let (parts, _) = mpsc::channel(1);
-        let task = AbortOnDropHandle::new(tokio::spawn(async {}));
-        let ended = WriterTask { parts, _task: task };
-        writers.insert(to.clone(), ended)
-    };
-    drop(ended_task);
-    assert!(!sink.shared.writer(&to).is_closed());
+    let (first, _) = sink.shared.writer(&to);
+    let (again, _) = sink.shared.writer(&to);
+    assert!(again.same_channel(&first));
+    if let Some(writer) = sink.shared.writers.lock().unwrap().get_mut(&to) {
+        writer._task.abort();
+    }
+    first.closed().await;
+    let (next, _) = sink.shared.writer(&to);
+    assert!(!next.is_closed());
 }
 
 /// As while a broker hangs that leads many output partitions.
