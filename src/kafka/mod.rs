@@ -261,6 +261,12 @@ pub trait LogReader: Send + Sync + std::fmt::Debug {
 pub trait LogScanner: LogReader {
     /// Begins to read at `from` (inclusive) without waiting for open transactions; nothing is asked before the first [`LogScan::next`].
     fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan>;
+
+    /// The epoch of the leader that told the last [`LogReader::log_bounds`], another one after each election; nobody is asked. `None` when it
+    /// is not known.
+    fn leader_epoch(&self, _partition: &TopicPartition) -> Option<i32> {
+        None
+    }
 }
 
 /// One reading of a log that several transactional writers share.

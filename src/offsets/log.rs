@@ -3,8 +3,8 @@
 //! # Invariants
 //! 1. An answer reflects everything up to an end of the log that was asked for after the question was put.
 //! 2. Whoever is dropped while reading takes nothing from the others: what was read stays, the next one goes on there.
-//! 3. What is kept is of the topic as it is now: its id is looked at after the reading. It begins anew with another id, and where the
-//!    log ends before, or starts after, what was read.
+//! 3. What is kept is of the topic as it is now: its id is looked at after the reading. It begins anew with another id, where the log ends
+//!    before, or starts after, what was read, and with another epoch of the leader, who may have less than the one before had.
 //! 4. What is kept of the keys takes at most [`KEPT_BYTES_MAX`] for all logs together; those that have no room are read by themselves. The
 //!    scan of a log stays with it, and with it what it withholds of transactions that are open: a commit for each, in practice, and never
 //!    more than the driver's bound for one scan.
@@ -87,6 +87,8 @@ pub(super) struct Reading {
     scan: Option<Box<dyn LogScan>>,
     position: Offset,
     topic_id: Option<Uuid>,
+    /// Of the leader when the reading began.
+    leader_epoch: Option<i32>,
     keys: HashMap<Bytes, Seen>,
     /// There was no room: what is not among the keys may be in the log all the same.
     is_full: bool,
@@ -191,12 +193,16 @@ impl CommitLog {
 
     async fn read_to_end(&self, reading: &mut Reading) -> Result<(), KafkaError> {
         let (start, end) = self.reader.log_bounds(&self.partition).await?;
-        if reading.scan.is_some() && !(start..=end).contains(&reading.position) {
+        let epoch = self.reader.leader_epoch(&self.partition);
+        let is_elected = epoch.is_some() && epoch != reading.leader_epoch;
+        let is_outside = !(start..=end).contains(&reading.position);
+        if reading.scan.is_some() && (is_elected || is_outside) {
             self.forget(reading);
             // With the id of before: a topic that was created anew meanwhile is noticed after the reading.
         }
         let scan = reading.scan.get_or_insert_with(|| {
             reading.position = start;
+            reading.leader_epoch = epoch;
             self.reader.scan(&self.partition, start)
         });
         if reading.position >= end {

@@ -211,6 +211,12 @@ impl LogScanner for Cluster {
     fn scan(&self, partition: &TopicPartition, from: Offset) -> Box<dyn LogScan> {
         Box::new(Scan::new(self.clone(), partition.clone(), from))
     }
+
+    fn leader_epoch(&self, partition: &TopicPartition) -> Option<i32> {
+        // Requests carry it, and a leader of another epoch refuses them.
+        let route = self.known_route(Target::Leader(partition))?;
+        Some(route.leader_epoch).filter(|epoch| *epoch >= 0)
+    }
 }
 
 /// The ids of all of them that a broker tells of without an error, asked for at once; an error when none answers.

@@ -21,6 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 struct Topic {
     id: u128,
+    leader_epoch: Option<i32>,
     start: usize,
     records: Vec<Record>,
     ends_asked: usize,
@@ -140,6 +141,10 @@ impl LogScanner for Memory {
             position: from,
         })
     }
+
+    fn leader_epoch(&self, _: &TopicPartition) -> Option<i32> {
+        self.topic().leader_epoch
+    }
 }
 
 struct MemoryScan {
@@ -258,6 +263,28 @@ async fn a_topic_that_was_created_anew_is_read_anew() {
     (0..6).for_each(|_| memory.write(&input(1), "new", 1, 1));
     memory.topic().start = 8;
     assert_eq!(next_offset(&store, 0).await, None);
+}
+
+/// Brought by an unclean election; nothing but the epoch tells it from one that has only grown.
+#[tokio::test]
+async fn a_log_that_was_cut_and_has_grown_back_is_read_anew() {
+    let memory = Memory::default();
+    memory.topic().leader_epoch = Some(4);
+    (0..4).for_each(|next| memory.write(&input(0), "before", 1, next));
+    let store = memory.store();
+    assert_eq!(next_offset(&store, 0).await, Some(3));
+    memory.topic().records.truncate(1);
+    (0..6).for_each(|_| memory.write(&input(1), "before", 1, 1));
+    memory.topic().leader_epoch = Some(5);
+    assert_eq!(next_offset(&store, 0).await, Some(0));
+    assert_eq!(next_offset(&store, 1).await, Some(1));
+    // Unless there was an election it goes on where it was, also while nobody knows who leads.
+    let fetches = memory.topic().fetches;
+    memory.topic().leader_epoch = None;
+    assert_eq!(next_offset(&store, 1).await, Some(1));
+    memory.topic().leader_epoch = Some(5);
+    assert_eq!(next_offset(&store, 1).await, Some(1));
+    assert_eq!(memory.topic().fetches, fetches);
 }
 
 #[tokio::test]

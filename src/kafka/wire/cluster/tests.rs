@@ -20,7 +20,7 @@ use tokio::net::TcpListener;
 use super::super::fake::{Asked, FakeBroker, Reply};
 use super::super::{Isolation, OffsetAt};
 use super::*;
-use crate::kafka::LogReader as _;
+use crate::kafka::{LogReader as _, LogScanner as _};
 use crate::types::Offset;
 
 const NOT_LEADER: i16 = 6;
@@ -256,6 +256,18 @@ async fn one_with_little_time_left_takes_none_from_the_others() {
         "{hasty:?}"
     );
     assert!(patient.unwrap().is_some());
+}
+
+#[test]
+fn the_epoch_of_a_leader_is_known_once_it_was_told() {
+    let cluster = Cluster::new(&KafkaConfig::default());
+    assert_eq!(cluster.leader_epoch(&partition()), None);
+    let mut told = metadata(1, 0, 1);
+    cluster.known().learn(&told);
+    assert_eq!(cluster.leader_epoch(&partition()), None, "an old broker");
+    told.topics[0].partitions[0].leader_epoch = 5;
+    cluster.known().learn(&told);
+    assert_eq!(cluster.leader_epoch(&partition()), Some(5));
 }
 
 #[tokio::test]
