@@ -20,6 +20,7 @@ use super::policy::{Decision, History};
 use super::pool::{Lanes, Permit, Wish};
 use super::refusals::Refused;
 use super::suspicion::{Company, Suspicion};
+use super::turns::Kind;
 use super::{Class, CompleteError, Completion, GiveUp, Message, OnTruncated, Usage};
 use crate::types::{DeadLetterReason, SourcePosition};
 
@@ -300,11 +301,15 @@ impl<'a> Attempts<'a> {
                 return Ok(permit);
             }
             let avoid = self.failed_at;
-            let is_part = self.question.step != Step::Answer;
+            // The first slot of a document came with it.
+            let kind = match self.question.step {
+                Step::Answer => Kind::Again,
+                Step::Map { .. } | Step::Reduce { .. } => Kind::Part,
+            };
             let wish = Wish {
                 avoid,
                 alone,
-                is_part,
+                kind,
                 class: self.question.class,
             };
             permit = Some(client.slot(wish).await?);

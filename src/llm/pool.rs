@@ -7,7 +7,8 @@
 //! 1. Nobody is let into a lane that is closed or full; one whose limit fell below what runs in it lets nobody in until enough has ended.
 //! 2. Waiters are served in their turns, and of one class in the order they came. A waiter that avoids lanes waits for the others while one
 //!    of them is open; those behind it, who can use what it does not want, go before it. Documents and parts of long documents are served in
-//!    turn: a filing of hundreds of parts keeps nobody else out, and leaves nothing unused.
+//!    turn: a filing of hundreds of parts keeps nobody else out, and leaves nothing unused. A document that was begun goes before those that
+//!    were not; on trial behind them, or those that were refused would be tried again and again.
 //! 3. While a call is tried alone nothing else runs in its lane; at most one lane at a time is used for that, and between two such
 //!    calls one of the others has its turn.
 //! 4. Of a flow on trial at most one call runs over all lanes, and those of other flows go on.
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{oneshot, watch};
 
-use super::turns::{Class, Place, Turns};
+use super::turns::{Begun, Class, Kind, Place, Turns};
 
 /// Of the mean of what calls hold in tokens, the newest call is one part in this many.
 const MEAN_OVER: u64 = 16;
@@ -56,8 +57,8 @@ pub(super) struct Wish {
     pub(super) avoid: Lanes,
     /// Nothing else may run in its lane.
     pub(super) alone: bool,
-    /// It is for a part of a long document.
-    pub(super) is_part: bool,
+    /// What it is for.
+    pub(super) kind: Kind,
     /// Whose turn it takes.
     pub(super) class: Class,
 }
@@ -313,7 +314,7 @@ impl Pool {
         let Wish {
             avoid,
             alone,
-            is_part,
+            kind,
             class,
         } = wish;
         let mut state = self.state();
@@ -326,7 +327,7 @@ impl Pool {
                 class,
                 grant,
             };
-            Some(state.turns.wait(class, is_part, waiter))
+            Some(state.turns.wait(class, kind, waiter))
         };
         self.serve(state);
         Waiting { pool: self, place }
@@ -481,8 +482,13 @@ impl State {
         least_loaded(lanes, kept, Lanes::default())?;
         let fits = |waiter: &Waiter| least_loaded(lanes, kept, waiter.avoid);
         let (on_trial, out) = (&self.on_trial, &self.out);
-        let may_go = |flow: u32| !on_trial.contains(&flow) || !out.contains_key(&flow);
-        let (waiter, lane) = self.turns.take(may_go, fits)?;
+        // On trial the next document is tried before one that was refused, and one at a time.
+        let begun = |flow: u32| match (on_trial.contains(&flow), out.contains_key(&flow)) {
+            (false, _) => Some(Begun::First),
+            (true, false) => Some(Begun::Last),
+            (true, true) => None,
+        };
+        let (waiter, lane) = self.turns.take(begun, fits)?;
         self.others_first = false;
         self.begin(waiter.class, lane);
         Some(Granted {

@@ -8,8 +8,9 @@
 //!    further apart than one turn of each, divided so.
 //! 2. A turn is never left unused while somebody waits whom it fits. Nothing is saved up: a flow that comes back begins where the others are,
 //!    and one that has just had its turn not before its next one.
-//! 3. Within a flow documents and parts of long documents have their turns in turn; within each of the two the members that wait, one waiter
-//!    each; within a member the waiters in the order they came. So nobody waits for more than one round of the members of its flow.
+//! 3. Within a flow documents and parts of long documents have their turns in turn, and of the documents those that were begun go before
+//!    the others, or behind them where the caller says so; within each of the three the members that wait, one waiter each; within a member
+//!    the waiters in the order they came. So nobody waits for more than one round of the members of its flow, and for what was begun.
 //! 4. A waiter whom what is free does not fit keeps its place, and those behind it go before it.
 //! 5. A turn is what a call takes, wherever it came from: one without a wait is charged to its flow, one that came to no call is given back.
 
@@ -49,11 +50,33 @@ impl Default for Class {
     }
 }
 
+/// When the documents of a flow go that were begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begun {
+    /// Before those that were not.
+    First,
+    /// After them.
+    Last,
+}
+
+/// What a turn is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The first call of a document.
+    #[default]
+    First,
+    /// A further one of a document that has had a turn. What is begun is ended first: behind what was read ahead it would keep open all that
+    /// is answered meanwhile.
+    Again,
+    /// A call for a part of a long document.
+    Part,
+}
+
 /// A place among those that wait, to leave it by.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     class: Class,
-    is_part: bool,
+    kind: Kind,
     number: u64,
 }
 
@@ -74,6 +97,7 @@ struct Flow<T> {
     step: u128,
     /// When its next turn begins.
     begins: u128,
+    again: Members<T>,
     documents: Members<T>,
     parts: Members<T>,
     parts_next: bool,
@@ -110,7 +134,7 @@ impl<T> Turns<T> {
     }
 
     /// Somebody comes, to the end of its member's queue.
-    pub(super) fn wait(&mut self, class: Class, is_part: bool, waiter: T) -> Place {
+    pub(super) fn wait(&mut self, class: Class, kind: Kind, waiter: T) -> Place {
         self.came += 1;
         let number = self.came;
         let flow = self
@@ -121,10 +145,10 @@ impl<T> Turns<T> {
             flow.begins = flow.begins.max(self.now);
             self.order.insert((flow.begins, class.flow));
         }
-        flow.of(is_part).push(class.member, number, waiter);
+        flow.of(kind).push(class.member, number, waiter);
         Place {
             class,
-            is_part,
+            kind,
             number,
         }
     }
@@ -135,7 +159,7 @@ impl<T> Turns<T> {
         let Some(flow) = self.flows.get_mut(&class.flow) else {
             return;
         };
-        let was_there = flow.of(place.is_part).leave(class.member, number);
+        let was_there = flow.of(place.kind).leave(class.member, number);
         if was_there && flow.is_empty() {
             self.order.remove(&(flow.begins, class.flow));
         }
@@ -146,22 +170,21 @@ impl<T> Turns<T> {
         self.flows.get(&flow).is_some_and(|flow| !flow.is_empty())
     }
 
-    /// Takes the first waiter in turn of whose flow one may go, and for whom `fits` has something. Its turn is charged.
+    /// Takes the first waiter in turn for whom `fits` has something, and whose flow may go: `begun` says of a flow when those of its
+    /// documents go that were begun, or that none goes. Its turn is charged.
     pub(super) fn take<R>(
         &mut self,
-        may_go: impl Fn(u32) -> bool,
+        begun: impl Fn(u32) -> Option<Begun>,
         mut fits: impl FnMut(&T) -> Option<R>,
     ) -> Option<(T, R)> {
-        let (begins, id, is_part, found) = self.order.iter().find_map(|(begins, id)| {
-            if !may_go(*id) {
-                return None;
-            }
-            let (is_part, found) = self.flows.get(id)?.find(&mut fits)?;
-            Some((*begins, *id, is_part, found))
+        let (begins, id, kind, found) = self.order.iter().find_map(|(begins, id)| {
+            let begun = begun(*id)?;
+            let (kind, found) = self.flows.get(id)?.find(begun, &mut fits)?;
+            Some((*begins, *id, kind, found))
         })?;
         let flow = self.flows.get_mut(&id)?;
-        let waiter = flow.of(is_part).take(found.in_ring, found.in_queue)?;
-        flow.parts_next = !is_part;
+        let waiter = flow.of(kind).take(found.in_ring, found.in_queue)?;
+        flow.parts_next = kind != Kind::Part;
         self.order.remove(&(begins, id));
         // Not always the earliest: that one may be of a flow that waits for something else.
         self.now = self.now.max(begins);
@@ -201,6 +224,7 @@ impl<T> Flow<T> {
         Self {
             step,
             begins: 0,
+            again: Members::new(),
             documents: Members::new(),
             parts: Members::new(),
             parts_next: false,
@@ -208,27 +232,36 @@ impl<T> Flow<T> {
     }
 
     fn is_empty(&self) -> bool {
-        self.documents.ring.is_empty() && self.parts.ring.is_empty()
+        let all = [&self.again, &self.documents, &self.parts];
+        all.into_iter().all(|members| members.ring.is_empty())
     }
 
-    const fn of(&mut self, is_part: bool) -> &mut Members<T> {
-        if is_part {
-            &mut self.parts
-        } else {
-            &mut self.documents
+    const fn of(&mut self, kind: Kind) -> &mut Members<T> {
+        match kind {
+            Kind::First => &mut self.documents,
+            Kind::Again => &mut self.again,
+            Kind::Part => &mut self.parts,
         }
     }
 
-    fn find<R>(&self, fits: &mut impl FnMut(&T) -> Option<R>) -> Option<(bool, Found<R>)> {
-        let in_turn = [self.parts_next, !self.parts_next];
-        in_turn.into_iter().find_map(|is_part| {
-            let members = if is_part {
-                &self.parts
-            } else {
-                &self.documents
-            };
-            Some((is_part, members.find(fits)?))
-        })
+    fn find<R>(
+        &self,
+        begun: Begun,
+        fits: &mut impl FnMut(&T) -> Option<R>,
+    ) -> Option<(Kind, Found<R>)> {
+        let mut documents = [(Kind::Again, &self.again), (Kind::First, &self.documents)];
+        if begun == Begun::Last {
+            documents.reverse();
+        }
+        let [one, two] = documents;
+        let parts = (Kind::Part, &self.parts);
+        let in_turn = if self.parts_next {
+            [parts, one, two]
+        } else {
+            [one, two, parts]
+        };
+        let mut in_turn = in_turn.into_iter();
+        in_turn.find_map(|(kind, members)| Some((kind, members.find(fits)?)))
     }
 }
 

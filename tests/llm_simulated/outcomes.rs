@@ -4,14 +4,15 @@ use kafka_llm_processor::llm::{
     CompleteError, Concurrency, HttpTransport, LlmConfig, LlmError, VllmClient,
 };
 use kafka_llm_processor::sandbox::vllm::{
-    Action, Answers, EngineState, Fault, Latency, SIMULATED, Vllm, VllmConfig,
+    Action, Answers, EngineState, Fault, Latency, SIMULATED, SeenRequest, Vllm, VllmConfig,
 };
 use kafka_llm_processor::types::DeadLetterReason;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::harness::{
-    PATIENCE, all_answered, ask, client, config, held_because, reason, short_client, start,
+    PATIENCE, about_documents, all_answered, ask, client, config, fixed, held_because, reason,
+    serve, short_client, start, taking,
 };
 
 /// The default model's chat template may refuse a system message: the defaults must not need one.
@@ -259,4 +260,25 @@ async fn wrong_settings_are_told_with_what_to_change() {
     let transport = Arc::new(HttpTransport::new(&right()).unwrap());
     let served = VllmClient::preflight(&right(), transport).await.unwrap();
     assert_eq!(served.unwrap().max_model_len, Some(2048));
+}
+
+/// Behind what was read ahead it would keep open all that is answered meanwhile.
+#[tokio::test]
+async fn what_is_asked_again_does_not_wait_behind_what_was_read_ahead() {
+    let server = serve(taking(20)).await;
+    let error = r#"{"error":{"message":"","code":500}}"#;
+    server.faults().push(
+        Fault::new(Action::answer(500, error))
+            .on_prompt("Document 0:")
+            .times(1),
+    );
+    let client = client(&fixed(config(&server), 2));
+    all_answered(start(&client, 60)).await;
+    let asked = about_documents(&server);
+    let is_second = |request: &SeenRequest| {
+        let id = request.request_id.as_deref();
+        id.is_some_and(|id| id.starts_with("klp-documents-0-0-2-"))
+    };
+    let again = asked.iter().position(is_second).unwrap();
+    assert!(again < 15, "{again} of {}", asked.len());
 }

@@ -16,12 +16,16 @@ fn now(pool: &Arc<Pool>, wish: Wish) -> Option<Permit> {
 const ANY: Wish = Wish {
     avoid: Lanes(0),
     alone: false,
-    is_part: false,
+    kind: Kind::First,
     class: Class::ONLY,
 };
 const ALONE: Wish = Wish { alone: true, ..ANY };
 const PART: Wish = Wish {
-    is_part: true,
+    kind: Kind::Part,
+    ..ANY
+};
+const AGAIN: Wish = Wish {
+    kind: Kind::Again,
     ..ANY
 };
 
@@ -83,6 +87,55 @@ fn a_waiter_that_leaves_gives_its_slot_to_the_next() {
     drop(slot);
     drop(leaves_late);
     assert!(stays.now_or_never().is_some());
+}
+
+/// Invariant 2: what was begun does not wait behind what was read ahead, and keeps no part out.
+#[test]
+fn a_document_that_was_begun_goes_before_those_that_were_not() {
+    let pool = pool(&[1]);
+    let slot = now(&pool, ANY).unwrap();
+    let mut part = Box::pin(pool.acquire(PART));
+    let mut read_ahead: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire(ANY))).collect();
+    let mut again: Vec<_> = (0..2).map(|_| Box::pin(pool.acquire(AGAIN))).collect();
+    for waiter in read_ahead.iter_mut().chain(&mut again).chain([&mut part]) {
+        assert!(waiter.now_or_never().is_none());
+    }
+    drop(slot);
+    let mut in_turn = vec![&mut part];
+    in_turn.extend(&mut again);
+    in_turn.extend(&mut read_ahead);
+    for (place, waiter) in in_turn.into_iter().enumerate() {
+        let slot = waiter.now_or_never();
+        drop(slot.unwrap_or_else(|| panic!("number {place} does not have its turn")));
+    }
+}
+
+/// Invariant 2: on trial the next document is tried, not the one that was refused.
+#[test]
+fn on_trial_a_document_that_was_begun_waits_for_the_others() {
+    let pool = pool(&[4]);
+    pool.set_on_trial(true);
+    let refused = now(&pool, ANY).unwrap();
+    let mut begun: Vec<_> = (0..2).map(|_| Box::pin(pool.acquire(AGAIN))).collect();
+    let mut others: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire(ANY))).collect();
+    for waiter in begun.iter_mut().chain(&mut others) {
+        assert!(waiter.now_or_never().is_none());
+    }
+    drop(refused);
+    for waiter in &mut others {
+        assert!(begun.iter_mut().all(|begun| begun.now_or_never().is_none()));
+        drop(waiter.now_or_never().unwrap());
+    }
+    let refused = (&mut begun[0]).now_or_never().unwrap();
+    let mut next = Box::pin(pool.acquire(ANY));
+    assert!((&mut next).now_or_never().is_none());
+    // Once it is over, what is begun is ended first.
+    pool.set_limit(0, 1);
+    pool.set_on_trial(false);
+    drop(refused);
+    assert!((&mut next).now_or_never().is_none());
+    drop((&mut begun[1]).now_or_never().unwrap());
+    assert!(next.now_or_never().is_some());
 }
 
 /// Invariant 2, also where many slots become free before anybody who was served can ask again.
@@ -385,7 +438,7 @@ fn a_preferred_lane_is_taken_unless_it_is_the_busier_one() {
 
 #[derive(Debug, Clone)]
 enum Step {
-    Ask(Option<usize>, bool),
+    Ask(Option<usize>, bool, Kind),
     Take,
     Leave(usize),
     End(usize),
@@ -396,9 +449,13 @@ enum Step {
     Prefer(usize, usize),
 }
 
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![Just(Kind::First), Just(Kind::Again), Just(Kind::Part)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (proptest::option::of(0..3_usize), any::<bool>()).prop_map(|(avoid, alone)| Step::Ask(avoid, alone && avoid.is_none())),
+        4 => (proptest::option::of(0..3_usize), any::<bool>(), kind()).prop_map(|(avoid, alone, kind)| Step::Ask(avoid, alone && avoid.is_none(), kind)),
         4 => Just(Step::Take),
         2 => (0..8_usize).prop_map(Step::Leave),
         4 => (0..8_usize).prop_map(Step::End),
@@ -419,9 +476,9 @@ proptest! {
         let mut out: Vec<Permit> = Vec::new();
         for step in steps {
             match step {
-                Step::Ask(avoid, alone) => {
+                Step::Ask(avoid, alone, kind) => {
                     let pool = Arc::clone(&pool);
-                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone, is_part: avoid == Some(2), class: Class { flow: u32::from(alone), member: 1, ..Class::ONLY } };
+                    let wish = Wish { avoid: avoid.map_or(Lanes(0), |lane| not(lane).avoid), alone, kind, class: Class { flow: u32::from(alone), member: 1, ..Class::ONLY } };
                     let mut waiter = Box::pin(async move { pool.acquire(wish).await });
                     match (&mut waiter).now_or_never() {
                         Some(permit) => out.push(permit),

@@ -21,11 +21,13 @@ fn class(flow: u32, weight: u32, member: u32) -> Class {
 
 fn wait(turns: &mut Turns<Who>, class: Class) -> Place {
     let Class { flow, member, .. } = class;
-    turns.wait(class, false, Who { flow, member })
+    turns.wait(class, Kind::First, Who { flow, member })
 }
 
 fn next(turns: &mut Turns<Who>) -> Option<Who> {
-    turns.take(|_| true, |_| Some(())).map(|(who, ())| who)
+    turns
+        .take(|_| Some(Begun::First), |_| Some(()))
+        .map(|(who, ())| who)
 }
 
 /// The next turn goes to a waiter of these classes, each of which has one at a time that comes back at once.
@@ -110,6 +112,23 @@ fn a_shallow_member_waits_for_one_round() {
     assert_eq!(before.count(), 10);
 }
 
+/// Invariants 1 and 3: what is begun goes first in its flow, and leaves the other flow its share.
+#[test]
+fn what_was_begun_goes_first_and_takes_nothing_from_another_flow() {
+    let mut turns = Turns::new();
+    for _ in 0..40 {
+        wait(&mut turns, class(0, 1, 0));
+        wait(&mut turns, class(1, 1, 0));
+    }
+    // Told apart by their member.
+    for _ in 0..10 {
+        turns.wait(class(0, 1, 1), Kind::Again, Who { flow: 0, member: 1 });
+    }
+    let taken: Vec<_> = (0..20).map(|_| next(&mut turns).unwrap()).collect();
+    assert_eq!(of_flow(&taken, 1), 10, "{taken:?}");
+    assert_eq!(taken.iter().filter(|who| who.member == 1).count(), 10);
+}
+
 /// Invariant 4.
 #[test]
 fn whom_nothing_fits_keeps_its_place() {
@@ -118,7 +137,7 @@ fn whom_nothing_fits_keeps_its_place() {
         wait(&mut turns, class(0, 1, member));
     }
     let mut not_0 = |who: &Who| (who.member != 0).then_some(());
-    let taken = turns.take(|_| true, &mut not_0).unwrap().0;
+    let taken = turns.take(|_| Some(Begun::First), &mut not_0).unwrap().0;
     assert_eq!(taken.member, 1);
     assert_eq!(next(&mut turns).unwrap().member, 0);
     assert_eq!(next(&mut turns).unwrap().member, 2);
@@ -175,7 +194,7 @@ fn a_turn_costs_no_look_at_those_behind_it() {
         Some(())
     };
     for _ in 0..3_000 {
-        turns.take(|_| true, look).unwrap();
+        turns.take(|_| Some(Begun::First), look).unwrap();
     }
     assert!(turns.is_empty());
     assert_eq!(looks.get(), 3_000);
@@ -186,7 +205,7 @@ enum Step {
     Come {
         flow: usize,
         member: u32,
-        is_part: bool,
+        kind: Kind,
     },
     Leave(usize),
     Take,
@@ -194,10 +213,14 @@ enum Step {
     GiveBack(usize),
 }
 
+fn kind() -> impl Strategy<Value = Kind> {
+    prop_oneof![Just(Kind::First), Just(Kind::Again), Just(Kind::Part)]
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0..3_usize, 0..4_u32, any::<bool>())
-            .prop_map(|(flow, member, is_part)| Step::Come { flow, member, is_part }),
+        4 => (0..3_usize, 0..4_u32, kind())
+            .prop_map(|(flow, member, kind)| Step::Come { flow, member, kind }),
         1 => any::<usize>().prop_map(Step::Leave),
         4 => Just(Step::Take),
         1 => (0..3_usize).prop_map(Step::Charge),
@@ -216,9 +239,9 @@ proptest! {
         for step in steps {
             let of = |flow: usize, member| class(u32::try_from(flow).unwrap(), weights[flow], member);
             match step {
-                Step::Come { flow, member, is_part } => {
+                Step::Come { flow, member, kind } => {
                     number += 1;
-                    there.push((number, turns.wait(of(flow, member), is_part, number)));
+                    there.push((number, turns.wait(of(flow, member), kind, number)));
                 }
                 Step::Leave(index) if !there.is_empty() => {
                     let (_, place) = there.remove(index % there.len());
@@ -226,13 +249,13 @@ proptest! {
                 }
                 Step::Leave(_) => {}
                 Step::Take => {
-                    let taken = turns.take(|_| true, |_| Some(())).map(|(number, ())| number);
+                    let taken = turns.take(|_| Some(Begun::First), |_| Some(())).map(|(number, ())| number);
                     prop_assert_eq!(taken.is_some(), !there.is_empty());
                     if let Some(taken) = taken {
                         let index = there.iter().position(|(number, _)| *number == taken);
                         let (_, place) = there.remove(index.expect("it waits"));
                         let is_alike = |other: &Place| {
-                            (other.class, other.is_part) == (place.class, place.is_part)
+                            (other.class, other.kind) == (place.class, place.kind)
                         };
                         prop_assert!(there.iter().all(|(number, other)| *number > taken || !is_alike(other)));
                     }
