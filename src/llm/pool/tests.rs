@@ -114,7 +114,7 @@ fn a_document_that_was_begun_goes_before_those_that_were_not() {
 #[test]
 fn on_trial_a_document_that_was_begun_waits_for_the_others() {
     let pool = pool(&[4]);
-    pool.set_on_trial(true);
+    pool.set_on_trial(0, true);
     let refused = now(&pool, ANY).unwrap();
     let mut begun: Vec<_> = (0..2).map(|_| Box::pin(pool.acquire(AGAIN))).collect();
     let mut others: Vec<_> = (0..3).map(|_| Box::pin(pool.acquire(ANY))).collect();
@@ -131,7 +131,7 @@ fn on_trial_a_document_that_was_begun_waits_for_the_others() {
     assert!((&mut next).now_or_never().is_none());
     // Once it is over, what is begun is ended first.
     pool.set_limit(0, 1);
-    pool.set_on_trial(false);
+    pool.set_on_trial(0, false);
     drop(refused);
     assert!((&mut next).now_or_never().is_none());
     drop((&mut begun[1]).now_or_never().unwrap());
@@ -345,6 +345,49 @@ fn a_suspect_that_leaves_or_whose_lane_closes_keeps_nobody_out() {
     drop((running, second));
 }
 
+/// Invariants 3 and 4: what is kept for a suspect is not kept from those whose turn comes before it.
+#[test]
+fn a_trial_that_begins_while_a_lane_is_kept_goes_on() {
+    let pool = pool(&[2]);
+    let running = now(&pool, ANY).unwrap();
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    assert!((&mut suspect).now_or_never().is_none());
+    pool.set_on_trial(0, true);
+    let mut others = [Box::pin(pool.acquire(ANY)), Box::pin(pool.acquire(ANY))];
+    for other in &mut others {
+        assert!(other.now_or_never().is_none(), "one runs");
+    }
+    drop(running);
+    for other in &mut others {
+        drop(other.now_or_never().expect("it is their turn"));
+    }
+    assert!(suspect.now_or_never().unwrap().is_alone());
+}
+
+/// Invariant 3: the same where somebody else comes before the next suspect, and only the kept lane fits it.
+#[test]
+fn the_only_lane_that_fits_is_not_kept_from_whose_turn_it_is() {
+    let pool = pool(&[2, 2]);
+    let first = now(&pool, ALONE).unwrap();
+    let (kept, busy) = (first.lane(), 1 - first.lane());
+    let mut stays = now(&pool, not(kept)).unwrap();
+    stays.charge(1_000);
+    let mut moves = now(&pool, not(kept)).unwrap();
+    drop(first);
+    moves.prefer(kept);
+    assert_eq!(moves.lane(), kept);
+    let mut suspect = Box::pin(pool.acquire(ALONE));
+    assert!((&mut suspect).now_or_never().is_none(), "none is empty");
+    let mut other = Box::pin(pool.acquire(not(busy)));
+    let turn = (&mut other).now_or_never().expect("it is its turn");
+    assert_eq!(turn.lane(), kept);
+    drop(moves);
+    assert!((&mut suspect).now_or_never().is_none());
+    drop(turn);
+    assert!(suspect.now_or_never().unwrap().is_alone());
+    drop(stays);
+}
+
 /// Invariant 4.
 #[test]
 fn on_trial_one_call_runs_at_a_time() {
@@ -468,9 +511,10 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// Whatever happens: counts are those of the slots that are out, nobody is alone in company, and at the end everybody is served.
+    /// Whatever happens: counts are those of the slots that are out, nobody is alone in company, and at the end everybody is served, also on
+    /// trial and with one lane.
     #[test]
-    fn no_slot_is_lost_and_no_bound_is_passed(steps in proptest::collection::vec(step(), 1..80)) {
+    fn no_slot_is_lost_and_no_bound_is_passed(steps in proptest::collection::vec(step(), 1..80), on_trial in any::<bool>(), only in proptest::option::of(0..3_usize)) {
         let pool = pool(&[2, 1, 3]);
         let mut waiting = Vec::new();
         let mut out: Vec<Permit> = Vec::new();
@@ -509,10 +553,10 @@ proptest! {
                 }
             }
         }
-        pool.set_on_trial(0, false);
-        pool.set_on_trial(1, false);
+        pool.set_on_trial(0, on_trial);
+        pool.set_on_trial(1, on_trial);
         for lane in 0..3 {
-            pool.set_closed(lane, false);
+            pool.set_closed(lane, only.is_some_and(|only| only != lane));
             pool.set_limit(lane, 2);
         }
         // Whoever has a slot ends, until nobody waits.
