@@ -86,7 +86,7 @@ pub(super) struct Turns<T> {
     flows: BTreeMap<u32, Flow<T>>,
     /// The flows of which somebody waits, by the begin of the next turn of each.
     order: BTreeSet<(u128, u32)>,
-    /// The latest begin of a turn that was taken.
+    /// The latest begin of a turn that was taken, and not given back.
     now: u128,
     /// How many have come.
     came: u64,
@@ -204,6 +204,9 @@ impl<T> Turns<T> {
     /// A turn came to nothing.
     pub(super) fn give_back(&mut self, class: Class) {
         self.move_on(class, |begins| begins.saturating_sub(class.step()));
+        // Or whoever comes next would wait for as many turns as came to nothing.
+        let taken = |flow: &Flow<T>| flow.begins.saturating_sub(flow.step);
+        self.now = self.flows.values().map(taken).max().unwrap_or_default();
     }
 
     fn move_on(&mut self, class: Class, begins: impl FnOnce(u128) -> u128) {

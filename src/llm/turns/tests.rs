@@ -164,6 +164,26 @@ fn turns_without_a_wait_are_charged_and_unused_ones_given_back() {
     assert!((4..=6).contains(&of_flow(&taken, 1)), "{taken:?}");
 }
 
+/// Invariants 2 and 5: turns that came to nothing are no lead over a flow that comes after them.
+#[test]
+fn turns_that_were_given_back_keep_no_newcomer_waiting() {
+    let classes = [class(0, 1, 0), class(1, 1, 0)];
+    let mut turns = Turns::new();
+    wait(&mut turns, classes[0]);
+    rounds(&mut turns, &classes, 64);
+    for _ in 0..64 {
+        turns.give_back(classes[0]);
+    }
+    wait(&mut turns, classes[1]);
+    let taken = rounds(&mut turns, &classes, 8);
+    assert_eq!(of_flow(&taken, 1), 4, "{taken:?}");
+    // Those that were used still count.
+    turns.charge(classes[0]);
+    turns.charge(classes[0]);
+    let taken = rounds(&mut turns, &classes, 8);
+    assert_eq!(of_flow(&taken, 1), 5, "{taken:?}");
+}
+
 #[test]
 fn who_leaves_is_gone_and_the_rest_keeps_its_order() {
     let mut turns = Turns::new();
