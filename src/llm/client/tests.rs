@@ -827,7 +827,8 @@ impl Log {
 async fn a_hold_is_told_when_it_begins_each_minute_and_when_it_ends() {
     let log = Log::default();
     let _guard = log.begin();
-    let back = Instant::now() + Duration::from_secs(605);
+    // The last report is due half a second before.
+    let back = Instant::now() + Duration::from_millis(600_500);
     let transport = Fake::serving(move |_, _| {
         if Instant::now() < back {
             Does::Refuse
@@ -842,7 +843,7 @@ async fn a_hold_is_told_when_it_begins_each_minute_and_when_it_ends() {
     assert_eq!(count("WARN"), 11, "{text}");
     assert_eq!(count("LLM_URL"), 11, "{text}");
     assert_eq!(count("the work goes on"), 1, "{text}");
-    assert_eq!(count("held_for=10m 5s"), 1, "{text}");
+    assert_eq!(count("held_for=10m "), 1, "{text}");
 }
 
 #[tokio::test(start_paused = true)]

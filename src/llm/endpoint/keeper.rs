@@ -201,16 +201,8 @@ impl Endpoint {
                 // Nobody else probes, and the wait is over: it can only be closed.
                 return;
             }
-            let probe = self.probe(shape);
-            tokio::pin!(probe);
-            let outcome = loop {
-                tokio::select! {
-                    biased;
-                    outcome = &mut probe => break outcome,
-                    // A probe may hang as long as a call: the hold is told of all the same.
-                    () = sleep_until(next_report) => self.report(&mut next_report),
-                }
-            };
+            // A probe may hang as long as a call: the hold is told of all the same.
+            let outcome = self.telling(&mut next_report, self.probe(shape)).await;
             let Err(failure) = outcome else {
                 break (sent, shape);
             };
@@ -227,11 +219,12 @@ impl Endpoint {
                     ..
                 }
             );
-            if is_news || Instant::now() >= next_report {
-                self.report(&mut next_report);
+            if is_news {
+                self.report();
+                next_report = Instant::now() + REPORT_EVERY;
             }
             has_failed = true;
-            sleep(wait).await;
+            self.telling(&mut next_report, sleep(wait)).await;
             self.common.authorization.reload();
         };
         let Some(hold) = self.release(sent, shape) else {
@@ -251,9 +244,26 @@ impl Endpoint {
         }
     }
 
+    /// What `work` comes to; the hold is told of whenever that is due meanwhile.
+    async fn telling<T>(&self, next_report: &mut Instant, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = sleep_until(*next_report) => {
+                    self.report();
+                    // A minute after it was due, unless the process was asleep for longer.
+                    let now = Instant::now();
+                    let next = *next_report + REPORT_EVERY;
+                    *next_report = if next > now { next } else { now + REPORT_EVERY };
+                }
+            }
+        }
+    }
+
     /// Tells of the hold: when the first probe has failed or takes long, when the reason changes, and each minute.
-    fn report(&self, next_report: &mut Instant) {
-        *next_report = Instant::now() + REPORT_EVERY;
+    fn report(&self) {
         if let Some(hold) = self.gate.current() {
             let (url, reason, since) = (&self.url, &hold.reason, hold.since);
             if self.common.joint.gate().is_held() {
