@@ -8,8 +8,8 @@
 //! 1. Only a death that the probe confirmed counts, and only for a document whose call reached that engine and got no answer.
 //! 2. A document is tried alone after [`DEATHS_IN_COMPANY`] deaths, and is the culprit after [`DEATHS_ALONE`] while it was alone.
 //! 3. It is the culprit only when another document was answered by a call that began after its first death alone: an engine that dies
-//!    of every document is not any document's fault. One that nobody else can be compared with is the culprit after
-//!    [`DEATHS_UNPROVEN`].
+//!    of every document is not any document's fault. Where nobody else is left to be asked about, one that was answered after its last
+//!    death in company will do; one that nobody can be compared with is the culprit after [`DEATHS_UNPROVEN`].
 //! 4. Once a culprit is found, the deaths that others were in count no more: it explains them.
 
 use tokio::time::Instant;
@@ -73,6 +73,8 @@ pub(super) struct Suspicion {
     unanswered: Vec<Unanswered>,
     in_company: u32,
     alone: u32,
+    /// When it last died in company.
+    last_in_company: Option<Instant>,
     /// When it first died alone.
     first_alone: Option<Instant>,
     /// Culprits that were found before its first death.
@@ -114,10 +116,12 @@ impl Suspicion {
         if others.culprits != self.culprits {
             self.in_company = 0;
             self.alone = 0;
+            self.last_in_company = None;
             self.first_alone = None;
             self.culprits = others.culprits;
         }
         let (mut in_company, mut alone) = (0, 0);
+        let mut last_in_company = self.last_in_company;
         let mut first_alone = self.first_alone;
         self.unanswered.retain(|call| {
             let shown = shown(call.endpoint);
@@ -127,6 +131,7 @@ impl Suspicion {
                     first_alone = first_alone.or(Some(call.failed_at));
                 } else {
                     in_company += 1;
+                    last_in_company = last_in_company.max(Some(call.failed_at));
                 }
                 return false;
             }
@@ -137,11 +142,15 @@ impl Suspicion {
         });
         self.in_company += in_company;
         self.alone += alone;
+        self.last_in_company = last_in_company;
         self.first_alone = first_alone;
-        let is_proven = matches!(
-            (others.last_answer, self.first_alone),
-            (Some(answer), Some(death)) if answer > death
-        );
+        let answered_after = |death: Option<Instant>| {
+            let answer = others.last_answer;
+            death.is_some_and(|death| answer.is_some_and(|answer| answer > death))
+        };
+        // Tried as the last of those that died together, it would have to kill three engines more for want of somebody who comes after it.
+        let is_proven = answered_after(self.first_alone)
+            || (others.none_wait && answered_after(self.last_in_company));
         let deaths = match (is_proven, others.none_wait) {
             (true, _) => DEATHS_ALONE,
             (false, true) => DEATHS_UNPROVEN,
@@ -213,6 +222,32 @@ mod tests {
         };
         assert_eq!(after_deaths(only, 6), Company::Alone);
         assert_eq!(after_deaths(only, 7), Company::None);
+    }
+
+    /// Invariant 3.
+    #[test]
+    fn the_last_that_is_left_is_compared_with_those_that_were_answered_before_it() {
+        let died = Instant::now();
+        let second = Duration::from_secs(1);
+        let judged = |answered: Instant, none_wait: bool| {
+            let mut suspicion = Suspicion::default();
+            let others = Others {
+                none_wait,
+                ..others(0, Some(answered))
+            };
+            let deaths = [(false, died), (false, died), (true, died + 2 * second)];
+            let deaths = deaths.into_iter().chain([(true, died + 3 * second)]);
+            let mut company = Company::Any;
+            for (before, (alone, at)) in (0..).zip(deaths) {
+                suspicion.note_failure(Fault::Transient, 0, before, alone, at);
+                company = suspicion.judge(shown(before + 1, None), others);
+            }
+            company
+        };
+        assert_eq!(judged(died + second, true), Company::None);
+        // An answer from before says nothing, and while others wait they are asked about first.
+        assert_eq!(judged(died, true), Company::Alone);
+        assert_eq!(judged(died + second, false), Company::Alone);
     }
 
     /// Invariant 1.

@@ -22,11 +22,11 @@ fn kill_on_poison(server: &Vllm) {
     );
 }
 
-/// 40 documents, the 13th of them poison.
-fn start_with_poison(client: &Arc<VllmClient>) -> JoinSet<Outcome> {
+/// So many documents, the one at `poison` kills.
+fn start_with_poison(client: &Arc<VllmClient>, count: i64, poison: i64) -> JoinSet<Outcome> {
     let mut documents = JoinSet::new();
-    for offset in 0..40 {
-        let content = if offset == 12 {
+    for offset in 0..count {
+        let content = if offset == poison {
             "A poison document.".to_owned()
         } else {
             text(offset)
@@ -37,7 +37,7 @@ fn start_with_poison(client: &Arc<VllmClient>) -> JoinSet<Outcome> {
 }
 
 /// Exactly the poison is given up.
-fn check(outcomes: &[Outcome]) {
+fn check(outcomes: &[Outcome], count: usize) {
     let given_up: Vec<_> = outcomes
         .iter()
         .filter_map(|outcome| match outcome {
@@ -47,7 +47,7 @@ fn check(outcomes: &[Outcome]) {
         })
         .collect();
     assert_eq!(given_up, [DeadLetterReason::EngineKilled]);
-    assert_eq!(outcomes.len(), 40);
+    assert_eq!(outcomes.len(), count);
 }
 
 #[tokio::test]
@@ -59,10 +59,26 @@ async fn the_document_that_kills_the_engine_is_found_with_four_deaths() {
             attempts: 2,
             ..fixed(config(&server), calls)
         });
-        check(&outcomes(start_with_poison(&client)).await);
+        check(&outcomes(start_with_poison(&client, 40, 12)).await, 40);
         assert_eq!(server.engine_deaths(), 4, "{calls} at once");
     };
     tokio::join!(case(4), case(64));
+}
+
+/// Of four it is the last to be tried alone in one case of four: nobody is left then that could be answered after it.
+#[tokio::test]
+async fn also_when_it_is_the_last_of_those_that_died_with_it() {
+    let case = || async {
+        let server = serve(taking(10)).await;
+        kill_on_poison(&server);
+        let client = client(&LlmConfig {
+            attempts: 2,
+            ..fixed(config(&server), 4)
+        });
+        check(&outcomes(start_with_poison(&client, 4, 3)).await, 4);
+        assert_eq!(server.engine_deaths(), 4);
+    };
+    futures::future::join_all((0..8).map(|_| case())).await;
 }
 
 #[tokio::test]
@@ -74,7 +90,7 @@ async fn with_another_server_the_work_goes_on_meanwhile() {
         attempts: 2,
         ..fixed(config_of(&[&first, &second]), 8)
     });
-    check(&outcomes(start_with_poison(&client)).await);
+    check(&outcomes(start_with_poison(&client, 40, 12)).await, 40);
     assert_eq!(first.engine_deaths() + second.engine_deaths(), 4);
     eventually("both are open", PATIENCE, || {
         let endpoints = client.state().endpoints;
