@@ -464,7 +464,8 @@ impl State {
     /// The next waiter that can be let in, already counted in its lane.
     fn next(&mut self) -> Option<Granted> {
         let suspect = self.suspect_in_turn();
-        if let Some(lane) = self.lane_for_suspect(suspect.is_some())
+        let is_suspects_turn = suspect.is_some();
+        if let Some(lane) = self.lane_for_suspect(is_suspects_turn)
             && let Some((class, grant)) = self.suspects.remove(suspect?)
         {
             self.alone_runs = true;
@@ -477,7 +478,9 @@ impl State {
                 alone: true,
             });
         }
-        let (lanes, kept) = (&self.lanes, self.alone_in);
+        // A lane is kept for nobody while it is not a suspect's turn: it could be the only one, or the only one that fits.
+        let is_kept = is_suspects_turn || self.alone_runs;
+        let (lanes, kept) = (&self.lanes, self.alone_in.filter(|_| is_kept));
         // Without this each waiter would be asked whether nothing fits it.
         least_loaded(lanes, kept, Lanes::default())?;
         let fits = |waiter: &Waiter| least_loaded(lanes, kept, waiter.avoid);
@@ -530,7 +533,7 @@ impl State {
         })
     }
 
-    /// The lane that has become free for a suspect whose turn it is, where it is that of any. Chooses one to become free where none was chosen.
+    /// The lane that has become free for a suspect, where it is the turn of one. Chooses one to become free where none was chosen.
     fn lane_for_suspect(&mut self, is_turn: bool) -> Option<usize> {
         if self.alone_runs {
             return None;
@@ -538,9 +541,9 @@ impl State {
         let is_open = |lane: usize| self.lanes.get(lane).is_some_and(|lane| !lane.is_closed);
         self.alone_in = self.alone_in.filter(|lane| is_open(*lane));
         if !is_turn {
-            // Kept for one that waits for others, it would keep them out.
-            self.alone_in = None;
-        } else if self.alone_in.is_none() {
+            return None;
+        }
+        if self.alone_in.is_none() {
             let open = self
                 .lanes
                 .iter()
