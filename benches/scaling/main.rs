@@ -339,10 +339,9 @@ pub(crate) fn load_of(setup: &Setup, documents: f64, refresh: f64) -> Load {
     }
 }
 
-fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
-    let seconds = measured.seconds;
-    // Of as many documents as came.
-    let documents = count(measured.totals.documents) / seconds;
+/// The load as it came: of as many documents, and with the refreshes that came early.
+fn load_measured(setup: &Setup, measured: &Measured, refresh: f64) -> Load {
+    let documents = count(measured.totals.documents) / measured.seconds;
     // Where all refreshes are in the window the model has them itself.
     let early_refreshes = if refresh.is_finite() {
         0.0
@@ -352,12 +351,17 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
             .refreshes
             .iter()
             .map(|at| (-by_partition * at).exp());
-        none_before.sum::<f64>() / seconds
+        none_before.sum::<f64>() / measured.seconds
     };
-    let load = Load {
+    Load {
         early_refreshes,
         ..load_of(setup, documents, refresh)
-    };
+    }
+}
+
+fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
+    let seconds = measured.seconds;
+    let load = load_measured(setup, measured, refresh);
     let cost = load.cost();
     let requests = |api| count(measured.traffic.of(api).requests) / seconds;
     let bytes = |api| {
@@ -365,7 +369,7 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         count(traffic.bytes_in + traffic.bytes_out) / seconds
     };
     // How many polls an idle instance has on the own driver hangs on when its streams began: what is computed is the most.
-    let fetches = if load.is_wire && documents == 0.0 {
+    let fetches = if load.is_wire && load.documents == 0.0 {
         assert!(requests(ApiKey::Fetch) <= FACTOR * cost.fetches);
         0.0
     } else {
