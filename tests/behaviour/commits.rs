@@ -28,7 +28,7 @@ async fn read_ahead_waits_before_the_commit_record_passes_its_bound_and_nothing_
         "pipeline.read_ahead_bytes=67108864",
         "processing.commit_record_bytes_max=16384",
         "processing.commit_interval_ms=50",
-        "llm.timeout=10s",
+        "llm.timeout=25s",
     ]);
     let stuck = || {
         let partition = running.board.snapshot().partitions.into_iter().next();
