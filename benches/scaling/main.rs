@@ -95,19 +95,22 @@ impl Pair {
         let is_nothing = self.measured == 0.0 && self.computed == 0.0;
         is_nothing || self.events < EVENTS_MIN || (1.0 / FACTOR..=FACTOR).contains(&ratio)
     }
+}
 
-    fn check(&self, of: &str) {
-        let Self {
-            what,
-            measured,
-            computed,
-            ..
-        } = self;
-        assert!(
-            self.agrees(),
-            "{of}: {what} was computed as {computed:.1} and measured as {measured:.1}"
-        );
-    }
+/// Tells of each pair that does not agree; answers how many there are.
+fn told_apart(of: &str, pairs: &[Pair]) -> usize {
+    let apart = pairs.iter().filter(|pair| !pair.agrees());
+    apart
+        .map(|pair| {
+            let Pair {
+                what,
+                measured,
+                computed,
+                ..
+            } = pair;
+            eprintln!("{of}: {what} was computed as {computed:.1} and measured as {measured:.1}");
+        })
+        .count()
 }
 
 fn main() {
@@ -161,14 +164,14 @@ async fn run() {
     for (records, mebibytes) in [(1_024, 16), (1_024, 4)] {
         calls_in_flight(records, mebibytes).await;
     }
+    let mut apart = 0;
     for (setup, pairs, _) in &running {
-        pairs.iter().for_each(|pair| pair.check(&setup.name()));
+        apart += told_apart(&setup.name(), pairs);
     }
     for (setup, pairs, _) in &begun {
-        pairs
-            .iter()
-            .for_each(|pair| pair.check(&format!("the start of {}", setup.name())));
+        apart += told_apart(&format!("the start of {}", setup.name()), pairs);
     }
+    assert_eq!(apart, 0, "figures that are more than {FACTOR} apart");
 }
 
 /// Measures until computed and measured agree, three times at most: a machine that stood still is none of the model.
@@ -331,7 +334,7 @@ pub(crate) fn load_of(setup: &Setup, documents: f64, refresh: f64) -> Load {
         exactly_once: setup.exactly_once,
         is_wire: setup.exactly_once,
         is_group: setup.instances > 1,
-        interval: if setup.exactly_once { 0.05 } else { 0.0 },
+        interval: if setup.exactly_once { 0.05 } else { 0.01 },
         flush: 0.002,
         round_trip: 0.000_5,
         refresh,
@@ -368,18 +371,13 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         let traffic = measured.traffic.of(api);
         count(traffic.bytes_in + traffic.bytes_out) / seconds
     };
-    // How many polls an idle instance has on the own driver hangs on when its streams began: what is computed is the most.
-    let fetches = if load.is_wire && load.documents == 0.0 {
-        assert!(requests(ApiKey::Fetch) <= FACTOR * cost.fetches);
-        0.0
-    } else {
-        cost.fetches * seconds
-    };
     // Who writes to a partition for the first time asks for its leader.
     let dials = if load.is_wire {
         0.0
     } else {
-        count(measured.traffic.connections_opened) / seconds
+        let documents = count(measured.documents);
+        let before = documents - count(measured.totals.documents);
+        (load.outputs(documents) - load.outputs(before)) / seconds
     };
     let pair = |what, measured, computed: f64| Pair {
         what,
@@ -395,14 +393,8 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         ),
         pair("transactions", requests(ApiKey::EndTxn), cost.transactions),
         pair("Produce", requests(ApiKey::Produce), cost.produces),
-        Pair {
-            events: fetches,
-            ..pair("Fetch", requests(ApiKey::Fetch), cost.fetches)
-        },
-        Pair {
-            events: fetches,
-            ..pair("bytes of Fetch", bytes(ApiKey::Fetch), cost.fetch_bytes)
-        },
+        pair("Fetch", requests(ApiKey::Fetch), cost.fetches),
+        pair("bytes of Fetch", bytes(ApiKey::Fetch), cost.fetch_bytes),
         pair(
             "ListOffsets",
             requests(ApiKey::ListOffsets),
@@ -410,8 +402,8 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         ),
         pair(
             "Metadata",
-            requests(ApiKey::Metadata) - dials,
-            cost.metadata,
+            requests(ApiKey::Metadata),
+            cost.metadata + dials,
         ),
         pair(
             "copies and heartbeats",

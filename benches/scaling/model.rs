@@ -27,14 +27,25 @@ const METADATA_ENTRY: f64 = 26.0;
 const METADATA_FRAME: f64 = 170.0;
 /// What a record takes beyond its value when it is a batch of its own: its header, its key, its lengths.
 const BATCH: f64 = 95.0;
-/// A commit record without ranges as it lies in the log; some 197 bytes of it are its JSON.
-const COMMIT_BATCH: f64 = 257.0;
+/// What any batch takes beyond its records.
+const BATCH_FRAME: f64 = 61.0;
+/// A commit record without ranges, its key and its lengths, not packed.
+const COMMIT_RECORD: f64 = 213.0;
+/// Batches of three commits (512 bytes) and more are packed: this much, and so much more for each record.
+const PACKED_COMMITS: f64 = 190.0;
+const PACKED_COMMIT: f64 = 17.0;
+/// `kafka::rskafka::append`: the least time between two appends to a partition.
+const LINGER: f64 = 0.005;
 /// The marker that ends a transaction in each partition that it wrote to.
 const MARKER: f64 = 78.0;
+/// `offsets::log`: commit partitions that an instance reads at the same time.
+const READING: f64 = 32.0;
+/// Metadata that a start asks for before anything is claimed: half of it names the input topic.
+const START_METADATA: f64 = 4.0;
+/// Looks for each wave of [`READING`] partitions in a take-over. Measured.
+const WAVE_LOOKS: f64 = 2.0;
 /// `kafka::wire::pool`: the bursts of the two lanes in which a round of flushes, or a take-over, goes out; the polls are beside them.
 const BURST: f64 = 62.0;
-/// `pipeline::take_over`: partitions that look at the same time.
-const LOOKING: f64 = 32.0;
 
 /// What is worked on, and by whom. Counts and rates are of the whole group.
 #[derive(Debug, Clone, Copy)]
@@ -94,6 +105,15 @@ fn wait(rate: f64, longest: f64) -> f64 {
     }
 }
 
+/// How many appends a second take so many parts a second, `pause` or more apart: who comes meanwhile goes out with the next.
+fn gathered(parts: f64, pause: f64) -> f64 {
+    if parts > 0.0 {
+        1.0 / (pause + (-parts * pause).exp() / parts)
+    } else {
+        0.0
+    }
+}
+
 /// How many of `places` are hit by `throws`.
 fn hit(places: f64, throws: f64) -> f64 {
     places * (1.0 - (1.0 - 1.0 / places).powf(throws))
@@ -103,30 +123,34 @@ impl Load {
     pub(crate) fn cost(&self) -> Cost {
         let per_partition = self.documents / self.partitions;
         let flushes = self.flushes_of_a_partition() * self.partitions + self.early_refreshes;
-        let gathered = if flushes > 0.0 {
+        let of_a_flush = if flushes > 0.0 {
             self.documents / flushes
         } else {
             0.0
         };
-        let lanes = hit(self.partitions, gathered);
+        let lanes = hit(self.partitions, of_a_flush);
         let (fetches, fetch_bytes) = self.fetches(per_partition);
+        let commits = self.commit_appends(flushes);
+        let commit_bytes = self.commit_bytes(flushes, commits);
         let looks = self.instances / LOOK;
-        // `pipeline::claims`: two ListOffsets for each claim, and a Fetch where something was written to its partition since.
-        let claims = if self.exactly_once {
+        // `pipeline::claims`: where the commit partitions end, in two ListOffsets for each broker, and a Fetch of each that was written to
+        // since. Exactly once only the claim on the group is looked at.
+        let watched = if !self.exactly_once {
+            self.commit_partitions_of_an_instance()
+        } else if self.is_group {
             0.0
         } else {
-            self.partitions / LOOK
+            1.0
         };
-        let group_claims = if self.is_group { 0.0 } else { looks };
         let written = flushes / self.commit_partitions * LOOK;
-        let claim_fetches = (claims + group_claims) * -(-written).exp_m1();
-        let claim_bytes = (claims + group_claims) * written * self.commit_record_bytes();
+        let claim_fetches = looks * watched * -(-written).exp_m1();
+        let claim_bytes = self.instances * watched * commit_bytes / self.commit_partitions;
         let produces = if self.exactly_once {
             flushes * hit(self.brokers, lanes + 1.0)
         } else if self.is_wire {
             flushes * (hit(self.brokers, lanes) + 1.0)
         } else {
-            flushes * (lanes + 1.0)
+            self.output_appends(flushes * lanes) + commits
         };
         let document_bytes = self.documents * (self.document_bytes + BATCH);
         Cost {
@@ -136,20 +160,50 @@ impl Load {
             document_bytes,
             produces,
             transactions: if self.exactly_once { flushes } else { 0.0 },
-            list_offsets: 2.0 * (claims + group_claims),
-            metadata: looks + self.instances / NEW_PARTITIONS,
+            list_offsets: 2.0 * looks * hit(self.brokers, watched),
+            // The ids of the input topic and of the commit topic.
+            metadata: looks + looks * watched.min(1.0) + self.instances / NEW_PARTITIONS,
             mirrors: self.instances / MIRROR,
             heartbeats: if self.is_group {
                 self.instances / HEARTBEAT
             } else {
                 0.0
             },
-            commit_bytes: flushes * self.commit_record_bytes(),
+            commit_bytes,
         }
     }
 
-    fn commit_record_bytes(&self) -> f64 {
-        COMMIT_BATCH + if self.exactly_once { MARKER } else { 0.0 }
+    /// Commit partitions in which an instance has commits: partitions are dealt out in turn.
+    fn commit_partitions_of_an_instance(&self) -> f64 {
+        let named = self.partitions / self.instances;
+        let dealt = self.commit_partitions / self.instances;
+        dealt.max(1.0).min(named)
+    }
+
+    /// `kafka::rskafka::append`: each instance has a writer for each partition that it writes to. By the hash of the key those are all.
+    fn output_appends(&self, parts: f64) -> f64 {
+        let writers = self.instances * self.partitions;
+        writers * gathered(parts / writers, LINGER.max(self.round_trip))
+    }
+
+    fn commit_appends(&self, flushes: f64) -> f64 {
+        if self.is_wire {
+            return flushes;
+        }
+        let writers = self.instances * self.commit_partitions_of_an_instance();
+        writers * gathered(flushes / writers, LINGER.max(self.round_trip))
+    }
+
+    fn commit_bytes(&self, flushes: f64, appends: f64) -> f64 {
+        let marker = if self.exactly_once { MARKER } else { 0.0 };
+        let records = if appends > 0.0 {
+            flushes / appends
+        } else {
+            0.0
+        };
+        let packed = PACKED_COMMITS + PACKED_COMMIT * records;
+        let body = (COMMIT_RECORD * records).min(packed);
+        appends * (BATCH_FRAME + body + marker)
     }
 
     /// `pipeline::worker::flush_due_at`: a flush follows the last one after the interval, when the next answer is there, or after the
@@ -183,13 +237,13 @@ impl Load {
         if named <= 1.0 {
             return (pairs * polls, pairs * polls * (FETCH_ENTRY + FETCH_FRAME));
         }
-        // Streams that began at different times are asked for in two requests side by side: one long, one short. When nothing comes each
-        // names about half of them.
+        // Whose document has ended a poll is asked for in a second one beside it, short polls one after the other, until a long poll brings
+        // nothing: then the two are one again.
         let all = 1.0 / (MAIN_PAUSE + wait(rate, POLL));
-        let total = polls + 1.0 / SIDE;
-        let few = 1.0 + named / 2.0 * (-rate * POLL).exp();
+        let apart = -(-rate * POLL).exp_m1();
+        let total = (1.0 - apart) / POLL + apart * (polls + 1.0 / SIDE);
         let bytes = all * (named * FETCH_ENTRY + FETCH_FRAME)
-            + (total - all) * (few * FETCH_ENTRY + FETCH_FRAME);
+            + (total - all).max(0.0) * (1.0 * FETCH_ENTRY + FETCH_FRAME);
         (pairs * total, pairs * bytes)
     }
 
@@ -202,48 +256,73 @@ impl Load {
         }
         // `kafka::rskafka`: one for each partition that is read, that is committed to, that results went to. By the hash of the key each
         // instance writes to every output partition in the end.
-        let outputs = self.instances * hit(self.partitions, documents / self.instances);
-        let own = self.instances * (named.min(LOOKING) + 4.0);
-        self.partitions
-            + self.partitions.min(self.commit_partitions * self.instances)
-            + outputs
-            + own
+        let commits = self.instances * self.commit_partitions_of_an_instance();
+        self.partitions + commits + self.outputs(documents) + self.instances * self.own()
+    }
+
+    /// Connections of rskafka to partitions that results went to.
+    pub(crate) fn outputs(&self, documents: f64) -> f64 {
+        self.instances * hit(self.partitions, documents / self.instances)
+    }
+
+    /// Connections of the own driver that an instance has beside rskafka's: as many as commit partitions are read at once, and those of
+    /// looks, of the membership and of the copies.
+    fn own(&self) -> f64 {
+        self.commit_partitions_of_an_instance().min(READING) + 2.0
     }
 
     /// What it takes to begin: all partitions once.
     pub(crate) fn take_over(&self, commit_log_bytes: f64) -> TakeOver {
         let claims = self.partitions + if self.is_group { 0.0 } else { 1.0 };
-        // Before and after the fence: where the commit topic ends (4 + 2) and the input (2 + 2), and once more for the claim (2); with a
-        // claim on the group, whether that still holds (2).
-        let group = if self.is_group { 0.0 } else { 2.0 };
         let named = self.partitions / self.instances;
+        let watched = self.commit_partitions_of_an_instance();
+        // `kafka::rskafka`: where the input ends, twice, and the stream; a writer for each commit partition.
         let dials = if self.is_wire {
+            0.0
+        } else {
+            3.0 * self.partitions + self.instances * watched
+        };
+        let input_bounds = if self.is_wire {
             0.0
         } else {
             4.0 * self.partitions
         };
-        // Those that look first, side by side, each ask for the leaders. The claim on the group has done so before.
-        let looks = if self.is_group {
-            named.min(LOOKING)
-        } else {
+        // `kafka::wire::look`: who asks at the same time shares a look. At the first step of a take-over all do; at each further one there is
+        // a look for those that come first and one for those that came meanwhile, and some for each wave of requests that do not share.
+        let shared = |steps: f64| steps * named.min(2.0);
+        let waves = WAVE_LOOKS * (named / READING).floor();
+        // The claim on the group: a sample, what was claimed before, whether the claim holds, and the first look of the watch.
+        let group = if self.is_group { 0.0 } else { 4.0 };
+        // Loads before and after the fence, whether the claims hold; on the own driver where the input ends, twice.
+        let loads = if self.is_group { 2.0 } else { 3.0 };
+        let bounds = if self.is_wire { 2.0 } else { 0.0 };
+        let looks = group + 1.0 + shared(loads + bounds) + waves;
+        // Each reading of the commits looks at the topic's id, the first one twice; and the input's id is asked for once.
+        let ids = group + 1.0 + shared(loads) + 1.0;
+        let input_ids = shared(1.0) + waves / 2.0;
+        let metadata_of_input = self.instances * (START_METADATA / 2.0 + input_ids);
+        let metadata_of_commits = self.instances * (START_METADATA / 2.0 + ids + waves / 2.0);
+        let input_bytes = self.partitions * METADATA_ENTRY + METADATA_FRAME;
+        let commit_bytes = self.commit_partitions * METADATA_ENTRY + METADATA_FRAME;
+        let commit_dials = if self.is_wire {
             0.0
+        } else {
+            self.instances * watched
         };
-        let metadata = self.partitions + dials + self.instances * (looks + 4.0);
         let own = if self.is_wire {
             self.brokers * (named / self.brokers).clamp(2.0, BURST)
         } else {
-            named.min(LOOKING) + 4.0
+            self.own()
         };
         TakeOver {
-            list_offsets: (12.0 + group) * self.partitions + 6.0 * group,
-            metadata,
-            metadata_bytes: metadata * (self.partitions * METADATA_ENTRY + METADATA_FRAME),
+            list_offsets: input_bounds + 2.0 * looks * self.instances * hit(self.brokers, named),
+            metadata: dials + metadata_of_input + metadata_of_commits,
+            metadata_bytes: (dials - commit_dials + metadata_of_input) * input_bytes
+                + (commit_dials + metadata_of_commits) * commit_bytes,
             fences: if self.exactly_once { claims } else { 0.0 },
             connections: dials + self.instances * own,
-            // `offsets::store`: each partition reads the whole of the commit partition that it shares with others. Whoever claims the group
-            // reads one for a sample and one for its claim.
-            read_bytes: (claims + claims - self.partitions) * commit_log_bytes
-                / self.commit_partitions,
+            // `offsets::log`: each commit partition once.
+            read_bytes: self.instances * watched * commit_log_bytes / self.commit_partitions,
         }
     }
 }

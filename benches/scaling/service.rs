@@ -20,6 +20,8 @@ const DEAD: &str = "dead";
 pub(crate) const COMMITS: &str = "scaling-commits";
 /// A call to the model.
 pub(crate) const CALL: Duration = Duration::from_millis(50);
+/// `kafka::topics`: a commit topic that the processor creates has no more.
+pub(crate) const COMMIT_PARTITIONS_MAX: i32 = 32;
 const WITHIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
 
@@ -42,7 +44,11 @@ impl Setup {
     pub(crate) const fn new(partitions: i32, exactly_once: bool) -> Self {
         Self {
             partitions,
-            commit_partitions: partitions,
+            commit_partitions: if partitions < COMMIT_PARTITIONS_MAX {
+                partitions
+            } else {
+                COMMIT_PARTITIONS_MAX
+            },
             instances: 1,
             endpoints: 1,
             exactly_once,
@@ -96,7 +102,7 @@ pub(crate) async fn broker(setup: &Setup) -> Broker {
         (
             COMMITS,
             setup.commit_partitions,
-            &[("cleanup.policy", "compact")],
+            &[("cleanup.policy", "compact"), ("segment.bytes", "1048576")],
         ),
     ] {
         broker

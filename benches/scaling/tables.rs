@@ -2,7 +2,7 @@
 
 use super::Pair;
 use super::model::{Load, REFRESH};
-use super::service::Setup;
+use super::service::{COMMIT_PARTITIONS_MAX, Setup};
 
 /// Measured on one Apache Kafka 4.3.1 by `just cost`: from the end of one flush to the next, less the interval.
 const FLUSH_AT_LEAST_ONCE: f64 = 0.007;
@@ -11,7 +11,7 @@ const ROUND_TRIP: f64 = 0.001;
 /// `llm.concurrency` starts there, and a GPU with a model of some billion parameters stays near it.
 const CALLS: f64 = 64.0;
 /// The largest part of a commit partition's log that is not compacted: its newest segment (`segment.bytes`).
-const SEGMENT: f64 = 16.0 * 1024.0 * 1024.0;
+const SEGMENT: f64 = 1024.0 * 1024.0;
 
 pub(crate) fn running(rows: &[(Setup, Vec<Pair>, u32)]) {
     println!("\nA second, measured / computed:\n");
@@ -105,18 +105,18 @@ pub(crate) fn computed() {
         "commit bytes of a document",
         "connections of a broker",
         "calls of an instance",
-        "commit log at a start",
+        "commit log at a start of an instance",
         "Metadata at a start",
     ]);
     for (name, documents, partitions, instances, endpoints) in LOADS {
         for (driver, exactly_once, interval) in [
-            ("rskafka, at least once", false, 0.0),
+            ("rskafka, at least once", false, 0.01),
             ("exactly once", true, 0.05),
             ("exactly once, commit_interval_ms = 1000", true, 1.0),
         ] {
             let load = Load {
                 partitions,
-                commit_partitions: partitions,
+                commit_partitions: partitions.min(f64::from(COMMIT_PARTITIONS_MAX)),
                 instances,
                 brokers: 3.0,
                 documents,
@@ -135,9 +135,9 @@ pub(crate) fn computed() {
                 early_refreshes: 0.0,
             };
             let cost = load.cost();
-            let start = load.take_over(partitions * SEGMENT);
+            let start = load.take_over(load.commit_partitions * SEGMENT);
             println!(
-                "| {name} | {documents:.0} | {partitions:.0} × {instances:.0} × {endpoints:.0} | {driver} | {} | {:.1} | {} | {} | {:.1} | {} | {:.0} | {:.0} | {:.0} | {:.1} GB | {:.1} MB |",
+                "| {name} | {documents:.0} | {partitions:.0} × {instances:.0} × {endpoints:.0} | {driver} | {} | {:.1} | {} | {} | {:.1} | {} | {:.0} | {:.0} | {:.0} | {:.0} MB | {:.1} MB |",
                 short(cost.flushes),
                 documents / cost.flushes,
                 short(cost.produces),
@@ -153,7 +153,7 @@ pub(crate) fn computed() {
                 cost.commit_bytes / documents,
                 load.connections(1e9) / load.brokers,
                 CALLS * endpoints / instances,
-                start.read_bytes / 1e9,
+                start.read_bytes / instances / 1e6,
                 start.metadata_bytes / 1e6,
             );
         }
