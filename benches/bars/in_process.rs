@@ -1,5 +1,10 @@
 //! The table of Parallel Consumer: work that is only waited for, in the process itself.
 
+#![allow(
+    clippy::disallowed_types,
+    reason = "a thread beside the runtime keeps the time"
+)]
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::sync::mpsc as std_mpsc;
@@ -72,20 +77,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         documents::create(&bench.cluster, topic, 1).await;
     }
     let first_fetch = Arc::new(OnceLock::new());
-    let config = bench.config();
-    let (source, sink): (Arc<dyn Source>, Arc<dyn Sink>) = match driver {
-        "rskafka" => (
-            Arc::new(RskafkaSource::new(config.clone(), bench.cluster.clone())),
-            Arc::new(RskafkaSink::new(config)),
-        ),
-        _ => (
-            Arc::new(WireSource::new(
-                bench.cluster.clone(),
-                Isolation::ReadUncommitted,
-            )),
-            Arc::new(WireSink::idempotent(bench.cluster.clone())),
-        ),
-    };
+    let (source, sink) = edges(bench, driver);
     let mut registry = new_registry();
     let board = StatusBoard::new(&mut registry);
     let commit_offsets = CommitOffsets::default();
@@ -143,16 +135,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         drain.clone(),
         Duration::from_secs(10),
     ));
-    let end = Offset::new(i64::try_from(DOCUMENTS).expect("an offset"));
-    let until = Instant::now() + Duration::from_secs(60);
-    while commit_offsets
-        .snapshot()
-        .first()
-        .is_none_or(|(_, offset)| *offset < end)
-    {
-        assert!(Instant::now() < until, "{:?}", commit_offsets.snapshot());
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    committed(&commit_offsets).await;
     let took = first_fetch
         .get()
         .map(Instant::elapsed)
@@ -160,6 +143,35 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
     drain.cancel();
     assert_eq!(running.await.expect("it ends"), PipelineEnd::Drained);
     took.as_secs_f64()
+}
+
+/// How the driver reads and writes.
+fn edges(bench: &Bench, driver: &str) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+    let cluster = || bench.cluster.clone();
+    match driver {
+        "rskafka" => (
+            Arc::new(RskafkaSource::new(bench.config(), cluster())),
+            Arc::new(RskafkaSink::new(bench.config())),
+        ),
+        _ => (
+            Arc::new(WireSource::new(cluster(), Isolation::ReadUncommitted)),
+            Arc::new(WireSink::idempotent(cluster())),
+        ),
+    }
+}
+
+/// Waits until all documents are committed.
+async fn committed(commit_offsets: &CommitOffsets) {
+    let end = Offset::new(i64::try_from(DOCUMENTS).expect("an offset"));
+    let until = Instant::now() + Duration::from_secs(60);
+    let is_behind = || {
+        let offsets = commit_offsets.snapshot();
+        offsets.first().is_none_or(|(_, offset)| *offset < end)
+    };
+    while is_behind() {
+        assert!(Instant::now() < until, "{:?}", commit_offsets.snapshot());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
 }
 
 /// Notes when the first fetch begins.

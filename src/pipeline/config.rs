@@ -123,7 +123,7 @@ pub struct InputConfig {
     pub isolation_level: IsolationLevel,
     /// What to do when unread input is gone.
     pub on_data_loss: OnDataLoss,
-    /// `fetch.max.wait.ms`: how long the broker waits for records when there are none.
+    /// `fetch.max.wait.ms`: how long the broker waits for records when there are none; up to 1.5 s where none have come for a while.
     #[serde(with = "crate::types::duration")]
     pub fetch_wait: Duration,
 }

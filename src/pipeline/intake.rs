@@ -17,6 +17,9 @@ use crate::types::{Offset, Record, TopicPartition, error_chain};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(2);
+/// The longest that a fetch waits where nothing comes: each answer wakes the fetch loop and the worker, which is most of what an idle partition
+/// costs. Less than it takes to tell of a broker that is silent.
+const IDLE_WAIT_MAX: Duration = Duration::from_millis(1_500);
 /// How often a partition that nothing of ours can heal is looked at again.
 const HELD_CAP: Duration = Duration::from_secs(15);
 
@@ -106,10 +109,11 @@ impl Intake {
         let mut held = Backoff::new(RETRY_CAP, HELD_CAP);
         let what = reading(&self.partition);
         let mut failing = false;
+        let shortest = self.services.input.fetch_wait;
+        let mut wait = shortest;
         loop {
             self.services.read_ahead.room(self.index).await;
             let max_bytes = self.services.read_ahead.fetch_bytes(self.index);
-            let wait = self.services.input.fetch_wait;
             let fetch = self.stream.next(max_bytes, wait);
             let (answer, told) = self.services.patiently(&what, "fetch", wait, fetch).await;
             failing |= told;
@@ -121,6 +125,11 @@ impl Intake {
                     }
                     backoff.reset();
                     held.reset();
+                    wait = if fetched.records.is_empty() {
+                        (wait * 2).min(IDLE_WAIT_MAX).max(shortest)
+                    } else {
+                        shortest
+                    };
                     if self
                         .to_worker
                         .send(self.count(fetched, max_bytes))
@@ -135,6 +144,7 @@ impl Intake {
                         return Some(lost);
                     }
                     failing = true;
+                    wait = shortest;
                     self.services.holds.hold(&what, &error_chain(&error));
                     // What lies there will not change by asking often; it is asked again as somebody may change the log or the topic.
                     let delay = match error {
