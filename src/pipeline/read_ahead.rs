@@ -53,14 +53,23 @@ struct Used {
     used: Amount,
 }
 
+/// What records have of late, each; 0 before the first.
+#[derive(Debug, Default, Clone, Copy)]
+struct Like {
+    /// Of a fetch, where they may be packed.
+    fetched: usize,
+    /// Here.
+    held: usize,
+}
+
 #[derive(Debug)]
 struct Partition {
     /// Its topic's place among those.
     topic: usize,
     share: Amount,
     open: Amount,
-    /// What its records took of a fetch of late, each; 0 before the first.
-    record_bytes: usize,
+    /// What its records are like of late.
+    like: Like,
     /// How many wait for its room: more than one while it is given from hand to hand.
     waiting: usize,
     /// Whether it stands in its topic's queue.
@@ -166,7 +175,7 @@ impl ReadAhead {
                 topic: flow.topic,
                 share: reserved.part(flow.weight, weights).part(1, flow.partitions),
                 open: Amount::default(),
-                record_bytes: 0,
+                like: Like::default(),
                 waiting: 0,
                 is_queued: false,
             })
@@ -185,12 +194,12 @@ impl ReadAhead {
         })
     }
 
-    /// How much the partition's next fetch may ask for: its even part of the bytes for fetches, or less where its records are so small that
-    /// they would pass the bound on records. Before the first record the least: nobody knows what comes.
+    /// How much the partition's next fetch may ask for: as many records as have room, by the bound on records, by that on bytes and by its even
+    /// part of the bytes for fetches. Before the first record the least: nobody knows what comes. A broker gives one batch at least, whatever
+    /// comes out of it.
     #[must_use]
     pub fn fetch_bytes(&self, partition: usize) -> usize {
-        let records = self.used().records_left(partition);
-        let bytes = records.map_or(0, |(count, bytes)| count.saturating_mul(bytes));
+        let bytes = self.used().fetch_for(partition, self.fetch_bytes);
         bytes.clamp(FETCH_BYTES_MIN, self.fetch_bytes)
     }
 
@@ -217,10 +226,11 @@ impl ReadAhead {
         }
     }
 
-    /// Learns from a fetch of at most `asked` bytes what records take of one. What was packed comes out as more than was asked for.
+    /// Learns from a fetch of at most `asked` bytes what its records are like. What was packed comes out as more than was asked for.
     pub fn learn(&self, partition: usize, asked: usize, records: usize, bytes: usize) {
-        if let Some(each) = bytes.min(asked).checked_div(records) {
-            self.used().learn(partition, each);
+        if let Some(fetched) = bytes.min(asked).checked_div(records) {
+            let held = bytes / records;
+            self.used().learn(partition, Like { fetched, held });
         }
     }
 
@@ -353,23 +363,40 @@ impl Used {
         heads
     }
 
-    /// How many records the partition may still hold, with an even part of what is left of the pool, and what each has.
-    fn records_left(&self, partition: usize) -> Option<(usize, usize)> {
-        let partition = self.partitions.get(partition)?;
-        let topic = self.topics.get(partition.topic)?;
-        let of_share = partition.share.beyond(partition.open).records;
+    /// Bytes of a fetch whose records have room in what is left of the share and an even part of what is left of the pool, and in `part` of the
+    /// bytes for fetches; 0 while nobody knows what they are like.
+    fn fetch_for(&self, partition: usize, part: usize) -> usize {
+        let Some(partition) = self.partitions.get(partition) else {
+            return 0;
+        };
+        let Some(topic) = self.topics.get(partition.topic) else {
+            return 0;
+        };
+        let of_share = partition.share.beyond(partition.open);
         let of_pool = self.pool.beyond(self.used);
         let of_pool = of_pool
             .part(topic.weight, topic.weights)
             .part(1, topic.partitions);
-        Some((of_share + of_pool.records, partition.record_bytes))
+        let Like { fetched, held } = partition.like;
+        let by_bytes = (of_share.bytes + of_pool.bytes) / (held + RECORD_OVERHEAD_BYTES);
+        let in_a_fetch = part.checked_div(held).unwrap_or_default();
+        let records = (of_share.records + of_pool.records)
+            .min(by_bytes)
+            .min(in_a_fetch);
+        records.saturating_mul(fetched)
     }
 
-    fn learn(&mut self, partition: usize, record_bytes: usize) {
+    /// What turns out smaller in a fetch than was thought is believed at once: to ask for too much passes the bound.
+    fn learn(&mut self, partition: usize, like: Like) {
         if let Some(partition) = self.partitions.get_mut(partition) {
-            partition.record_bytes = match partition.record_bytes {
-                0 => record_bytes,
-                of_late => (of_late * 7 + record_bytes) / 8,
+            let mean = |of_late: usize, now: usize| match of_late {
+                0 => now,
+                of_late => (of_late * 7 + now) / 8,
+            };
+            let before = partition.like;
+            partition.like = Like {
+                fetched: mean(before.fetched, like.fetched).min(like.fetched),
+                held: mean(before.held, like.held),
             };
         }
     }
