@@ -1,5 +1,7 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
+mod observe;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,6 +31,8 @@ use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
 use crate::telemetry::{AdminServer, Health, Metrics, StatusBoard};
 use crate::types::{TopicPartition, error_chain};
+
+use self::observe::Observer;
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(2);
@@ -171,6 +175,13 @@ impl App {
             async move { health.beat(shutdown).await }
         });
         helpers.spawn(show_holds(Arc::clone(&self.client), board.clone()));
+        let observer = Observer {
+            client: Arc::clone(&self.client),
+            open: self.pipeline_metrics.open(),
+            board: board.clone(),
+            stall_after: self.settings.stall_after(),
+        };
+        helpers.spawn(observer.run());
         self.describe_start();
 
         let end = match self.start(&drain, fail_fast).await {
@@ -205,6 +216,9 @@ impl App {
         self.board.set_info("model", settings.llm.model.clone());
         self.board.set_info("llm_url", settings.llm.url.clone());
         self.board.set_info("generation", settings.generation());
+        if let Some(admin) = &self.admin {
+            self.board.set_info("admin", admin.local_addr().to_string());
+        }
         tracing::info!(
             brokers = settings.kafka.brokers,
             group_id = settings.kafka.group_id,

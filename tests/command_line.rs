@@ -549,3 +549,84 @@ fn a_port_in_use_ends_with_1_and_names_the_setting() {
         );
     }
 }
+
+/// The status of a running processor as text, as JSON and as an exit code; and what is said where none runs.
+#[test]
+fn status_tells_what_a_running_processor_does_and_whether_it_works() {
+    let model = sandbox_model();
+    let broker = model.broker(20);
+    let mut processor = processor(&model, &broker, &[]);
+    let address = metrics::admin_address(&processor.wait_for("admin server listens"));
+    processor.wait_for("documents flow");
+    let asked = ["status", "--admin", &address];
+    let works = || {
+        let output = run(&asked);
+        (output.status.code() == Some(0)).then(|| text(&output.stdout))
+    };
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let shown = loop {
+        if let Some(shown) = works().filter(|shown| shown.contains("20 results")) {
+            break shown;
+        }
+        assert!(Instant::now() < deadline, "{:?}", run(&asked));
+    };
+    for expected in [
+        "running",
+        "limited by",
+        "model server",
+        &model.url(),
+        "financial-documents/0",
+    ] {
+        assert!(shown.contains(expected), "{expected} in:\n{shown}");
+    }
+    // The address may also be that of the settings.
+    let listen = format!("admin.listen={address}");
+    let output = run(&["status", "--json", "--set", &listen]);
+    let page: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(page["state"], "running");
+    assert!(page["limiting"]["factor"].is_string());
+
+    model.runtime.block_on(model.vllm.stop_listener());
+    let record = Record {
+        value: Some("One more document.".into()),
+        ..Record::default()
+    };
+    broker
+        .append("financial-documents", 0, vec![record])
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let held = loop {
+        let output = run(&asked);
+        if output.status.code() == Some(1) {
+            break text(&output.stdout);
+        }
+        assert!(Instant::now() < deadline, "{output:?}");
+    };
+    assert!(
+        held.contains("holding") && held.contains("LLM_URL"),
+        "{held}"
+    );
+    drop(processor);
+
+    let output = run(&asked);
+    let message = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(
+        message.contains("no processor answers at") && message.contains("--admin HOST:PORT"),
+        "{message}"
+    );
+    let output = run(&["status", "--set", "admin.listen=off"]);
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    // What serves something else is no processor.
+    let server = model.url();
+    let other = model.runtime.block_on(async {
+        model.vllm.start_listener().await.unwrap();
+        run(&["status", "--admin", &server])
+    });
+    let message = text(&other.stderr);
+    assert!(
+        message.contains("is no processor's admin server"),
+        "{message}"
+    );
+    model.end();
+}

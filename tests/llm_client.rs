@@ -198,10 +198,11 @@ async fn a_document_is_answered_and_the_request_says_what_it_must() {
     assert_eq!(seen.body["max_tokens"], 1024);
     assert_eq!(seen.body["seed"], 7);
     assert!(seen.body.get("top_p").is_none());
-    assert_eq!(
-        client.metric("llm_calls_total{outcome=\"ok\"}").as_deref(),
-        Some("1")
+    let counted = format!(
+        "llm_calls_total{{endpoint=\"{}\",outcome=\"ok\"}}",
+        stub.url()
     );
+    assert_eq!(client.metric(&counted).as_deref(), Some("1"));
     assert_eq!(client.metric("llm_calls_in_flight").as_deref(), Some("0"));
 }
 

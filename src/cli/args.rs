@@ -9,12 +9,13 @@ use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
 use super::sandbox::SandboxArgs;
+use super::status::StatusArgs;
 use crate::config::Override;
 
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done or drained
-   1  failure at start, or a check that did not pass
+   1  failure at start, a check that did not pass, or a status that is not well
    2  the drain deadline passed, or a second signal
    3  another instance owns the partitions
   64  usage or configuration";
@@ -48,6 +49,8 @@ pub enum Command {
     Results(ResultsArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
+    /// What a running processor does, and what limits it; exit code 0 while it works
+    Status(StatusArgs),
 }
 
 impl Default for Command {

@@ -13,9 +13,11 @@ pub mod samples;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 mod signals;
+pub mod status;
 
 use std::error::Error;
 use std::ffi::OsString;
+use std::fmt::Display;
 use std::future::Future;
 use std::io;
 use std::process::ExitCode;
@@ -30,6 +32,7 @@ use self::output::Terminal;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
 use self::signals::StopSignals;
+use self::status::{StatusArgs, StatusError};
 use crate::config::Settings;
 use crate::telemetry::logging::{self, LogConfig, LogFile};
 use crate::types::error_chain;
@@ -116,6 +119,7 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(0)
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
+        Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
@@ -142,6 +146,18 @@ async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
         Ok(false) => Ok(EXIT_FAILURE),
         // A reader that went away has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn status(args: StatusArgs, settings: &Settings) -> Outcome {
+    let (terminal, listen) = (Terminal::stdout(), settings.admin.listen);
+    match status::run(&args, listen, &terminal, &mut io::stdout()).await {
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(EXIT_FAILURE),
+        Err(error @ StatusError::NoAddress(_)) => Ok(told(EXIT_USAGE, &error)),
+        // A reader that went away has seen enough.
+        Err(StatusError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
@@ -206,8 +222,12 @@ fn in_runtime<F: Future<Output = Outcome>>(
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the log may not be up")]
 fn fail(code: u8, problem: &str) -> ExitCode {
+    told(code, &problem).into()
+}
+
+#[allow(clippy::print_stderr, reason = "the log may not be up")]
+fn told(code: u8, problem: &dyn Display) -> u8 {
     eprintln!("error: {problem}");
-    code.into()
+    code
 }

@@ -20,12 +20,13 @@ const PROMISED: [(&str, &str); 6] = [
 const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 11] = [
+pub(super) const OPTIONAL_TEXT: [&str; 12] = [
     "kafka.sasl_password",
     "llm.api_key",
     "llm.api_key_file",
     "llm.ca_file",
     "llm.schema_file",
+    "pipeline.stall_after",
     "prompt.system",
     "prompt.user",
     "prompt.user_file",

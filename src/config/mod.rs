@@ -7,6 +7,7 @@ mod layers;
 mod validate;
 
 use std::path::Path;
+use std::time::Duration;
 
 use figment::Figment;
 use figment::providers::{Format as _, Serialized, Toml};
@@ -111,6 +112,13 @@ impl Settings {
         choose_driver(self.kafka.driver, needs).map_err(|setting| {
             format!("kafka.driver = rskafka: it cannot do {setting}; set kafka.driver = \"auto\"")
         })
+    }
+
+    /// How long a partition that has work may make no progress before that is told.
+    #[must_use]
+    pub fn stall_after(&self) -> Duration {
+        let by_deadline = self.llm.deadline.saturating_add(self.llm.timeout);
+        self.pipeline.stall_after.unwrap_or(by_deadline)
     }
 
     /// With `input.assignment = static`, the partitions of this process; `None` with another assignment.

@@ -144,6 +144,9 @@ fn pipeline(settings: &Settings, problems: &mut Vec<String>) {
             pipeline.read_ahead_bytes
         ));
     }
+    if pipeline.stall_after.is_some_and(|after| after.is_zero()) {
+        problems.push("pipeline.stall_after = 0s: must be longer than a document takes".to_owned());
+    }
     let processing = &settings.processing;
     if !(COMMIT_RECORD_BYTES_MIN..=COMMIT_BYTES_MAX).contains(&processing.commit_record_bytes_max) {
         problems.push(format!(

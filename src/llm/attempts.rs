@@ -395,7 +395,11 @@ impl<'a> Attempts<'a> {
         self.end_trial(began);
         client.common.news.notify_waiters();
         client.learn(self.question.messages, &answer);
+        if !matches!(self.question.step, Step::Answer) {
+            client.parts.note(self.question.position);
+        }
         client.metrics().answered(
+            client.endpoint(permit.lane()).url(),
             truncated,
             time,
             answer.prompt_tokens,
@@ -485,7 +489,7 @@ impl<'a> Attempts<'a> {
     fn failed(&mut self, permit: &Permit, outages: u64, failure: Failure, began: Instant) -> Next {
         let client = self.client;
         let endpoint = client.endpoint(permit.lane());
-        client.metrics().failed(failure.fault);
+        client.metrics().failed(endpoint.url(), failure.fault);
         endpoint.adapt(|controller| match failure.fault {
             Fault::Capacity { .. } => controller.refused(Instant::now(), began.elapsed()),
             Fault::Document(_) | Fault::TooLong | Fault::Request => {}

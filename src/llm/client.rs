@@ -1,7 +1,7 @@
 //! The client: its endpoints, what they share, and the way of a document into them.
 
 use std::num::NonZeroU64;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,102 +22,17 @@ use super::metrics::LlmMetrics;
 use super::policy::{Policy, View};
 use super::pool::{Permit, Pool, Wish};
 use super::refusals::Refusals;
+use super::state::{Counted, EndpointState, Levels, LlmState, Parts, Running};
 use super::suspicion::Others;
 use super::transport::Transport;
 use super::{
-    AnswerSchema, BreakerState, Class, Complete, CompleteError, Completion, CompletionRequest,
-    LlmConfig, LlmError, LongDocumentsConfig, Message, OnTruncated, Prompt, ServedModel, Slot,
-    document,
+    AnswerSchema, Class, Complete, CompleteError, Completion, CompletionRequest, LlmConfig,
+    LlmError, LongDocumentsConfig, Message, OnTruncated, Prompt, ServedModel, Slot, document,
 };
+use crate::types::SourcePosition;
 
 /// How soon it shows that documents wait for a budget, and how often that is brought up to date.
 const BUDGET_SHOWN_EVERY: Duration = Duration::from_secs(1);
-
-/// A snapshot of the model's side, for the status page.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LlmState {
-    /// Why and since when the work is held; `None` while it flows.
-    pub held: Option<Hold>,
-    /// What documents wait for while a budget is used up.
-    pub over_budget: Option<Hold>,
-    /// The servers, in the order of `llm.url`.
-    pub endpoints: Vec<EndpointState>,
-    /// Calls that may run at once, over all servers.
-    pub limit: usize,
-    /// Calls that run.
-    pub running: usize,
-    /// Documents and admissions that wait for a slot or for a hold to end.
-    pub waiting: usize,
-    /// Documents that wait before their next attempt.
-    pub retrying: usize,
-    /// Those of them that wait because the server has too much to do.
-    pub throttled: usize,
-}
-
-/// A snapshot of one server.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EndpointState {
-    /// Base URL.
-    pub url: String,
-    /// Whether calls flow to it.
-    pub breaker: BreakerState,
-    /// Why not, and since when.
-    pub held: Option<Hold>,
-    /// Calls that may run at once.
-    pub limit: usize,
-    /// Calls that run, or have their slot.
-    pub running: usize,
-    /// Prompt and expected answer tokens of these.
-    pub outstanding_tokens: u64,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Levels {
-    running: AtomicUsize,
-    waiting: AtomicUsize,
-    retrying: AtomicUsize,
-    throttled: AtomicUsize,
-}
-
-/// Counts one up while it lives.
-#[derive(Debug)]
-pub(super) struct Counted<'a>(&'a AtomicUsize);
-
-impl<'a> Counted<'a> {
-    fn new(level: &'a AtomicUsize) -> Self {
-        level.fetch_add(1, Ordering::Relaxed);
-        Self(level)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-/// Counts a running call while it lives, also when it is dropped.
-#[derive(Debug)]
-pub(super) struct Running<'a> {
-    _level: Counted<'a>,
-    metrics: &'a LlmMetrics,
-}
-
-impl<'a> Running<'a> {
-    fn new(level: &'a AtomicUsize, metrics: &'a LlmMetrics) -> Self {
-        metrics.call_began();
-        Self {
-            _level: Counted::new(level),
-            metrics,
-        }
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.metrics.call_ended();
-    }
-}
 
 /// What a client is made of.
 #[derive(Debug, Clone)]
@@ -165,6 +80,9 @@ pub struct VllmClient {
     pub(super) culprits: AtomicU64,
     draining: CancellationToken,
     levels: Levels,
+    pub(super) parts: Parts,
+    /// The setting that bounds each limit, and the bound.
+    limit_setting: (&'static str, usize),
     _keepers: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -215,6 +133,8 @@ impl VllmClient {
             culprits: AtomicU64::new(0),
             draining: shutdown.child_token(),
             levels: Levels::default(),
+            parts: Parts::default(),
+            limit_setting: config.concurrency_setting(),
         })
     }
 
@@ -250,6 +170,8 @@ impl VllmClient {
     pub fn state(&self) -> LlmState {
         let lanes = self.pool().lanes();
         let limit = lanes.iter().map(|lane| lane.limit).sum();
+        let (setting, bound) = self.limit_setting;
+        let is_at_bound = lanes.iter().all(|lane| lane.limit >= bound);
         let endpoints = self
             .endpoints
             .iter()
@@ -260,6 +182,7 @@ impl VllmClient {
                 held: endpoint.gate().current(),
                 limit: lane.limit,
                 running: lane.running,
+                queued_there: endpoint.queued_there(),
                 outstanding_tokens: lane.tokens,
             });
         LlmState {
@@ -269,9 +192,17 @@ impl VllmClient {
             limit,
             running: self.levels.running.load(Ordering::Relaxed),
             waiting: self.levels.waiting.load(Ordering::Relaxed),
+            waiting_for_budget: self.levels.for_budget.load(Ordering::Relaxed),
+            limited_by: is_at_bound.then_some(setting),
             retrying: self.levels.retrying.load(Ordering::Relaxed),
             throttled: self.levels.throttled.load(Ordering::Relaxed),
         }
+    }
+
+    /// How many calls for a part of that document were answered; 0 for one that takes one call.
+    #[must_use]
+    pub fn parts_answered(&self, position: &SourcePosition) -> u64 {
+        self.parts.answered(position)
     }
 
     /// Tells when the work as a whole begins to stand still, for another reason, or flows again.
@@ -453,6 +384,7 @@ impl VllmClient {
         tokens: u64,
     ) -> Result<Reservation, CompleteError> {
         let _waiting = self.waits();
+        let _for_budget = Counted::new(&self.levels.for_budget);
         let _shown = BudgetShown {
             gate: &self.budget_gate,
             budget,
@@ -572,6 +504,7 @@ impl Complete for VllmClient {
         slot: Slot,
     ) -> Result<Completion, CompleteError> {
         self.expect(&request.prompt);
+        let _parts = self.parts.of(&request.position);
         document::answer(self, &request, slot.into_permit()).await
     }
 

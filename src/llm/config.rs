@@ -326,6 +326,14 @@ impl LlmConfig {
         }
     }
 
+    /// The setting that bounds the limit of each server, and the bound.
+    pub(super) const fn concurrency_setting(&self) -> (&'static str, usize) {
+        match self.concurrency {
+            Concurrency::Adaptive => ("llm.concurrency_max", self.concurrency_max),
+            Concurrency::Fixed(calls) => ("llm.concurrency", calls),
+        }
+    }
+
     /// Whether any budget is set.
     pub(super) const fn has_budget(&self) -> bool {
         self.requests_per_minute.is_some()

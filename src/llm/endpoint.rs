@@ -254,6 +254,8 @@ pub(super) struct Endpoint {
     record: Mutex<Record>,
     /// What the server says of the model's context, in tokens; 0 while it is not known.
     context: AtomicU64,
+    /// Requests that wait in the server, as it told last; `u64::MAX` while it has not told.
+    queued_there: AtomicU64,
     /// How many calls may run at once, where that is for the server to show.
     controller: Option<Mutex<Controller>>,
     /// Whether what `/health` says agreed with the probe the last time.
@@ -275,6 +277,7 @@ impl Endpoint {
             gate: Gate::new(),
             record: Mutex::new(record),
             context: AtomicU64::new(0),
+            queued_there: AtomicU64::new(u64::MAX),
             controller: (config.concurrency == Concurrency::Adaptive).then(|| {
                 let bounds = Bounds {
                     initial: config.concurrency_initial(),
@@ -302,6 +305,12 @@ impl Endpoint {
     /// What the server says of the model's context, in tokens.
     pub(super) fn context(&self) -> Option<u64> {
         Some(self.context.load(Ordering::Relaxed)).filter(|tokens| *tokens > 0)
+    }
+
+    /// Requests that wait in the server, as it told last.
+    pub(super) fn queued_there(&self) -> Option<u64> {
+        let queued = self.queued_there.load(Ordering::Relaxed);
+        (queued < u64::MAX).then_some(queued)
     }
 
     fn target(&self) -> Target<'_> {
@@ -486,6 +495,9 @@ impl Endpoint {
             clock::now(),
         )?;
         let waiting = api::read_waiting(&reply.headers);
+        if let Some(waiting) = waiting {
+            self.queued_there.store(whole(waiting), Ordering::Relaxed);
+        }
         Ok(Answered { answer, waiting })
     }
 
@@ -547,6 +559,16 @@ impl Endpoint {
             )
         })
     }
+}
+
+/// A count that a server tells as a number with a fraction.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "clamped, and a count"
+)]
+fn whole(count: f64) -> u64 {
+    count.clamp(0.0, 1e9) as u64
 }
 
 /// Eight characters that tell two attempts of one name apart, also over restarts.

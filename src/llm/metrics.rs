@@ -17,6 +17,7 @@ use super::classify::Fault;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Outcome {
+    endpoint: String,
     outcome: &'static str,
 }
 
@@ -48,6 +49,7 @@ pub struct LlmMetrics {
     prompt_tokens: Counter,
     completion_tokens: Counter,
     call_duration: Histogram,
+    per_output_token: Histogram,
     running: Gauge,
     limit: Family<At, Gauge>,
     held: Gauge,
@@ -71,6 +73,8 @@ impl LlmMetrics {
             completion_tokens: Counter::default(),
             // 10 ms to 11 min: a long document takes minutes.
             call_duration: Histogram::new(exponential_buckets(0.01, 2.0, 17)),
+            // 1 ms to 8 s: answers come whole, so the time of the prompt and of waiting in the server is in it.
+            per_output_token: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             running: Gauge::default(),
             limit: Family::default(),
             held: Gauge::default(),
@@ -85,7 +89,7 @@ impl LlmMetrics {
         };
         registry.register(
             "llm_calls",
-            "Calls to the model server by outcome: ok, truncated, or the fault",
+            "Calls by the base URL of the model server and by outcome: ok, truncated, or the fault",
             metrics.calls.clone(),
         );
         registry.register(
@@ -108,6 +112,12 @@ impl LlmMetrics {
             "Time of answered calls, first byte out to last byte in",
             Unit::Seconds,
             metrics.call_duration.clone(),
+        );
+        registry.register_with_unit(
+            "llm_time_per_output_token",
+            "Time of an answered call, over the tokens of its answer",
+            Unit::Seconds,
+            metrics.per_output_token.clone(),
         );
         metrics.register_levels(registry);
         metrics.register_documents(registry);
@@ -176,17 +186,33 @@ impl LlmMetrics {
         );
     }
 
-    pub(super) fn answered(&self, truncated: bool, time: Duration, prompt: u64, completion: u64) {
-        let outcome = if truncated { "truncated" } else { "ok" };
-        self.calls.get_or_create(&Outcome { outcome }).inc();
+    pub(super) fn answered(
+        &self,
+        url: &str,
+        truncated: bool,
+        time: Duration,
+        prompt: u64,
+        completion: u64,
+    ) {
+        self.called(url, if truncated { "truncated" } else { "ok" });
+        if let Some(tokens) = u32::try_from(completion).ok().filter(|tokens| *tokens > 0) {
+            let each = time.as_secs_f64() / f64::from(tokens);
+            self.per_output_token.observe(each);
+        }
         self.call_duration.observe(time.as_secs_f64());
         self.prompt_tokens.inc_by(prompt);
         self.completion_tokens.inc_by(completion);
     }
 
-    pub(super) fn failed(&self, fault: Fault) {
-        let outcome = fault.as_str();
-        self.calls.get_or_create(&Outcome { outcome }).inc();
+    pub(super) fn failed(&self, url: &str, fault: Fault) {
+        self.called(url, fault.as_str());
+    }
+
+    fn called(&self, url: &str, outcome: &'static str) {
+        let endpoint = url.to_owned();
+        self.calls
+            .get_or_create(&Outcome { endpoint, outcome })
+            .inc();
     }
 
     pub(super) fn retried(&self, fault: &'static str) {
@@ -268,9 +294,10 @@ mod tests {
     fn families_are_exposed_under_their_documented_names() {
         let mut registry = Registry::default();
         let metrics = LlmMetrics::new(&mut registry);
-        metrics.answered(false, Duration::from_millis(20), 5, 3);
-        metrics.answered(true, Duration::from_millis(20), 5, 3);
-        metrics.failed(Fault::Aborted);
+        let url = "http://a:1";
+        metrics.answered(url, false, Duration::from_millis(20), 5, 3);
+        metrics.answered(url, true, Duration::from_millis(20), 5, 0);
+        metrics.failed(url, Fault::Aborted);
         metrics.retried(Fault::Aborted.as_str());
         metrics.endpoint_limit("http://a:1", 64);
         metrics.hold_began();
@@ -278,12 +305,13 @@ mod tests {
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
         for line in [
-            "llm_calls_total{outcome=\"ok\"} 1",
-            "llm_calls_total{outcome=\"truncated\"} 1",
-            "llm_calls_total{outcome=\"aborted\"} 1",
+            "llm_calls_total{endpoint=\"http://a:1\",outcome=\"ok\"} 1",
+            "llm_calls_total{endpoint=\"http://a:1\",outcome=\"truncated\"} 1",
+            "llm_calls_total{endpoint=\"http://a:1\",outcome=\"aborted\"} 1",
             "llm_retries_total{fault=\"aborted\"} 1",
             "llm_prompt_tokens_total 10",
-            "llm_completion_tokens_total 6",
+            "llm_completion_tokens_total 3",
+            "llm_time_per_output_token_seconds_count 1",
             "llm_call_duration_seconds_count 2",
             "llm_calls_in_flight 0",
             "llm_concurrency_limit{endpoint=\"http://a:1\"} 64",

@@ -24,6 +24,7 @@ mod pool;
 mod prompt;
 mod refusals;
 mod schema;
+mod state;
 mod suspicion;
 mod tls;
 mod transport;
@@ -34,7 +35,7 @@ pub use breaker::State as BreakerState;
 pub use classify::{
     Failure, Fault, Target, reply as classify_reply, transport as classify_transport,
 };
-pub use client::{EndpointState, LlmState, Setup, VllmClient};
+pub use client::{Setup, VllmClient};
 pub use config::{Concurrency, LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
 pub use gate::Hold;
@@ -42,6 +43,7 @@ pub use long::{LongDocumentsConfig, LongPolicy, LongSummary, TruncateKeep};
 pub use metrics::LlmMetrics;
 pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use schema::AnswerSchema;
+pub use state::{EndpointState, LlmState};
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
 pub use turns::Class;
 

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::record::{CommitPosition, CommitRecord, Guarantee, VERSION};
@@ -71,6 +72,8 @@ pub enum FlushError {
 
 /// Hears of trouble while a flush is tried again and again.
 pub trait FlushObserver: Send + Sync {
+    /// Kafka has answered, well or not: `append` of results, `commit` of the record, `end of transaction`.
+    fn step_took(&self, _step: &'static str, _time: Duration) {}
     /// A step failed and will be tried again.
     fn step_failed(&self, step: &'static str, error: &StepError);
     /// A record was larger than its topic accepts; `replaced` tells whether another was written instead.
@@ -227,7 +230,9 @@ impl Committer {
     ) -> Result<(), FlushError> {
         let batch = [self.commit_batch(&commit)?];
         loop {
+            let began = Instant::now();
             let outcome = self.sink.append(&batch).await.into_iter().next();
+            self.observer.step_took("commit", began.elapsed());
             match outcome.unwrap_or_else(|| Err(no_outcome())) {
                 Ok(()) => return Ok(()),
                 Err(error) => attempt.again("commit", error, &*self.observer).await?,
@@ -252,7 +257,9 @@ impl Committer {
     ) -> Result<(), StepError> {
         let mut batches = lanes.next_batches(&*self.sink);
         batches.extend(commit.cloned());
+        let began = Instant::now();
         let mut outcomes = self.sink.append(&batches).await.into_iter();
+        self.observer.step_took("append", began.elapsed());
         let mut failure = None;
         for batch in &batches {
             let sent = batch.records.len();
@@ -316,7 +323,11 @@ impl Committer {
         attempt: &mut Attempt,
     ) -> Result<bool, FlushError> {
         loop {
-            match self.sink.end(End::Commit).await {
+            let began = Instant::now();
+            let ended = self.sink.end(End::Commit).await;
+            self.observer
+                .step_took("end of transaction", began.elapsed());
+            match ended {
                 Ok(()) => return Ok(true),
                 Err(error) => {
                     let refused = matches!(error, StepError::Refused(_));

@@ -202,6 +202,10 @@ pub struct PipelineConfig {
     pub read_ahead_records: usize,
     /// Most bytes of open documents, over all partitions, fetches on their way included.
     pub read_ahead_bytes: usize,
+    /// How long a partition that has work may make no progress before that is told, where nothing is known to hold it. Unless it is set,
+    /// `llm.deadline` and one `llm.timeout`: by then every document that can be asked about has its answer or is given up.
+    #[serde(with = "crate::types::duration::option")]
+    pub stall_after: Option<Duration>,
     /// Threads that do the work. One moves some 10,000 documents a second; more of them wait for each other.
     pub worker_threads: NonZeroUsize,
     /// How long a stop may take before it is cut off.
@@ -215,6 +219,7 @@ impl Default for PipelineConfig {
             order: Order::default(),
             read_ahead_records: 1_024,
             read_ahead_bytes: 16 * 1024 * 1024,
+            stall_after: None,
             worker_threads: NonZeroUsize::MIN,
             drain_timeout: Duration::from_secs(45),
         }

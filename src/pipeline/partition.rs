@@ -127,7 +127,7 @@ async fn until_end(
         to_worker,
         recreated: claim.recreated.clone(),
     };
-    let worker = Worker::new(services, committer, from_intake, drain.clone());
+    let worker = Worker::new(services, committer, from_intake, drain.clone(), place.index);
     // The intake ends when the worker is gone, as its channel closes; the worker when the intake is, as soon as it is through.
     let (worked, taken_in) = tokio::join!(worker.run(), intake.run(drain));
     match worked {

@@ -141,6 +141,7 @@ impl ReadAhead {
         partitions: &[Class],
         gauges: OpenGauges,
     ) -> Arc<Self> {
+        gauges.set_bounds(records_max, bytes_max);
         let reserved = Amount {
             records: records_max / 4,
             bytes: bytes_max / 4,
@@ -248,6 +249,14 @@ impl ReadAhead {
             partition,
             bytes,
         }
+    }
+
+    /// Whether a fetch of the partition waits for room.
+    #[must_use]
+    pub fn is_waited_for(&self, partition: usize) -> bool {
+        let used = self.used();
+        let partition = used.partitions.get(partition);
+        partition.is_some_and(|partition| partition.waiting > 0)
     }
 
     /// Open records and bytes, over all partitions.

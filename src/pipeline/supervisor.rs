@@ -219,6 +219,7 @@ impl Supervisor {
         if assigned.session != self.session {
             self.session = assigned.session;
             if !self.shares.is_empty() {
+                self.claimant.services.metrics.membership_lost();
                 tracing::warn!(
                     partitions = self.shares.len(),
                     "the membership in the group was lost: what is in flight is given up, its owners do it again"
@@ -288,6 +289,7 @@ impl Supervisor {
         if assigned.generation < 0 {
             return;
         }
+        self.services().metrics.assigned();
         tracing::info!(
             generation = assigned.generation,
             member = assigned.member_id,

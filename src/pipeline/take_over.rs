@@ -440,6 +440,10 @@ impl Observer {
 }
 
 impl FlushObserver for Observer {
+    fn step_took(&self, step: &'static str, time: Duration) {
+        self.services.metrics.step_took(step, time);
+    }
+
     fn step_failed(&self, step: &'static str, error: &StepError) {
         self.services.metrics.step_failed(step);
         let reason = error

@@ -25,7 +25,7 @@ use super::read_ahead::OpenToken;
 use super::{Services, reading_ahead, ready, writing};
 use crate::llm::{Class, Slot};
 use crate::offsets::{Committer, Flush, FlushError, Output, Tracker};
-use crate::telemetry::status::PartitionStatus;
+use crate::telemetry::status::{Head, PartitionStatus, Stage};
 use crate::types::{Offset, Record, SourcePosition, TopicPartition};
 
 /// A commit is written this often even when nothing moves: an owner is live for three times as long after it.
@@ -76,8 +76,19 @@ struct Flushed {
     began: Instant,
 }
 
+/// What the flush on its way carries.
+#[derive(Debug, Clone, Copy)]
+struct Flushing {
+    /// The oldest document whose outcome is in it.
+    first: Option<Offset>,
+    count: usize,
+    began: Instant,
+}
+
 pub(super) struct Worker {
     partition: TopicPartition,
+    /// Its place among those that share the bound on open documents.
+    index: usize,
     services: Arc<Services>,
     owner_epoch: u64,
     intake: mpsc::Receiver<Intaken>,
@@ -97,6 +108,7 @@ pub(super) struct Worker {
     /// Here, unless a flush has it.
     committer: Option<Committer>,
     flush: Option<FlushOnItsWay>,
+    flushing: Option<Flushing>,
     committed: Offset,
     /// Bytes of the last commit record.
     commit_bytes: usize,
@@ -120,10 +132,12 @@ impl Worker {
         committer: Committer,
         intake: mpsc::Receiver<Intaken>,
         drain: CancellationToken,
+        index: usize,
     ) -> Self {
         let position = committer.committed().cloned().unwrap_or_default();
         Self {
             partition: committer.partition.clone(),
+            index,
             owner_epoch: committer.owner().epoch,
             intake,
             drain,
@@ -139,6 +153,7 @@ impl Worker {
             gathered: Vec::new(),
             committer: Some(committer),
             flush: None,
+            flushing: None,
             flushed_at: Instant::now(),
             high_watermark: Offset::ZERO,
             fetches: BTreeMap::new(),
@@ -193,9 +208,12 @@ impl Worker {
                 },
                 () = sleep_until(flush_at.unwrap_or_else(Instant::now)), if flush_at.is_some() => {}
                 _ = publish.tick(), if !self.is_published => {
-                    self.publish();
-                    // The age of what is open grows by itself.
-                    self.is_published = self.tracker.open() == 0 && self.fetched.is_none();
+                    let waits_for_room = self.publish();
+                    // The age of what is open grows by itself, and room is made by others.
+                    self.is_published = self.tracker.open() == 0
+                        && self.fetched.is_none()
+                        && self.flush.is_none()
+                        && !waits_for_room;
                 }
             }
         }
@@ -366,6 +384,11 @@ impl Worker {
         }
         let position = self.tracker.position();
         let began = Instant::now();
+        self.flushing = Some(Flushing {
+            first: outputs.iter().map(|output| output.source).min(),
+            count,
+            began,
+        });
         let services = Arc::clone(&self.services);
         let what = writing(&self.partition);
         self.flush = Some(Box::pin(async move {
@@ -390,6 +413,7 @@ impl Worker {
 
     fn end_flush(&mut self, committer: Committer, flushed: Flushed) -> Result<(), WorkerError> {
         flushed.result?;
+        self.flushing = None;
         self.is_published = false;
         self.services
             .metrics
@@ -451,7 +475,8 @@ impl Worker {
         ))
     }
 
-    fn publish(&self) {
+    /// Shows how the partition stands; answers whether it waits for room to read ahead.
+    fn publish(&self) -> bool {
         let count = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
         let read_ahead_waits = self.read_ahead_waits();
         let what = reading_ahead(&self.partition);
@@ -459,6 +484,9 @@ impl Worker {
             Some(reason) => self.services.holds.hold(&what, reason),
             None => self.services.holds.release(&what),
         }
+        let waits_for_room = self.services.read_ahead.is_waited_for(self.index);
+        let unacknowledged = self.flushing.map_or(0, |flushing| flushing.count);
+        let head = self.head();
         self.services.board.set_partition(PartitionStatus {
             topic: self.partition.topic.to_string(),
             partition: self.partition.partition,
@@ -467,19 +495,48 @@ impl Worker {
             commit_offset: self.committed,
             high_watermark: self.high_watermark,
             open: count(self.tracker.open()),
+            queued: count(self.queue.len()),
             in_flight: count(self.calls.len()),
             waiting_for_turn: count(self.order.waiting()),
-            oldest_open_ms: self.oldest_open_ms(),
+            appending: count(self.gathered.len() + unacknowledged),
+            unacknowledged: count(unacknowledged),
+            append_ms: self
+                .flushing
+                .and_then(|flushing| milliseconds(flushing.began)),
+            head,
+            oldest_open_ms: head.and_then(|head| self.age_ms(head.offset)),
             commit_bytes: count(self.commit_bytes),
+            waits_for_room,
             read_ahead_waits,
         });
+        waits_for_room
     }
 
-    /// Age of the oldest unfinished document, from the moment it was fetched.
-    fn oldest_open_ms(&self) -> Option<u64> {
-        let oldest = self.tracker.oldest_open()?;
-        // Fetch times are kept per batch: the newest one that begins at or before the offset is its own.
-        let (_, fetched_at) = self.fetches.range(..=oldest).next_back()?;
-        u64::try_from(fetched_at.elapsed().as_millis()).ok()
+    /// The oldest document without a durable outcome.
+    fn head(&self) -> Option<Head> {
+        let flushing = self.flushing.and_then(|flushing| flushing.first);
+        let open = self.tracker.oldest_open();
+        let offset = flushing.into_iter().chain(open).min()?;
+        let next = self.queue.front().map(|(work, _)| work.position.offset);
+        let mut gathered = self.gathered.iter();
+        let stage = if next == Some(offset) {
+            Stage::Queued
+        } else if flushing == Some(offset) || gathered.any(|each| each.output.source == offset) {
+            Stage::Appending
+        } else {
+            Stage::WithModel
+        };
+        Some(Head { offset, stage })
     }
+
+    /// Age of an unfinished document, from the moment it was fetched.
+    fn age_ms(&self, offset: Offset) -> Option<u64> {
+        // Fetch times are kept per batch: the newest one that begins at or before the offset is its own.
+        let (_, fetched_at) = self.fetches.range(..=offset).next_back()?;
+        milliseconds(*fetched_at)
+    }
+}
+
+fn milliseconds(since: Instant) -> Option<u64> {
+    u64::try_from(since.elapsed().as_millis()).ok()
 }

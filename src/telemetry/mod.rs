@@ -3,11 +3,13 @@
 pub mod health;
 pub mod histogram;
 pub mod holds;
+pub mod limiting;
 pub mod logging;
 pub mod registry;
 pub mod server;
 pub mod status;
 mod status_metrics;
+pub mod watchdog;
 
 pub use health::{Health, Latch};
 pub use logging::{LogConfig, LogGuard};

@@ -1,5 +1,6 @@
 //! The one registry of metrics. Each part registers its own families while it is built; then the registry is shared read-only.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -11,6 +12,9 @@ pub const PREFIX: &str = "klp";
 
 /// The media type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// The media type of [`Metrics::encode_classic`].
+pub const CONTENT_TYPE_CLASSIC: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// An empty registry, for the parts to register their families with: `fn new(registry: &mut Registry)`.
 #[must_use]
@@ -38,6 +42,41 @@ impl Metrics {
         text::encode(&mut encoded, &self.0)?;
         Ok(encoded)
     }
+
+    /// All metrics as Prometheus' own text, which came before OpenMetrics: `promtool` and older scrapers read no other.
+    ///
+    /// # Errors
+    /// When a part's own collector fails.
+    pub fn encode_classic(&self) -> Result<String, fmt::Error> {
+        self.encode().map(|text| classic(&text))
+    }
+}
+
+/// OpenMetrics names a counter without the `_total` of its samples, and tells units and the end of the text.
+fn classic(open_metrics: &str) -> String {
+    let counters: BTreeSet<&str> = open_metrics
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.strip_suffix(" counter"))
+        .collect();
+    let mut text = String::with_capacity(open_metrics.len());
+    for line in open_metrics.lines() {
+        if line == "# EOF" || line.starts_with("# UNIT ") {
+            continue;
+        }
+        let described = ["# HELP ", "# TYPE "]
+            .into_iter()
+            .find_map(|kind| Some((kind, line.strip_prefix(kind)?.split_once(' ')?)));
+        match described {
+            Some((kind, (name, rest))) if counters.contains(name) => {
+                for part in [kind, name, "_total ", rest] {
+                    text.push_str(part);
+                }
+            }
+            _ => text.push_str(line),
+        }
+        text.push('\n');
+    }
+    text
 }
 
 #[cfg(test)]
@@ -56,5 +95,27 @@ mod tests {
         let text = metrics.encode().unwrap();
         assert!(text.contains("\nklp_records_fetched_total 1\n"), "{text}");
         assert!(text.ends_with("# EOF\n"));
+    }
+    #[test]
+    fn classic_text_names_counters_as_their_samples_and_knows_no_units() {
+        let mut registry = new_registry();
+        let (fetched, waits) = (Counter::<u64>::default(), Counter::<u64>::default());
+        registry.register("records_fetched", "Records fetched", fetched);
+        registry.register_with_unit(
+            "waits",
+            "Time waited",
+            prometheus_client::registry::Unit::Seconds,
+            waits,
+        );
+        let text = Metrics::new(registry).encode_classic().unwrap();
+        assert_eq!(
+            text,
+            "# HELP klp_records_fetched_total Records fetched.\n\
+             # TYPE klp_records_fetched_total counter\n\
+             klp_records_fetched_total 0\n\
+             # HELP klp_waits_seconds_total Time waited.\n\
+             # TYPE klp_waits_seconds_total counter\n\
+             klp_waits_seconds_total 0\n"
+        );
     }
 }

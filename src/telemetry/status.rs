@@ -3,6 +3,8 @@
 //! A part calls once per thing that happened; the board counts it for `/status`, `/metrics` and the summary alike, so that the
 //! three never disagree. The lock is held for a few instructions and never across an await.
 
+mod parts;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,8 +18,12 @@ use tokio::time::Instant;
 
 use crate::clock;
 use crate::telemetry::histogram::{DurationHistogram, Quantiles};
+use crate::telemetry::limiting::{Factor, Limiting};
 use crate::telemetry::status_metrics::BoardCollector;
-use crate::types::{DeadLetterReason, Offset, TopicPartition};
+use crate::telemetry::watchdog::Stall;
+use crate::types::{DeadLetterReason, TopicPartition};
+
+pub use parts::{EndpointStatus, Head, ModelStatus, PartitionStatus, ReadAheadStatus, Stage};
 
 /// Where the process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -58,43 +64,6 @@ pub struct Hold {
     pub reason: String,
     /// Since when.
     pub since: Timestamp,
-}
-
-/// One partition, as its worker sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct PartitionStatus {
-    /// Input topic.
-    pub topic: String,
-    /// Input partition.
-    pub partition: i32,
-    /// Epoch of our ownership.
-    pub owner_epoch: u64,
-    /// Where the next fetch begins.
-    pub next_fetch_offset: Offset,
-    /// Where a restart would begin, exclusive of what is done beyond it.
-    pub commit_offset: Offset,
-    /// End of the input, exclusive.
-    pub high_watermark: Offset,
-    /// Documents that were fetched and are not yet committed.
-    pub open: u64,
-    /// Of these, those that are with the model.
-    pub in_flight: u64,
-    /// Of these, those that are answered and wait for an earlier one.
-    pub waiting_for_turn: u64,
-    /// Age of the oldest open document.
-    pub oldest_open_ms: Option<u64>,
-    /// Bytes of the last commit record, uncompressed.
-    pub commit_bytes: u64,
-    /// Why nothing more is read ahead, while the commit record keeps the partition from it.
-    pub read_ahead_waits: Option<String>,
-}
-
-impl PartitionStatus {
-    /// Records from the commit to the end of the input.
-    #[must_use]
-    pub const fn lag(&self) -> u64 {
-        self.commit_offset.distance_to(self.high_watermark)
-    }
 }
 
 /// What has happened since the start.
@@ -183,8 +152,16 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// What was decided at start: driver, guarantee, model, …
     pub info: BTreeMap<&'static str, String>,
+    /// What limits the work; nothing before it was looked at for the first time.
+    pub limiting: Option<Limiting>,
     /// What holds the work, by name.
     pub holds: Vec<Hold>,
+    /// Partitions that have work and make no progress.
+    pub stalled: Vec<Stall>,
+    /// The model's side.
+    pub model: ModelStatus,
+    /// What is read ahead.
+    pub read_ahead: ReadAheadStatus,
     /// The partitions that we own, sorted.
     pub partitions: Vec<PartitionStatus>,
     /// Counts.
@@ -201,6 +178,12 @@ struct Board {
     info: BTreeMap<&'static str, String>,
     holds: BTreeMap<String, Hold>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
+    model: ModelStatus,
+    read_ahead: ReadAheadStatus,
+    limiting: Option<Limiting>,
+    /// For how long each was the limiting factor.
+    limited: BTreeMap<Factor, Duration>,
+    stalled: Vec<Stall>,
     totals: Totals,
     llm: DurationHistogram,
     total: DurationHistogram,
@@ -246,6 +229,11 @@ impl StatusBoard {
                 info: BTreeMap::new(),
                 holds: BTreeMap::new(),
                 partitions: BTreeMap::new(),
+                model: ModelStatus::default(),
+                read_ahead: ReadAheadStatus::default(),
+                limiting: None,
+                limited: BTreeMap::new(),
+                stalled: Vec::new(),
                 totals: Totals::default(),
                 llm: DurationHistogram::default(),
                 total: DurationHistogram::default(),
@@ -305,8 +293,32 @@ impl StatusBoard {
 
     /// Publishes a partition.
     pub fn set_partition(&self, status: PartitionStatus) {
-        let name = TopicPartition::new(status.topic.as_str(), status.partition);
-        self.lock().partitions.insert(name, status);
+        self.lock().partitions.insert(status.name(), status);
+    }
+
+    /// Publishes the model's side, and what is read ahead.
+    pub fn set_load(&self, model: ModelStatus, read_ahead: ReadAheadStatus) {
+        let mut board = self.lock();
+        board.model = model;
+        board.read_ahead = read_ahead;
+    }
+
+    /// Publishes what limits the work, and did for so long.
+    pub fn set_limiting(&self, limiting: Limiting, lasted: Duration) {
+        let mut board = self.lock();
+        *board.limited.entry(limiting.factor).or_default() += lasted;
+        board.limiting = Some(limiting);
+    }
+
+    /// For how long each factor limited the work.
+    #[must_use]
+    pub fn limited(&self) -> BTreeMap<Factor, Duration> {
+        self.lock().limited.clone()
+    }
+
+    /// Publishes the partitions that make no progress.
+    pub fn set_stalled(&self, stalled: Vec<Stall>) {
+        self.lock().stalled = stalled;
     }
 
     /// Forgets a partition that is ours no more.
@@ -377,7 +389,11 @@ impl StatusBoard {
             started_at: board.started_at,
             uptime_seconds: board.started.elapsed().as_secs(),
             info: board.info.clone(),
+            limiting: board.limiting.clone(),
             holds: board.holds.values().cloned().collect(),
+            stalled: board.stalled.clone(),
+            model: board.model.clone(),
+            read_ahead: board.read_ahead,
             partitions: board.partitions.values().cloned().collect(),
             totals: board.totals.clone(),
             latency: board.latency(),

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, VllmConfig};
+use kafka_llm_processor::telemetry::limiting::Factor;
 use tokio::time::Instant;
 
 use crate::harness::{COMMITS, GROUP, INPUT, World, eventually, json, plain};
@@ -46,6 +47,14 @@ async fn read_ahead_waits_before_the_commit_record_passes_its_bound_and_nothing_
     )
     .await;
     assert!(running.hold("read-ahead of docs/0").is_some());
+    eventually("it is told that this limits", || {
+        let limiting = running.board.snapshot().limiting;
+        limiting.is_some_and(|limiting| {
+            let blocker = limiting.blocker.map(|blocker| blocker.offset.value());
+            limiting.factor == Factor::CommitRecord && blocker == Some(0)
+        })
+    })
+    .await;
     let reached = stuck().map(|partition| partition.next_fetch_offset.value());
     assert!(
         reached.is_some_and(|reached| reached < 3_000),

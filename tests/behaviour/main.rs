@@ -19,6 +19,8 @@ mod fencing;
 mod flavours;
 mod group;
 mod harness;
+mod health;
+mod limiting;
 mod ordering;
 mod outage;
 mod ownership;

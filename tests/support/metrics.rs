@@ -23,9 +23,19 @@ pub(crate) fn counters<const N: usize>(address: &str, names: [&str; N]) -> [u64;
     })
 }
 
-/// The value of one counter with its labels, as it is written on the page; 0 while it was not counted.
+/// The sum of a counter over all its samples that have these labels, written as on the page; 0 while it was not counted.
 pub(crate) fn sample(address: &str, sample: &str) -> u64 {
-    value(&page(address), sample).unwrap_or(0)
+    let (name, labels) = sample.split_once('{').unwrap_or((sample, "}"));
+    let labels = labels.trim_end_matches('}').split(',');
+    let labels: Vec<_> = labels.collect();
+    let page = page(address);
+    let counts = page.lines().filter_map(|line| {
+        let (found, count) = line.strip_prefix(name)?.rsplit_once(' ')?;
+        let is_it = found.is_empty() || found.starts_with('{');
+        let has_all = labels.iter().all(|label| found.contains(label));
+        (is_it && has_all).then(|| count.parse::<u64>().expect("a count"))
+    });
+    counts.sum()
 }
 
 fn page(address: &str) -> String {

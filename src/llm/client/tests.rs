@@ -1,6 +1,7 @@
 //! Timing, on a paused clock and without sockets.
 
 use std::io::Write;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;

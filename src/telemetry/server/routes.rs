@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use serde::Serialize;
 
-use crate::telemetry::registry::CONTENT_TYPE;
+use crate::telemetry::registry::{CONTENT_TYPE, CONTENT_TYPE_CLASSIC};
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::Status;
 
@@ -21,7 +21,7 @@ const INDEX: &str = "\
 kafka-llm-processor
 
 /status    what it is doing, as JSON
-/metrics   metrics, as OpenMetrics text
+/metrics   metrics, as Prometheus or OpenMetrics text
 /livez     200 while the event loop turns
 /readyz    200 while documents can flow; else what is waited for
 ";
@@ -65,9 +65,18 @@ async fn status(State(sources): State<AdminSources>) -> Response {
     Json(page).into_response()
 }
 
-async fn metrics(State(sources): State<AdminSources>) -> Response {
-    match sources.metrics.encode() {
-        Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+/// OpenMetrics for who asks for it, as Prometheus does; who asks for nothing may not know it.
+async fn metrics(State(sources): State<AdminSources>, headers: HeaderMap) -> Response {
+    let accepted = headers.get_all(header::ACCEPT).into_iter();
+    let mut accepted = accepted.filter_map(|value| value.to_str().ok());
+    let encoded = if accepted.any(|value| value.contains("application/openmetrics-text")) {
+        sources.metrics.encode().map(|text| (CONTENT_TYPE, text))
+    } else {
+        let text = sources.metrics.encode_classic();
+        text.map(|text| (CONTENT_TYPE_CLASSIC, text))
+    };
+    match encoded {
+        Ok((media_type, text)) => ([(header::CONTENT_TYPE, media_type)], text).into_response(),
         Err(error) => {
             tracing::error!(%error, "the metrics cannot be encoded");
             StatusCode::INTERNAL_SERVER_ERROR.into_response()

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::*;
-use crate::telemetry::registry::new_registry;
+use crate::telemetry::registry::{CONTENT_TYPE, new_registry};
 use crate::telemetry::status::RunState;
 
 struct Fixture {
@@ -64,14 +64,18 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn metrics_are_openmetrics_text() {
+async fn metrics_are_openmetrics_for_who_asks_for_it_and_classic_text_for_others() {
     let fixture = fixture();
+    let sample = "klp_documents_total{status=\"ok\"} 0\n";
+    let asked = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2\r\n\r\n";
+    let answer = fixture.send(asked.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(CONTENT_TYPE));
+    assert!(answer.contains(sample) && answer.ends_with("# EOF\n"));
     let (status, head, body) = fixture.get("/metrics").await;
     assert_eq!(status, 200);
-    assert!(
-        head.contains("content-type: application/openmetrics-text; version=1.0.0; charset=utf-8")
-    );
-    assert!(body.contains("klp_documents_total{status=\"ok\"} 0\n") && body.ends_with("# EOF\n"));
+    assert!(head.contains("content-type: text/plain; version=0.0.4; charset=utf-8"));
+    assert!(body.contains(sample) && !body.contains("# EOF"), "{body}");
+    assert!(body.contains("# TYPE klp_documents_total counter\n"));
 }
 
 #[tokio::test]

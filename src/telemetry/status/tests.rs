@@ -1,5 +1,6 @@
 use super::*;
 use crate::telemetry::registry::{Metrics, new_registry};
+use crate::types::Offset;
 
 fn board() -> (StatusBoard, Metrics) {
     let mut registry = new_registry();
@@ -16,10 +17,19 @@ fn partition(partition: i32) -> PartitionStatus {
         commit_offset: Offset::new(40),
         high_watermark: Offset::new(100),
         open: 50,
+        queued: 37,
         in_flight: 8,
         waiting_for_turn: 3,
+        appending: 6,
+        unacknowledged: 4,
+        append_ms: Some(7),
+        head: Some(Head {
+            offset: Offset::new(40),
+            stage: Stage::Appending,
+        }),
         oldest_open_ms: Some(1200),
         commit_bytes: 230,
+        waits_for_room: false,
         read_ahead_waits: None,
     }
 }
@@ -128,6 +138,9 @@ fn status_metrics_and_summary_tell_the_same() {
         r#"klp_partition_lag_records{topic="docs",partition="0"} 60"#,
         r#"klp_partition_commit_offset{topic="docs",partition="0"} 40"#,
         r#"klp_partition_open_documents{topic="docs",partition="0"} 50"#,
+        r#"klp_partition_unfinished_records{topic="docs",partition="0"} 64"#,
+        r#"klp_partition_appending_documents{topic="docs",partition="0"} 6"#,
+        r#"klp_partition_stalled{topic="docs",partition="0"} 0"#,
         r#"klp_partition_in_flight_documents{topic="docs",partition="0"} 8"#,
         r#"klp_partition_oldest_open_seconds{topic="docs",partition="0"} 1.2"#,
         r#"klp_hold{what="llm"} 1"#,
