@@ -5,6 +5,7 @@ pub mod check;
 mod contact;
 pub mod output;
 pub mod produce;
+mod progress;
 #[cfg(feature = "sandbox")]
 mod quickstart;
 pub mod results;
