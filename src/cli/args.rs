@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
+use super::config::ConfigCommand;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
@@ -48,6 +49,16 @@ pub enum Command {
     Results(ResultsArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
+    /// The configuration in force, and what can be set
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+impl Command {
+    /// Whether it needs the settings; what tells of the program itself works also where they are wrong.
+    pub(super) const fn reads_settings(&self) -> bool {
+        !matches!(self, Self::Config(ConfigCommand::Reference(_)))
+    }
 }
 
 impl Default for Command {

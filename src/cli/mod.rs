@@ -2,6 +2,7 @@
 
 pub mod args;
 pub mod check;
+pub mod config;
 mod contact;
 pub mod output;
 pub mod produce;
@@ -27,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
+use self::config::ConfigCommand;
 use self::output::Terminal;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
@@ -79,11 +81,17 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let environment: Vec<_> = environment.collect();
     #[cfg(feature = "sandbox")]
     let given = quickstart::Given::new(&environment, &overrides);
-    let settings = match Settings::load(cli.settings.config.as_deref(), environment, &overrides) {
+    let command = cli.command.unwrap_or_default();
+    let settings = if command.reads_settings() {
+        Settings::load(cli.settings.config.as_deref(), environment, &overrides)
+    } else {
+        Ok(Settings::default())
+    };
+    let settings = match settings {
         Ok(settings) => settings,
         Err(error) => return fail(EXIT_USAGE, &error.to_string()),
     };
-    match cli.command.unwrap_or_default() {
+    match command {
         Command::Run(args) => run::run(settings, &args),
         Command::Produce(args) => in_runtime(&settings, async |stop| {
             let topic = settings
@@ -117,6 +125,12 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(0)
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
+        Command::Config(ConfigCommand::Show(args)) => {
+            told(|out| config::show(&args, &settings, &Terminal::stdout(), out))
+        }
+        Command::Config(ConfigCommand::Reference(args)) => {
+            told(|out| config::reference(&args, &Terminal::stdout(), out))
+        }
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
@@ -144,6 +158,20 @@ async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
         // A reader that went away has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells something that is known without asking anybody.
+fn told(tell: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match tell(&mut out).and_then(|()| io::Write::flush(&mut out)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that went away has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(
+            EXIT_FAILURE,
+            &format!("the output cannot be written: {error}"),
+        ),
     }
 }
 
