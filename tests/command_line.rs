@@ -179,6 +179,9 @@ fn what_can_be_set_is_told_also_where_it_is_set_wrong() {
     let wrong = ["--set", "llm.concurrency=0"];
     for (command, expected) in [
         (&["config", "reference"][..], "pipeline.order"),
+        (&["completions", "bash"], "complete -F"),
+        (&["man"], ".TH"),
+        (&["man", "config", "show"], ".TH"),
     ] {
         let arguments: Vec<_> = command.iter().chain(&wrong).copied().collect();
         let output = run(&arguments);
@@ -186,7 +189,7 @@ fn what_can_be_set_is_told_also_where_it_is_set_wrong() {
         assert!(text(&output.stdout).contains(expected), "{command:?}");
         assert_eq!(text(&output.stderr), "");
     }
-    for command in [&["config", "show"]] {
+    for command in [&["config", "show"][..], &["man", "nothing"]] {
         let arguments: Vec<_> = command.iter().chain(&wrong).copied().collect();
         assert_eq!(run(&arguments).status.code(), Some(64), "{command:?}");
     }

@@ -10,6 +10,7 @@ use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
 use super::sandbox::SandboxArgs;
+use super::shell::{CompletionsArgs, ManArgs};
 use crate::config::Override;
 
 const EXIT_CODES: &str = "\
@@ -52,12 +53,19 @@ pub enum Command {
     /// The configuration in force, and what can be set
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Write the completions of a shell
+    Completions(CompletionsArgs),
+    /// Write the manual page, of the program or of a command
+    Man(ManArgs),
 }
 
 impl Command {
     /// Whether it needs the settings; what tells of the program itself works also where they are wrong.
     pub(super) const fn reads_settings(&self) -> bool {
-        !matches!(self, Self::Config(ConfigCommand::Reference(_)))
+        !matches!(
+            self,
+            Self::Config(ConfigCommand::Reference(_)) | Self::Completions(_) | Self::Man(_)
+        )
     }
 }
 

@@ -14,6 +14,7 @@ mod run;
 pub mod samples;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+pub mod shell;
 mod signals;
 
 use std::error::Error;
@@ -131,6 +132,11 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Config(ConfigCommand::Reference(args)) => {
             told(|out| config::reference(&args, &Terminal::stdout(), out))
         }
+        Command::Completions(args) => told(|out| shell::completions(args, out)),
+        Command::Man(args) => match shell::page(&args) {
+            Ok(page) => told(|out| out.write_all(&page)),
+            Err(error) => fail(EXIT_USAGE, &error.to_string()),
+        },
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
