@@ -326,6 +326,7 @@ fn an_unreachable_kafka_ends_commands_with_1() {
         &["produce"],
         &["results"],
         &["check"],
+        &["dry-run"],
     ] {
         let began = Instant::now();
         let arguments: Vec<_> = command

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
 use super::config::ConfigCommand;
+use super::dry_run::DryRunArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
@@ -50,6 +51,8 @@ pub enum Command {
     Results(ResultsArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
+    /// Tell what would become of the input, and what its backlog would take, without writing or committing anything
+    DryRun(DryRunArgs),
     /// The configuration in force, and what can be set
     #[command(subcommand)]
     Config(ConfigCommand),

@@ -4,6 +4,7 @@ pub mod args;
 pub mod check;
 pub mod config;
 mod contact;
+pub mod dry_run;
 pub mod output;
 pub mod produce;
 mod progress;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
 use self::config::ConfigCommand;
+use self::dry_run::DryRunArgs;
 use self::output::Terminal;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
@@ -126,6 +128,9 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(0)
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
+        Command::DryRun(args) => in_runtime(&settings, async |stop| {
+            Box::pin(dry_run(&args, &settings, &stop)).await
+        }),
         Command::Config(ConfigCommand::Show(args)) => {
             told(|out| config::show(&args, &settings, &Terminal::stdout(), out))
         }
@@ -163,6 +168,18 @@ async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
         Ok(false) => Ok(EXIT_FAILURE),
         // A reader that went away has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn dry_run(args: &DryRunArgs, settings: &Settings, stop: &CancellationToken) -> Outcome {
+    match dry_run::run(args, settings, &Terminal::stdout(), &mut io::stdout(), stop).await {
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(EXIT_CUT_SHORT),
+        Err(error) if error.is_usage() => {
+            let _code = fail(EXIT_USAGE, &error.to_string());
+            Ok(EXIT_USAGE)
+        }
         Err(error) => Err(error.into()),
     }
 }

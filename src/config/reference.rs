@@ -195,6 +195,8 @@ pub const KEYS: &[Key] = &[
     key("llm.tokens_per_day", "tokens", "of prompts and answers, from midnight to midnight in UTC; over it documents wait"),
     key("llm.cache_bytes_max", "bytes", "of answers that are kept for identical documents; `0` keeps none"),
     key("llm.prefix_affinity", "`true`, `false`", "with several servers: prompts of one template prefer one server while it is not the busier one"),
+    key("llm.price_per_million_prompt_tokens", "any currency", "what `dry-run` tells the cost of a backlog with"),
+    key("llm.price_per_million_completion_tokens", "any currency", "the same for the tokens of answers"),
     key("prompt.user", "template", "the user message; the default asks for a summary of a financial document and its key facts").absent("built in"),
     key("prompt.user_file", "file", "holds that template"),
     key("prompt.system", "template", "the system message; of an input topic `system = \"\"` means none"),
