@@ -71,6 +71,18 @@ results *arguments:
 check *arguments:
     @{{ cargo }} run --release --quiet -- check {{ arguments }}
 
+# put the table of all settings into the README again
+readme-table:
+    #!/usr/bin/env bash
+    set -euo pipefail
+    table=$({{ cargo }} run --quiet -- config reference --markdown)
+    {
+        sed '/^<!-- begin: config reference/q' README.md
+        echo "$table"
+        sed -n '/^<!-- end: config reference/,$p' README.md
+    } > target/README.md
+    mv target/README.md README.md
+
 # stop what `up` or `up-all` started; Kafka's data and the model stay in their volumes
 down:
     #!/usr/bin/env bash

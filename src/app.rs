@@ -388,11 +388,9 @@ impl App {
             );
         }
         let guarantee = self.settings.processing.guarantee;
-        let isolation = match (self.settings.input.isolation_level, guarantee) {
-            (IsolationLevel::ReadUncommitted, Guarantee::AtLeastOnce) => Isolation::ReadUncommitted,
-            (IsolationLevel::ReadCommitted, _) | (_, Guarantee::ExactlyOnce) => {
-                Isolation::ReadCommitted
-            }
+        let isolation = match self.settings.isolation_level() {
+            IsolationLevel::ReadUncommitted => Isolation::ReadUncommitted,
+            IsolationLevel::ReadCommitted => Isolation::ReadCommitted,
         };
         let sink = match guarantee {
             Guarantee::AtLeastOnce => WireSink::idempotent(cluster.clone()),

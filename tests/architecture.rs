@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use kafka_llm_processor::config::Settings;
+use kafka_llm_processor::config::{Settings, reference};
 use kafka_llm_processor::types::DeadLetterReason;
 
 /// From top to bottom: a line may import what stands below it, and the names on one line do not import each other.
@@ -236,6 +236,18 @@ fn the_readme_is_in_step_with_the_settings() {
         let row = format!("| `{variable}` | `{}` |", default.unwrap());
         assert!(readme.contains(&row), "README.md lacks {row}");
     }
+}
+
+/// The table of all keys is the program's own.
+#[test]
+fn the_readmes_table_of_keys_is_that_of_config_reference() {
+    let readme = read("README.md");
+    let (_, rest) = readme.split_once(reference::MARKDOWN_BEGIN).unwrap();
+    let (table, _) = rest.split_once(reference::MARKDOWN_END).unwrap();
+    assert!(
+        table.trim() == reference::markdown().trim(),
+        "README.md is not in step with src/config/reference.rs: run `just readme-table`"
+    );
 }
 
 #[test]

@@ -173,6 +173,40 @@ fn usage_and_configuration_end_with_64_and_one_clear_message() {
     }
 }
 
+/// The program tells of itself also where its settings are wrong, and of the settings when they are right; nothing is asked of anybody.
+#[test]
+fn what_can_be_set_is_told_also_where_it_is_set_wrong() {
+    let wrong = ["--set", "llm.concurrency=0"];
+    for (command, expected) in [
+        (&["config", "reference"][..], "pipeline.order"),
+        (&["completions", "bash"], "complete -F"),
+        (&["man"], ".TH"),
+        (&["man", "config", "show"], ".TH"),
+    ] {
+        let arguments: Vec<_> = command.iter().chain(&wrong).copied().collect();
+        let output = run(&arguments);
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(text(&output.stdout).contains(expected), "{command:?}");
+        assert_eq!(text(&output.stderr), "");
+    }
+    for command in [&["config", "show"][..], &["man", "nothing"]] {
+        let arguments: Vec<_> = command.iter().chain(&wrong).copied().collect();
+        assert_eq!(run(&arguments).status.code(), Some(64), "{command:?}");
+    }
+    let mut command = program(&["config", "show", "--model", "tiny"]);
+    command.envs([("LLM_URL", "http://gpu:8000"), ("KLP_LLM__API_KEY", "hush")]);
+    let output = command.output().unwrap();
+    let out = text(&output.stdout);
+    let line = |key: &str| {
+        let line = out.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("llm.url"), "llm.url http://gpu:8000 LLM_URL");
+    assert_eq!(line("llm.model"), "llm.model tiny --model");
+    assert_eq!(line("llm.api_key "), "llm.api_key *** KLP_LLM__API_KEY");
+    assert_eq!(line("llm.seed"), "llm.seed none default");
+}
+
 /// A weight that is none, and a template of a topic that cannot be used: one message each, with the setting.
 #[test]
 fn a_bad_input_topic_ends_with_64_and_is_named() {
@@ -292,6 +326,7 @@ fn an_unreachable_kafka_ends_commands_with_1() {
         &["produce"],
         &["results"],
         &["check"],
+        &["dry-run"],
     ] {
         let began = Instant::now();
         let arguments: Vec<_> = command

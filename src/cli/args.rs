@@ -5,10 +5,13 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
+use super::config::ConfigCommand;
+use super::dry_run::DryRunArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
 use super::sandbox::SandboxArgs;
+use super::shell::{CompletionsArgs, ManArgs};
 use super::status::StatusArgs;
 use crate::config::Override;
 
@@ -51,6 +54,25 @@ pub enum Command {
     Check(CheckArgs),
     /// What a running processor does, and what limits it; exit code 0 while it works
     Status(StatusArgs),
+    /// Tell what would become of the input, and what its backlog would take, without writing or committing anything
+    DryRun(DryRunArgs),
+    /// The configuration in force, and what can be set
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Write the completions of a shell
+    Completions(CompletionsArgs),
+    /// Write the manual page, of the program or of a command
+    Man(ManArgs),
+}
+
+impl Command {
+    /// Whether it needs the settings; what tells of the program itself works also where they are wrong.
+    pub(super) const fn reads_settings(&self) -> bool {
+        !matches!(
+            self,
+            Self::Config(ConfigCommand::Reference(_)) | Self::Completions(_) | Self::Man(_)
+        )
+    }
 }
 
 impl Default for Command {

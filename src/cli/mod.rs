@@ -2,9 +2,12 @@
 
 pub mod args;
 pub mod check;
+pub mod config;
 mod contact;
+pub mod dry_run;
 pub mod output;
 pub mod produce;
+mod progress;
 #[cfg(feature = "sandbox")]
 mod quickstart;
 pub mod results;
@@ -12,6 +15,7 @@ mod run;
 pub mod samples;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+pub mod shell;
 mod signals;
 pub mod status;
 
@@ -28,6 +32,8 @@ use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
+use self::config::ConfigCommand;
+use self::dry_run::DryRunArgs;
 use self::output::Terminal;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
@@ -81,11 +87,17 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let environment: Vec<_> = environment.collect();
     #[cfg(feature = "sandbox")]
     let given = quickstart::Given::new(&environment, &overrides);
-    let settings = match Settings::load(cli.settings.config.as_deref(), environment, &overrides) {
+    let command = cli.command.unwrap_or_default();
+    let settings = if command.reads_settings() {
+        Settings::load(cli.settings.config.as_deref(), environment, &overrides)
+    } else {
+        Ok(Settings::default())
+    };
+    let settings = match settings {
         Ok(settings) => settings,
         Err(error) => return fail(EXIT_USAGE, &error.to_string()),
     };
-    match cli.command.unwrap_or_default() {
+    match command {
         Command::Run(args) => run::run(settings, &args),
         Command::Produce(args) => in_runtime(&settings, async |stop| {
             let topic = settings
@@ -120,6 +132,20 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
+        Command::DryRun(args) => in_runtime(&settings, async |stop| {
+            Box::pin(dry_run(&args, &settings, &stop)).await
+        }),
+        Command::Config(ConfigCommand::Show(args)) => {
+            printed(|out| config::show(&args, &settings, &Terminal::stdout(), out))
+        }
+        Command::Config(ConfigCommand::Reference(args)) => {
+            printed(|out| config::reference(&args, &Terminal::stdout(), out))
+        }
+        Command::Completions(args) => printed(|out| shell::completions(args, out)),
+        Command::Man(args) => match shell::page(&args) {
+            Ok(page) => printed(|out| out.write_all(&page)),
+            Err(error) => fail(EXIT_USAGE, &error.to_string()),
+        },
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
@@ -159,6 +185,32 @@ async fn status(args: StatusArgs, settings: &Settings) -> Outcome {
         // A reader that went away has seen enough.
         Err(StatusError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
         Err(error) => Err(error.into()),
+    }
+}
+
+async fn dry_run(args: &DryRunArgs, settings: &Settings, stop: &CancellationToken) -> Outcome {
+    match dry_run::run(args, settings, &Terminal::stdout(), &mut io::stdout(), stop).await {
+        Ok(true) => Ok(0),
+        Ok(false) => Ok(EXIT_CUT_SHORT),
+        Err(error) if error.is_usage() => {
+            let _code = fail(EXIT_USAGE, &error.to_string());
+            Ok(EXIT_USAGE)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Tells something that is known without asking anybody.
+fn printed(tell: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> ExitCode {
+    let mut out = io::stdout().lock();
+    match tell(&mut out).and_then(|()| io::Write::flush(&mut out)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that went away has seen enough.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) => fail(
+            EXIT_FAILURE,
+            &format!("the output cannot be written: {error}"),
+        ),
     }
 }
 

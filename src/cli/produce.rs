@@ -5,7 +5,6 @@
 //! idempotent.
 
 mod documents;
-mod progress;
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -18,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::contact;
 use crate::cli::output::Terminal;
+use crate::cli::progress::{Progress, Task};
 use crate::cli::samples;
 use crate::clock;
 use crate::kafka::rskafka::RskafkaSink;
@@ -26,7 +26,6 @@ use crate::kafka::{Batch, KafkaConfig, KafkaError, PartitionSink, Sink, StepErro
 use crate::records::partitioner::partition_for_key;
 use crate::retry::Backoff;
 use crate::types::{Record, TopicPartition};
-use progress::Progress;
 
 pub use documents::{FileError, InputDocument, read_file};
 
@@ -178,7 +177,14 @@ pub async fn send_documents(
     let (partitions, created_topic) = open_topic(target).await?;
     let sink = RskafkaSink::new(target.kafka.clone());
     let started = Instant::now();
-    let mut progress = Progress::new(terminal, out, target.topic, total);
+    let place = format!("to {}", target.topic);
+    let task = Task {
+        done: "sent",
+        unit: "documents",
+        place: &place,
+        total,
+    };
+    let mut progress = Progress::new(terminal, out, task);
     let mut plan = Plan {
         documents,
         topic: target.topic,
@@ -293,7 +299,7 @@ async fn send(
             .await
             .map_err(not_acknowledged(plan.next))?;
         plan.next += count;
-        progress.sent(plan.next).map_err(ProduceError::Output)?;
+        progress.set(plan.next).map_err(ProduceError::Output)?;
     }
     Ok(())
 }

@@ -1,14 +1,17 @@
 //! The layers above the defaults, and what they have in common: keys are checked against the defaults' tree.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
 
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
+use serde::Serialize;
 
 use super::{ConfigError, Settings};
 
 /// Variables of the product's promise, and the keys that they set.
-const PROMISED: [(&str, &str); 6] = [
+pub(super) const PROMISED: [(&str, &str); 6] = [
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("INPUT_TOPIC", "input.topics"),
     ("OUTPUT_TOPIC", "output.topic"),
@@ -17,7 +20,7 @@ const PROMISED: [(&str, &str); 6] = [
     ("LLM_TIMEOUT", "llm.timeout"),
 ];
 /// All other keys: `KLP_PIPELINE__ORDER` sets `pipeline.order`.
-const PREFIX: &str = "KLP_";
+pub(super) const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
 pub(super) const OPTIONAL_TEXT: [&str; 12] = [
@@ -46,32 +49,82 @@ pub struct Override {
     pub flag: String,
 }
 
-/// The layer that set each key; keys that are at their defaults are left out.
+/// Where a value came from.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "layer", content = "name")]
+pub enum Origin {
+    /// Nothing set it.
+    #[default]
+    Default,
+    /// This file.
+    File(String),
+    /// This variable.
+    Environment(String),
+    /// This flag of the command line.
+    Flag(String),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File(path) => write!(f, "file {path}"),
+            Self::Environment(name) | Self::Flag(name) => f.write_str(name),
+        }
+    }
+}
+
+/// What set each key; keys that are at their defaults are left out.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Origins(BTreeMap<String, String>);
+pub struct Origins(BTreeMap<String, Origin>);
 
 impl Origins {
-    pub(super) fn new(figment: &Figment) -> Self {
+    /// `variables` and `flags` are the names of what set a key there.
+    pub(super) fn new(figment: &Figment, variables: &Names, flags: &Names) -> Self {
         let keys = leaves(&defaults(), "").into_iter();
         let set = keys.filter_map(|key| {
             let metadata = figment.find_metadata(&key)?;
             // The defaults' own layer has the name of their type.
-            let is_set = !metadata.name.contains("Settings");
-            is_set.then(|| (key, metadata.name.to_string()))
+            if metadata.name.contains("Settings") {
+                return None;
+            }
+            let origin = if let Some(flag) = flags.get(&key) {
+                Origin::Flag(flag.clone())
+            } else if let Some(variable) = variables.get(&key) {
+                Origin::Environment(variable.clone())
+            } else {
+                let name = metadata.name.as_ref();
+                Origin::File(name.strip_prefix(FILE).unwrap_or(name).to_owned())
+            };
+            Some((key, origin))
         });
         Self(set.collect())
+    }
+
+    /// Where a key's value came from.
+    #[must_use]
+    pub fn of(&self, key: &str) -> Origin {
+        self.0.get(key).cloned().unwrap_or_default()
     }
 
     /// Adds to a problem the layer that set the key which it begins with; one that begins with no such key stays as it is.
     #[must_use]
     pub fn named_in(&self, problem: String) -> String {
         let key = problem.split([' ', ':', ',']).next().unwrap_or_default();
-        match self.0.get(key) {
-            Some(layer) => format!("{problem} (from {layer})"),
-            None => problem,
+        match self.of(key) {
+            Origin::Default => problem,
+            Origin::File(path) => format!("{problem} (from {FILE}{path})"),
+            Origin::Environment(_) => format!("{problem} (from the environment)"),
+            Origin::Flag(_) => format!("{problem} (from the command line)"),
         }
     }
 }
+
+/// By key, the name of the variable or flag that set it.
+pub(super) type Names = BTreeMap<String, String>;
+
+/// What the name of a file's layer begins with.
+const FILE: &str = "file ";
 
 /// A provider under another name, for messages.
 pub(super) struct Named<P> {
@@ -80,8 +133,11 @@ pub(super) struct Named<P> {
 }
 
 impl<P> Named<P> {
-    pub(super) fn new(inner: P, name: String) -> Self {
-        Self { inner, name }
+    pub(super) fn file(inner: P, path: &Path) -> Self {
+        Self {
+            inner,
+            name: format!("{FILE}{}", path.display()),
+        }
     }
 }
 
@@ -95,7 +151,10 @@ impl<P: Provider> Provider for Named<P> {
 }
 
 /// What the environment sets.
-pub(super) struct Variables(Dict);
+pub(super) struct Variables {
+    dict: Dict,
+    pub(super) names: Names,
+}
 
 impl Variables {
     pub(super) fn new(
@@ -103,7 +162,7 @@ impl Variables {
         problems: &mut Vec<String>,
     ) -> Self {
         let defaults = defaults();
-        let mut dict = Dict::new();
+        let (mut dict, mut names) = (Dict::new(), Names::new());
         let mut variables: Vec<_> = environment.into_iter().collect();
         variables.sort();
         for (name, value) in variables {
@@ -114,11 +173,14 @@ impl Variables {
                 (None, None) => continue,
             };
             match lookup(&defaults, &key) {
-                Some(default) => insert(&mut dict, &key, typed(&key, default, &value)),
+                Some(default) => {
+                    insert(&mut dict, &key, typed(&key, default, &value));
+                    names.insert(key, name);
+                }
                 None => problems.push(unknown(&key, &format!("environment variable {name}"))),
             }
         }
-        Self(dict)
+        Self { dict, names }
     }
 }
 
@@ -127,24 +189,30 @@ impl Provider for Variables {
         Metadata::named("the environment")
     }
     fn data(&self) -> figment::Result<Map<Profile, Dict>> {
-        Ok(Profile::Default.collect(self.0.clone()))
+        Ok(Profile::Default.collect(self.dict.clone()))
     }
 }
 
 /// What the command line sets.
-pub(super) struct Flags(Dict);
+pub(super) struct Flags {
+    dict: Dict,
+    pub(super) names: Names,
+}
 
 impl Flags {
     pub(super) fn new(overrides: &[Override], problems: &mut Vec<String>) -> Self {
         let defaults = defaults();
-        let mut dict = Dict::new();
+        let (mut dict, mut names) = (Dict::new(), Names::new());
         for Override { key, value, flag } in overrides {
             match lookup(&defaults, key) {
-                Some(default) => insert(&mut dict, key, typed(key, default, value)),
+                Some(default) => {
+                    insert(&mut dict, key, typed(key, default, value));
+                    names.insert(key.clone(), flag.clone());
+                }
                 None => problems.push(unknown(key, flag)),
             }
         }
-        Self(dict)
+        Self { dict, names }
     }
 }
 
@@ -153,7 +221,7 @@ impl Provider for Flags {
         Metadata::named("the command line")
     }
     fn data(&self) -> figment::Result<Map<Profile, Dict>> {
-        Ok(Profile::Default.collect(self.0.clone()))
+        Ok(Profile::Default.collect(self.dict.clone()))
     }
 }
 
@@ -201,7 +269,10 @@ pub(super) fn defaults() -> serde_json::Value {
     serde_json::to_value(Settings::default()).unwrap_or_default()
 }
 
-fn lookup<'a>(defaults: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+pub(super) fn lookup<'a>(
+    defaults: &'a serde_json::Value,
+    key: &str,
+) -> Option<&'a serde_json::Value> {
     key.split('.')
         .try_fold(defaults, |value, part| value.get(part))
 }

@@ -2,8 +2,10 @@
 //!
 //! The parts own their sections; this composes them. An unknown key is an error with a suggestion, in every layer.
 
+mod effective;
 mod error;
 mod layers;
+pub mod reference;
 mod validate;
 
 use std::path::Path;
@@ -23,8 +25,9 @@ use crate::pipeline::{
 };
 use crate::telemetry::{AdminConfig, LogConfig};
 
+pub use effective::Effective;
 pub use error::ConfigError;
-pub use layers::{Origins, Override};
+pub use layers::{Origin, Origins, Override};
 
 /// Everything that can be set.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -78,16 +81,17 @@ impl Settings {
             })?;
             let toml = Toml::string(&text);
             layers::check_keys(&toml, &file.display().to_string(), &mut problems)?;
-            figment = figment.merge(layers::Named::new(toml, format!("file {}", file.display())));
+            figment = figment.merge(layers::Named::file(toml, file));
         }
         let variables = layers::Variables::new(environment, &mut problems);
         let flags = layers::Flags::new(overrides, &mut problems);
+        let names = (variables.names.clone(), flags.names.clone());
         figment = figment.merge(variables).merge(flags);
         if !problems.is_empty() {
             return Err(ConfigError::from(problems));
         }
         let mut settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
-        settings.origins = Origins::new(&figment);
+        settings.origins = Origins::new(&figment, &names.0, &names.1);
         let problems = validate::problems(&settings);
         if problems.is_empty() {
             return Ok(settings);
@@ -119,6 +123,15 @@ impl Settings {
     pub fn stall_after(&self) -> Duration {
         let by_deadline = self.llm.deadline.saturating_add(self.llm.timeout);
         self.pipeline.stall_after.unwrap_or(by_deadline)
+    }
+
+    /// What the input is read at: exactly once implies `read_committed`.
+    #[must_use]
+    pub fn isolation_level(&self) -> IsolationLevel {
+        match self.processing.guarantee {
+            Guarantee::ExactlyOnce => IsolationLevel::ReadCommitted,
+            Guarantee::AtLeastOnce => self.input.isolation_level,
+        }
     }
 
     /// With `input.assignment = static`, the partitions of this process; `None` with another assignment.

@@ -102,6 +102,8 @@ fn text_that_looks_like_a_number_stays_text() {
 #[test]
 fn every_key_without_a_default_has_a_known_type() {
     let numbers = [
+        "llm.price_per_million_completion_tokens",
+        "llm.price_per_million_prompt_tokens",
         "llm.requests_per_minute",
         "llm.seed",
         "llm.tokens_per_day",

@@ -469,12 +469,12 @@ impl Drop for BudgetShown<'_> {
     }
 }
 
-struct Endpoints {
+pub(super) struct Endpoints {
     common: Arc<Common>,
-    all: Vec<Arc<Endpoint>>,
+    pub(super) all: Vec<Arc<Endpoint>>,
 }
 
-fn endpoints(
+pub(super) fn endpoints(
     config: &LlmConfig,
     schema: Option<Arc<AnswerSchema>>,
     transport: Arc<dyn Transport>,

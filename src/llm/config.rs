@@ -155,6 +155,10 @@ pub struct LlmConfig {
     /// Memory for answers that are given again to identical requests, in bytes; identical requests that come at the same time are then
     /// asked once. Default 0: every document is asked about.
     pub cache_bytes_max: u64,
+    /// What a million tokens of prompts cost, in any currency; `dry-run` tells the cost of a backlog with it. Default none.
+    pub price_per_million_prompt_tokens: Option<f64>,
+    /// The same of answers. Default none.
+    pub price_per_million_completion_tokens: Option<f64>,
 }
 
 impl Default for LlmConfig {
@@ -186,6 +190,8 @@ impl Default for LlmConfig {
             tokens_per_minute: None,
             tokens_per_day: None,
             cache_bytes_max: 0,
+            price_per_million_prompt_tokens: None,
+            price_per_million_completion_tokens: None,
         }
     }
 }
@@ -264,6 +270,22 @@ impl LlmConfig {
                 self.response_bytes_max
             ));
         }
+        for (key, price) in [
+            (
+                "llm.price_per_million_prompt_tokens",
+                self.price_per_million_prompt_tokens,
+            ),
+            (
+                "llm.price_per_million_completion_tokens",
+                self.price_per_million_completion_tokens,
+            ),
+        ] {
+            if let Some(price) = price
+                && !(price.is_finite() && price >= 0.0)
+            {
+                problems.push(format!("{key} = {price}: must be 0 or more"));
+            }
+        }
         for (key, value) in [
             ("llm.requests_per_minute", self.requests_per_minute),
             ("llm.tokens_per_minute", self.tokens_per_minute),
@@ -311,7 +333,7 @@ impl LlmConfig {
     }
 
     /// Calls that may run at once at the start.
-    pub(super) fn concurrency_initial(&self) -> usize {
+    pub(crate) fn concurrency_initial(&self) -> usize {
         match self.concurrency {
             Concurrency::Adaptive => CONCURRENCY_INITIAL.min(self.concurrency_max),
             Concurrency::Fixed(calls) => calls,

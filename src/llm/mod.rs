@@ -16,6 +16,7 @@ mod config;
 mod document;
 mod endpoint;
 mod error;
+mod forecaster;
 mod gate;
 mod long;
 mod metrics;
@@ -38,8 +39,11 @@ pub use classify::{
 pub use client::{Setup, VllmClient};
 pub use config::{Concurrency, LlmConfig, OnTruncated, PromptConfig};
 pub use error::LlmError;
+pub use forecaster::Forecaster;
 pub use gate::Hold;
-pub use long::{LongDocumentsConfig, LongPolicy, LongSummary, TruncateKeep};
+pub use long::{
+    Forecast, Load, LongDocumentsConfig, LongPolicy, LongSummary, Plan, Treatment, TruncateKeep,
+};
 pub use metrics::LlmMetrics;
 pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use schema::AnswerSchema;

@@ -38,7 +38,7 @@ pub use config::{
 };
 pub use emit::{Order, OrderBuffer};
 pub use metrics::{OpenGauges, PipelineMetrics};
-pub use outcome::Destinations;
+pub use outcome::{Destinations, request};
 pub use ownership::Ownership;
 pub use read_ahead::ReadAhead;
 pub use supervisor::{PipelineEnd, run};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::Services;
 use super::config::Partitioner;
+use super::{Services, Topics};
 use crate::clock;
 use crate::llm::{
     CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
@@ -149,24 +149,13 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
         Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
     };
-    let context = prompt_context(&document, &work.position);
-    let traceparent = headers::traceparent(&work.record).map(str::to_owned);
-    let source = &work.position.topic_partition;
-    let prompt = services.topics.prompt(&source.topic);
-    let request = CompletionRequest {
-        document_id: document.id.clone(),
-        position: work.position.clone(),
-        class: services.topics.class(source),
-        prompt: Arc::clone(prompt),
-        scope: prompt.scope(&context),
-        content: document.text,
-        traceparent: traceparent.clone(),
-    };
+    let request = request(&services.topics, *document, &work.position, &work.record);
+    let (document_id, traceparent) = (request.document_id.clone(), request.traceparent.clone());
     let sent_at = Instant::now();
     match services.complete.complete(request, slot).await {
         Ok(completion) => {
             let answered = Answered {
-                document_id: document.id,
+                document_id,
                 traceparent,
                 sent_at,
                 completion,
@@ -175,6 +164,28 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
         }
         Err(CompleteError::DeadLetter(reason)) => give_up(services, work, reason),
         Err(CompleteError::Abandoned) => Outcome::Abandoned,
+    }
+}
+
+/// What the model is asked about a document that `record` was read as.
+#[must_use]
+pub fn request(
+    topics: &Topics,
+    document: Document,
+    position: &SourcePosition,
+    record: &Record,
+) -> CompletionRequest {
+    let context = prompt_context(&document, position);
+    let source = &position.topic_partition;
+    let prompt = topics.prompt(&source.topic);
+    CompletionRequest {
+        document_id: document.id,
+        position: position.clone(),
+        class: topics.class(source),
+        prompt: Arc::clone(prompt),
+        scope: prompt.scope(&context),
+        content: document.text,
+        traceparent: headers::traceparent(record).map(str::to_owned),
     }
 }
 

@@ -74,7 +74,13 @@ async fn sent(
         next: 0,
         total,
     };
-    let mut progress = Progress::new(&Terminal::plain(), &mut out, "docs", total);
+    let task = Task {
+        done: "sent",
+        unit: "documents",
+        place: "to docs",
+        total,
+    };
+    let mut progress = Progress::new(&Terminal::plain(), &mut out, task);
     let outcome = send(topic, &mut plan, rate, &mut progress, shutdown).await;
     progress.finish().unwrap();
     (outcome, plan.next, String::from_utf8(out).unwrap())

@@ -16,8 +16,8 @@ use super::split::{head_end, split};
 use super::tokens::{Scale, cost, cost_of};
 use super::truncate::truncate;
 use super::{
-    Ask, AskError, Document, LongAnswer, LongDocumentsConfig, LongSummary, ROOM_TOKENS_MIN, Room,
-    Step, TruncateKeep, too_long,
+    Ask, AskError, Document, Load, LongAnswer, LongDocumentsConfig, LongSummary, ROOM_TOKENS_MIN,
+    Room, Step, TruncateKeep, too_long,
 };
 use crate::llm::prompt::Place;
 use crate::llm::{CompleteError, Completion, Message, Question, Usage};
@@ -83,15 +83,7 @@ pub(super) async fn run<A: Ask + ?Sized>(
     room: Room,
     config: &LongDocumentsConfig,
 ) -> Result<LongAnswer, CompleteError> {
-    let job = Job {
-        meter,
-        document,
-        room,
-        note_tokens: config.note_tokens(room.context, room.answer),
-        calls_max: config.calls_max,
-        calls: AtomicU32::new(0),
-        tally: Mutex::default(),
-    };
+    let job = Job::new(meter, document, room, config);
     let (scale, budgets) = job.plan().await?;
     let pieces = split(document.content, scale.units(budgets.map), cost);
     // Before they are counted, which costs the server something too.
@@ -106,6 +98,43 @@ pub(super) async fn run<A: Ask + ?Sized>(
     let notes = job.take_notes(&pieces, scale).await?;
     let (completion, levels) = job.answer_from(notes, scale, budgets).await?;
     Ok(job.finish(completion, pieces.len(), levels))
+}
+
+/// What it would take at the most to answer a document that is too long for one prompt.
+///
+/// # Errors
+/// Why the document cannot be done.
+pub(super) async fn forecast<A: Ask + ?Sized>(
+    meter: &Meter<'_, A>,
+    document: &Document<'_>,
+    room: Room,
+    config: &LongDocumentsConfig,
+) -> Result<Load, CompleteError> {
+    let job = Job::new(meter, document, room, config);
+    let (scale, budgets) = job.plan().await?;
+    let parts = split(document.content, scale.units(budgets.map), cost).len();
+    job.check_calls(parts, budgets)?;
+    let document_tokens = scale.tokens(cost_of(document.content));
+    Ok(job.load(parts, document_tokens, budgets))
+}
+
+impl<'a, A: Ask + ?Sized> Job<'a, A> {
+    fn new(
+        meter: &'a Meter<'a, A>,
+        document: &'a Document<'a>,
+        room: Room,
+        config: &LongDocumentsConfig,
+    ) -> Self {
+        Self {
+            meter,
+            document,
+            room,
+            note_tokens: config.note_tokens(room.context, room.answer),
+            calls_max: config.calls_max,
+            calls: AtomicU32::new(0),
+            tally: Mutex::default(),
+        }
+    }
 }
 
 impl<A: Ask + ?Sized> Job<'_, A> {
@@ -224,7 +253,7 @@ impl<A: Ask + ?Sized> Job<'_, A> {
 
     /// The most calls that `parts` can take, when that is no more than may be made.
     fn check_calls(&self, parts: usize, budgets: Budgets) -> Result<u64, CompleteError> {
-        let needed = self.calls_needed(parts, budgets);
+        let needed = self.load(parts, 0, budgets).calls;
         if needed <= u64::from(self.calls_max) {
             return Ok(needed);
         }
@@ -234,17 +263,27 @@ impl<A: Ask + ?Sized> Job<'_, A> {
         )))
     }
 
-    /// The most calls that `parts` can take when every note is as long as it may be and no call is refused.
-    fn calls_needed(&self, parts: usize, budgets: Budgets) -> u64 {
-        let note = u64::from(self.note_tokens) + SEPARATOR_TOKENS;
+    /// The most that `parts` of a document of so many tokens can take when every note is as long as it may be and no call is refused.
+    fn load(&self, parts: usize, document_tokens: u64, budgets: Budgets) -> Load {
+        let note_tokens = u64::from(self.note_tokens);
+        let note = note_tokens + SEPARATOR_TOKENS;
         let group = (budgets.reduce / note).max(2);
         let mut notes = u64::try_from(parts).unwrap_or(u64::MAX);
-        let mut calls = notes.saturating_add(1);
+        let mut load = Load::default();
+        // What of a prompt its content may not have is the rest of it.
+        let (prompt, last) = (
+            self.room.prompt(self.note_tokens),
+            self.room.prompt(self.room.answer),
+        );
+        load.add(notes, document_tokens, prompt - budgets.map, note_tokens);
         while notes > 1 && notes.saturating_mul(note) > budgets.last {
+            let content = notes.saturating_mul(note);
             notes = notes.div_ceil(group);
-            calls = calls.saturating_add(notes);
+            load.add(notes, content, prompt - budgets.reduce, note_tokens);
         }
-        calls
+        let (content, answer) = (notes.saturating_mul(note), self.room.answer);
+        load.add(1, content, last - budgets.last, answer.into());
+        load
     }
 
     async fn take_notes(&self, pieces: &[&str], scale: Scale) -> Result<Vec<Note>, CompleteError> {

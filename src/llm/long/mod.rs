@@ -8,6 +8,7 @@
 //! It knows no server: calls, counts and limits come through [`Ask`].
 
 mod config;
+mod forecast;
 mod headings;
 mod map_reduce;
 mod meter;
@@ -16,6 +17,8 @@ mod tokens;
 mod truncate;
 
 pub use config::{LongDocumentsConfig, LongPolicy, TruncateKeep};
+pub(super) use forecast::forecast;
+pub use forecast::{Forecast, Load, Plan, Treatment};
 pub(super) use tokens::TokenEstimate;
 
 use async_trait::async_trait;
@@ -131,6 +134,22 @@ impl Room {
     fn prompt(self, answer_tokens: u32) -> u64 {
         self.context.saturating_sub(u64::from(answer_tokens))
     }
+
+    /// Why a document is given up that is longer.
+    fn exceeded(self) -> String {
+        format!(
+            "the prompt does not fit the model's context of {} tokens beside an answer of {}, and long_documents.policy is dead_letter",
+            self.context, self.answer
+        )
+    }
+
+    /// Why a document is given up of which no part fits beside `overhead` tokens.
+    fn too_small(self, overhead: u64) -> String {
+        format!(
+            "no part of the document fits the model's context of {} tokens beside prompt.user, which takes {overhead}, and an answer of {}",
+            self.context, self.answer
+        )
+    }
 }
 
 /// What was done with a document that was too long, for its result.
@@ -237,11 +256,7 @@ pub(super) async fn answer<A: Ask + ?Sized>(
         LongPolicy::MapReduce => map_reduce::run(&meter, document, room, config).await,
         LongPolicy::Truncate => shortened(&meter, document, room, config.truncate_keep).await,
         LongPolicy::DeadLetter => {
-            let detail = format!(
-                "the prompt does not fit the model's context of {} tokens beside an answer of {}, and long_documents.policy is dead_letter",
-                room.context, room.answer
-            );
-            return Err(refused_or_counted(refused, detail));
+            return Err(refused_or_counted(refused, room.exceeded()));
         }
     };
     let mut answer = answered?;
@@ -299,10 +314,7 @@ async fn shortened<A: Ask + ?Sized>(
             }
         }
     }
-    Err(too_long(format!(
-        "no part of the document fits the model's context of {} tokens beside prompt.user, which takes {overhead}, and an answer of {}",
-        room.context, room.answer
-    )))
+    Err(too_long(room.too_small(overhead)))
 }
 
 fn give_up(reason: DeadLetterReason, detail: String) -> CompleteError {

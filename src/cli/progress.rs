@@ -1,4 +1,4 @@
-//! How far the sending has come: a bar for a person, a line now and then for a log.
+//! How far a command has come: a bar for a person, a line now and then for a log.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,12 +11,23 @@ use crate::cli::output::Terminal;
 /// Lines are at least so far apart, but for the last.
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
+/// What is done, and to how many of what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Task<'a> {
+    /// Such as `sent`.
+    pub(super) done: &'a str,
+    /// Such as `documents`.
+    pub(super) unit: &'a str,
+    /// Such as `to news`.
+    pub(super) place: &'a str,
+    pub(super) total: u64,
+}
+
 /// A bar on standard error, or lines on `out`.
 pub(super) struct Progress<'a> {
     out: &'a mut (dyn Write + Send),
-    topic: &'a str,
-    sent: u64,
-    total: u64,
+    task: Task<'a>,
+    at: u64,
     told: Option<(u64, Instant)>,
     bar: Option<ProgressBar>,
 }
@@ -25,30 +36,31 @@ impl<'a> Progress<'a> {
     pub(super) fn new(
         terminal: &Terminal,
         out: &'a mut (dyn Write + Send),
-        topic: &'a str,
-        total: u64,
+        task: Task<'a>,
     ) -> Self {
         let bar = terminal.is_interactive().then(|| {
-            let template = "{bar:32} {pos}/{len} documents, {per_sec}, {eta} left";
-            let style = ProgressStyle::with_template(template);
+            let template = format!(
+                "{{bar:32}} {{pos}}/{{len}} {}, {{per_sec}}, {{eta}} left",
+                task.unit
+            );
+            let style = ProgressStyle::with_template(&template);
             let style = style.unwrap_or_else(|_malformed| ProgressStyle::default_bar());
-            ProgressBar::new(total).with_style(style)
+            ProgressBar::new(task.total).with_style(style)
         });
         Self {
             out,
-            topic,
-            sent: 0,
-            total,
+            task,
+            at: 0,
             told: None,
             bar,
         }
     }
 
-    /// So many were acknowledged.
-    pub(super) fn sent(&mut self, sent: u64) -> io::Result<()> {
-        self.sent = sent;
+    /// So many are done.
+    pub(super) fn set(&mut self, at: u64) -> io::Result<()> {
+        self.at = at;
         if let Some(bar) = &self.bar {
-            bar.set_position(sent);
+            bar.set_position(at);
             return Ok(());
         }
         match self.told {
@@ -63,17 +75,20 @@ impl<'a> Progress<'a> {
             bar.finish_and_clear();
         }
         match self.told {
-            Some((told, _)) if told == self.sent => self.out.flush(),
+            Some((told, _)) if told == self.at => self.out.flush(),
             _ => self.line(),
         }
     }
 
     fn line(&mut self) -> io::Result<()> {
-        self.told = Some((self.sent, Instant::now()));
-        let Self {
-            sent, total, topic, ..
-        } = self;
-        writeln!(self.out, "sent {sent} of {total} documents to {topic}")?;
+        self.told = Some((self.at, Instant::now()));
+        let Task {
+            done,
+            unit,
+            place,
+            total,
+        } = self.task;
+        writeln!(self.out, "{done} {} of {total} {unit} {place}", self.at)?;
         self.out.flush()
     }
 }
