@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
+use super::dead_letters::DeadLettersArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
@@ -15,7 +16,7 @@ const EXIT_CODES: &str = "\
 Exit codes:
    0  done or drained
    1  failure at start, or a check that did not pass
-   2  the drain deadline passed, or a second signal
+   2  the drain deadline passed, a second signal, or a replay that was stopped
    3  another instance owns the partitions
   64  usage or configuration";
 
@@ -46,6 +47,8 @@ pub enum Command {
     Produce(ProduceArgs),
     /// Show results, or dead letters
     Results(ResultsArgs),
+    /// List documents that were given up, show one, or replay them
+    DeadLetters(DeadLettersArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
 }

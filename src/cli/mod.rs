@@ -3,6 +3,7 @@
 pub mod args;
 pub mod check;
 mod contact;
+pub mod dead_letters;
 pub mod output;
 pub mod produce;
 #[cfg(feature = "sandbox")]
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
+use self::dead_letters::{Completion, DeadLetterSettings};
 use self::output::Terminal;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
@@ -114,6 +116,20 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             )
             .await?;
             Ok(0)
+        }),
+        Command::DeadLetters(args) => in_runtime(&settings, async |stop| {
+            let given_up = DeadLetterSettings {
+                kafka: &settings.kafka,
+                topic: &settings.dead_letters.topic,
+                guarantee: settings.processing.guarantee,
+            };
+            let (terminal, mut out) = (Terminal::stdout(), io::stdout());
+            let done = dead_letters::run(&args, given_up, &terminal, &mut out, &stop).await?;
+            Ok(match done {
+                Completion::Done => 0,
+                Completion::Incomplete => EXIT_FAILURE,
+                Completion::Stopped => EXIT_CUT_SHORT,
+            })
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         #[cfg(feature = "sandbox")]
