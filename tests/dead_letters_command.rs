@@ -60,7 +60,7 @@ impl World {
     fn settings(&self, more: &[String]) -> Settings {
         let brokers = format!("kafka.brokers={}", self.broker.bootstrap());
         let fixed = [
-            &brokers,
+            brokers.as_str(),
             "input.topics=docs",
             "output.topic=results",
             "dead_letters.topic=dead",
@@ -162,7 +162,8 @@ impl World {
         arguments: &[&str],
         shutdown: &CancellationToken,
     ) -> (Result<Completion, DeadLettersError>, String) {
-        let arguments = ["klp", "dead-letters"].iter().chain(arguments);
+        let words = ["klp", "dead-letters"];
+        let arguments = words.iter().chain(arguments).copied();
         let Some(Command::DeadLetters(args)) = Cli::try_parse_from(arguments).unwrap().command
         else {
             panic!("another command");
