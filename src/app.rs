@@ -431,6 +431,7 @@ impl App {
                 dead_letters: settings.dead_letters.topic.as_str().into(),
                 dead_letter_partitions: topics.dead_letter_partitions,
                 group_id: settings.kafka.group_id.clone(),
+                header_style: settings.dead_letters.header_style,
             },
             order: settings.pipeline.order,
             commit_interval: settings.processing.commit_interval(),

@@ -325,6 +325,7 @@ fn an_unreachable_kafka_ends_commands_with_1() {
         ][..],
         &["produce"],
         &["results"],
+        &["dead-letters", "list"],
         &["check"],
         &["dry-run"],
     ] {

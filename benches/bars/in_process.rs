@@ -25,6 +25,7 @@ use kafka_llm_processor::pipeline::{
     CommitOffsets, Destinations, InputConfig, Order, Ownership, Partitioner, PipelineConfig,
     PipelineEnd, PipelineMetrics, ProcessingConfig, ReadAhead, Services, Topics,
 };
+use kafka_llm_processor::records::dead_letter::HeaderStyle;
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
 use kafka_llm_processor::telemetry::{Health, StatusBoard};
@@ -110,6 +111,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
             dead_letters: letters.into(),
             dead_letter_partitions: 1,
             group_id: group.to_owned(),
+            header_style: HeaderStyle::default(),
         },
         order,
         commit_interval: ProcessingConfig::default().commit_interval(),

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
 use super::config::ConfigCommand;
+use super::dead_letters::DeadLettersArgs;
 use super::dry_run::DryRunArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
@@ -18,8 +19,8 @@ use crate::config::Override;
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done or drained
-   1  failure at start, a check that did not pass, or a status that is not well
-   2  the drain deadline passed, or a second signal
+   1  failure at start, a check that did not pass, a status that is not well, or documents that cannot be replayed
+   2  the drain deadline passed, a second signal, or a replay that was stopped
    3  another instance owns the partitions
   64  usage or configuration";
 
@@ -50,6 +51,8 @@ pub enum Command {
     Produce(ProduceArgs),
     /// Show results, or dead letters
     Results(ResultsArgs),
+    /// List documents that were given up, show one, or replay them
+    DeadLetters(DeadLettersArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
     /// What a running processor does, and what limits it; exit code 0 while it works

@@ -4,6 +4,7 @@ pub mod args;
 pub mod check;
 pub mod config;
 mod contact;
+pub mod dead_letters;
 pub mod dry_run;
 pub mod output;
 pub mod produce;
@@ -33,6 +34,7 @@ use tokio_util::sync::CancellationToken;
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
 use self::config::ConfigCommand;
+use self::dead_letters::{Completion, DeadLetterSettings};
 use self::dry_run::DryRunArgs;
 use self::output::Terminal;
 use self::produce::ProduceTarget;
@@ -129,6 +131,20 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             )
             .await?;
             Ok(0)
+        }),
+        Command::DeadLetters(args) => in_runtime(&settings, async |stop| {
+            let given_up = DeadLetterSettings {
+                kafka: &settings.kafka,
+                topic: &settings.dead_letters.topic,
+                guarantee: settings.processing.guarantee,
+            };
+            let (terminal, mut out) = (Terminal::stdout(), io::stdout());
+            let done = dead_letters::run(&args, given_up, &terminal, &mut out, &stop).await?;
+            Ok(match done {
+                Completion::Done => 0,
+                Completion::Incomplete => EXIT_FAILURE,
+                Completion::Stopped => EXIT_CUT_SHORT,
+            })
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),

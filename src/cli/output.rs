@@ -79,6 +79,16 @@ impl Terminal {
         self.interactive
     }
 
+    /// How many characters a line has, where a person looks on; anything else takes lines of any length.
+    #[must_use]
+    pub const fn line_width(&self) -> Option<usize> {
+        if self.interactive {
+            Some(self.width)
+        } else {
+            None
+        }
+    }
+
     /// The text in the colour of its tone.
     #[must_use]
     pub fn paint<'a>(&self, tone: Tone, text: impl Into<Cow<'a, str>>) -> Cow<'a, str> {

@@ -3,7 +3,7 @@
 //! The topic is read by our own driver: a past exactly-once run leaves transaction markers in it. Partitions are read to the ends
 //! that they had at the start; with `--follow` the reading goes on.
 
-mod show;
+pub(in crate::cli) mod show;
 
 use std::io::{self, Write};
 use std::str::FromStr;

@@ -10,6 +10,7 @@ use super::emit::Order;
 use super::topics::Weight;
 use crate::llm::PromptConfig;
 use crate::offsets::{COMMIT_BYTES_MAX, Guarantee, StartAt};
+use crate::records::dead_letter::HeaderStyle;
 use crate::records::document::InputFormat;
 
 /// Section `[processing]`.
@@ -182,12 +183,15 @@ impl Default for OutputConfig {
 pub struct DeadLettersConfig {
     /// Topic of the documents that were given up.
     pub topic: String,
+    /// Whose reason headers they have beside our own: `connect`, `spring` or `share`.
+    pub header_style: HeaderStyle,
 }
 
 impl Default for DeadLettersConfig {
     fn default() -> Self {
         Self {
             topic: "llm-dead-letters".to_owned(),
+            header_style: HeaderStyle::default(),
         }
     }
 }

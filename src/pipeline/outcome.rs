@@ -12,7 +12,7 @@ use crate::llm::{
     CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
 };
 use crate::offsets::Output;
-use crate::records::dead_letter::{self, DeadLetter};
+use crate::records::dead_letter::{self, DeadLetter, HeaderStyle};
 use crate::records::document::{Document, Parsed, SkipReason};
 use crate::records::headers;
 use crate::records::partitioner::partition_for_key;
@@ -62,6 +62,8 @@ pub struct Destinations {
     pub dead_letter_partitions: i32,
     /// Names us in dead letters.
     pub group_id: String,
+    /// Whose reason headers dead letters have beside our own.
+    pub header_style: HeaderStyle,
 }
 
 impl Destinations {
@@ -104,7 +106,8 @@ impl Destinations {
             if headers::text(record, dead_letter::POINTER).is_some() {
                 return None;
             }
-            let pointer = DeadLetter::read(record)?.pointer(record, &self.group_id);
+            let letter = DeadLetter::read(record)?;
+            let pointer = letter.pointer(record, &self.group_id, self.header_style);
             return Some(self.dead_letter(source, pointer, offset));
         }
         let letter = DeadLetter {
@@ -124,7 +127,8 @@ impl Destinations {
                 offset,
             },
         };
-        Some(self.dead_letter(source, letter.pointer(record, &self.group_id), offset))
+        let pointer = letter.pointer(record, &self.group_id, self.header_style);
+        Some(self.dead_letter(source, pointer, offset))
     }
 }
 
@@ -245,7 +249,8 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         source,
     };
     let destinations = &services.destinations;
-    let record = letter.record(&work.record, &destinations.group_id);
+    let (group_id, style) = (&destinations.group_id, destinations.header_style);
+    let record = letter.record(&work.record, group_id, style);
     let output =
         destinations.dead_letter(&work.position.topic_partition, record, work.position.offset);
     Outcome::Output(

@@ -126,6 +126,19 @@ impl Document {
     }
 }
 
+/// The name of a document, whether or not it can be read as one: the JSON `id` where there is one, else as [`Document::id`].
+#[must_use]
+pub fn document_id(record: &Record, position: &SourcePosition) -> String {
+    let value = record.value.as_deref().unwrap_or_default();
+    let text = str::from_utf8(value).unwrap_or_default();
+    let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
+    let fields: Option<Map<String, Value>> = serde_json::from_str(text).ok();
+    fields
+        .and_then(|fields| own_id(&fields, text))
+        .or_else(|| key_id(record))
+        .unwrap_or_else(|| position.to_string())
+}
+
 struct Content {
     text: String,
     fields: Map<String, Value>,

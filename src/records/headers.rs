@@ -45,6 +45,12 @@ pub fn set_source(headers: &mut Vec<Header>, position: &SourcePosition) {
     set(headers, SOURCE_OFFSET, position.offset.to_string());
 }
 
+/// Whether that is one of the three names of [`set_source`].
+#[must_use]
+pub fn is_source(name: &str) -> bool {
+    [SOURCE_TOPIC, SOURCE_PARTITION, SOURCE_OFFSET].contains(&name)
+}
+
 /// Reads what [`set_source`] wrote; `None` when a header is missing or is not what it should be.
 #[must_use]
 pub fn source(record: &Record) -> Option<SourcePosition> {

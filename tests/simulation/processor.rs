@@ -10,6 +10,7 @@ use kafka_llm_processor::pipeline::{
     self, CommitOffsets, Destinations, InputConfig, OnDataLoss, Ownership, PipelineEnd,
     PipelineMetrics, ReadAhead, Services, Topics,
 };
+use kafka_llm_processor::records::dead_letter::HeaderStyle;
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
 use kafka_llm_processor::telemetry::{Health, StatusBoard};
@@ -119,6 +120,7 @@ fn services(instance: &Arc<Instance>) -> Services {
             dead_letters: DEAD_LETTERS.into(),
             dead_letter_partitions: 1,
             group_id: "simulation".to_owned(),
+            header_style: HeaderStyle::default(),
         },
         order: scenario.order,
         commit_interval: scenario.commit_interval,

@@ -5,7 +5,8 @@ use std::borrow::Cow;
 use serde_json::{Value, json};
 
 use crate::cli::output::{Terminal, Tone, harmless};
-use crate::records::dead_letter::{DeadLetter, POINTER};
+use crate::records::dead_letter::{DeadLetter, POINTER, replay_count};
+use crate::records::document::document_id;
 use crate::records::headers;
 use crate::records::result::{ResultOutput, ResultRecord, ResultStatus};
 use crate::types::{Offset, Record, TopicPartition};
@@ -133,7 +134,7 @@ pub(super) fn result_json(partition: &TopicPartition, offset: Offset, record: &R
     format!("{shown}\n")
 }
 
-pub(super) fn dead_letter(
+pub(in crate::cli) fn dead_letter(
     terminal: &Terminal,
     partition: &TopicPartition,
     offset: Offset,
@@ -187,7 +188,15 @@ pub(super) fn dead_letter_json(
     offset: Offset,
     record: &Record,
 ) -> String {
-    let shown = match DeadLetter::read(record) {
+    format!("{}\n", dead_letter_value(partition, offset, record))
+}
+
+pub(in crate::cli) fn dead_letter_value(
+    partition: &TopicPartition,
+    offset: Offset,
+    record: &Record,
+) -> Value {
+    match DeadLetter::read(record) {
         Some(letter) => json!({
             "reason": letter.reason.as_str(),
             "detail": letter.detail,
@@ -196,7 +205,10 @@ pub(super) fn dead_letter_json(
             "request_id": letter.request_id,
             "answer": letter.answer,
             "at": letter.at,
+            "document_id": document_id(record, &letter.source),
             "key": key_text(record),
+            "replay_count": replay_count(record),
+            "pointer": headers::text(record, POINTER).is_some(),
             "source": position(&letter.source.topic_partition, letter.source.offset),
             "position": position(partition, offset),
         }),
@@ -204,8 +216,7 @@ pub(super) fn dead_letter_json(
             "error": "not a dead letter of this program",
             "position": position(partition, offset),
         }),
-    };
-    format!("{shown}\n")
+    }
 }
 
 fn not_ours(

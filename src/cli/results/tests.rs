@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use super::*;
-use crate::records::dead_letter::DeadLetter;
+use crate::records::dead_letter::{DeadLetter, HeaderStyle};
 use crate::records::result::{
     ResultOutput, ResultRecord, ResultSource, ResultStatus, ResultTiming, ResultUsage,
     SCHEMA_VERSION,
@@ -276,8 +276,8 @@ async fn dead_letters_tell_their_reason() {
         ..Record::default()
     };
     let log = Log::default();
-    log.append(0, letter.record(&original, "group"));
-    log.append(0, letter.pointer(&original, "group"));
+    log.append(0, letter.record(&original, "group", HeaderStyle::Connect));
+    log.append(0, letter.pointer(&original, "group", HeaderStyle::Connect));
     let args = ResultsArgs {
         dead_letters: true,
         ..ResultsArgs::default()

@@ -272,3 +272,19 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_document_has_a_name_also_when_it_cannot_be_read_as_one() {
+    let name = |key: Option<&'static str>, value: &'static str| {
+        let record = Record {
+            key: key.map(|key| Bytes::from_static(key.as_bytes())),
+            ..record(value)
+        };
+        document_id(&record, &position())
+    };
+    assert_eq!(name(Some("k"), r#"{"id":"r-1","content":"text"}"#), "r-1");
+    assert_eq!(name(Some("k"), r#"{"id":7}"#), "7");
+    assert_eq!(name(Some("k"), "{broken"), "k");
+    assert_eq!(name(None, "plain"), "docs/3@42");
+    assert_eq!(document_id(&Record::default(), &position()), "docs/3@42");
+}
