@@ -292,6 +292,8 @@ fn an_unreachable_kafka_ends_commands_with_1() {
         &["produce"],
         &["results"],
         &["check"],
+        &["offsets", "show"],
+        &["offsets", "reset", "--to", "earliest"],
     ] {
         let began = Instant::now();
         let arguments: Vec<_> = command
@@ -547,5 +549,18 @@ fn a_port_in_use_ends_with_1_and_names_the_setting() {
             message.contains(setting) && message.contains(&address),
             "{message}"
         );
+    }
+}
+
+#[test]
+fn what_is_no_target_or_no_partition_is_usage() {
+    for arguments in [
+        &["offsets", "reset"][..],
+        &["offsets", "reset", "--to", "yesterday"],
+        &["offsets", "reset", "--to", "0", "--partition", "docs"],
+        &["offsets", "show", "--partition", "docs/-1"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
     }
 }

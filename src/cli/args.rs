@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
+use super::offsets::OffsetsArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
@@ -48,6 +49,8 @@ pub enum Command {
     Results(ResultsArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
+    /// Show where each input partition stands, or go on elsewhere
+    Offsets(OffsetsArgs),
 }
 
 impl Default for Command {

@@ -3,6 +3,7 @@
 pub mod args;
 pub mod check;
 mod contact;
+pub mod offsets;
 pub mod output;
 pub mod produce;
 #[cfg(feature = "sandbox")]
@@ -40,6 +41,9 @@ pub const EXIT_USAGE: u8 = 64;
 pub const EXIT_FAILURE: u8 = 1;
 /// The drain deadline passed, or a signal cut a command short.
 pub const EXIT_CUT_SHORT: u8 = 2;
+
+/// Another instance owns the partitions.
+pub const EXIT_OWNED: u8 = 3;
 
 /// Partitions of an input topic that `produce` creates.
 const PARTITIONS_IF_CREATED: i32 = 4;
@@ -116,6 +120,16 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(0)
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
+        Command::Offsets(args) => in_runtime(&settings, async |stop| {
+            let terminal = Terminal::stdout();
+            match offsets::run(&args, &settings, &terminal, &mut io::stdout(), &stop).await {
+                Ok(()) => Ok(0),
+                Err(error) => {
+                    complain(&error_chain(&error));
+                    Ok(error.exit_code())
+                }
+            }
+        }),
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
@@ -206,8 +220,12 @@ fn in_runtime<F: Future<Output = Outcome>>(
     }
 }
 
-#[allow(clippy::print_stderr, reason = "the log may not be up")]
 fn fail(code: u8, problem: &str) -> ExitCode {
-    eprintln!("error: {problem}");
+    complain(problem);
     code.into()
+}
+
+#[allow(clippy::print_stderr, reason = "the log may not be up")]
+fn complain(problem: &str) {
+    eprintln!("error: {problem}");
 }

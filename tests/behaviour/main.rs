@@ -23,5 +23,6 @@ mod ordering;
 mod outage;
 mod ownership;
 mod recovery;
+mod resets;
 mod several_topics;
 mod topics;
