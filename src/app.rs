@@ -1,5 +1,6 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::telemetry::holds::Holds;
 use crate::telemetry::registry::new_registry;
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
-use crate::telemetry::{AdminServer, Health, Metrics, StatusBoard};
+use crate::telemetry::{AdminServer, Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::{TopicPartition, error_chain};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
@@ -84,6 +85,7 @@ pub struct App {
     board: StatusBoard,
     holds: Holds,
     pipeline_metrics: PipelineMetrics,
+    pause: PauseSwitch,
     admin: Option<AdminServer>,
     shutdown: CancellationToken,
 }
@@ -124,10 +126,15 @@ impl App {
         }
         let client = Arc::new(client);
         let health = Health::new();
+        let pause = PauseSwitch::new(board.clone(), {
+            let client = Arc::clone(&client);
+            move |paused| client.set_paused(paused)
+        });
         let sources = AdminSources {
             metrics: Metrics::new(registry),
             health: health.clone(),
             status: board.clone(),
+            pause: pause.clone(),
         };
         let admin = AdminServer::start(&settings.admin, sources, shutdown.child_token())?;
         let cluster = Cluster::new(&settings.kafka);
@@ -145,9 +152,16 @@ impl App {
             board,
             holds,
             pipeline_metrics,
+            pause,
             admin,
             shutdown,
         })
+    }
+
+    /// Where the admin server listens; `None` when it is off.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(AdminServer::local_addr)
     }
 
     /// What is shown while it runs.
@@ -170,6 +184,7 @@ impl App {
             let (health, shutdown) = (self.health.clone(), self.shutdown.clone());
             async move { health.beat(shutdown).await }
         });
+        helpers.spawn(self.pause.clone().remind());
         helpers.spawn(show_holds(Arc::clone(&self.client), board.clone()));
         self.describe_start();
 

@@ -552,6 +552,27 @@ fn a_port_in_use_ends_with_1_and_names_the_setting() {
     }
 }
 
+/// Who has nothing to ask, or asks in vain, is told which setting or flag says where.
+#[test]
+fn a_processor_that_is_not_there_cannot_be_paused() {
+    let nobody = refused();
+    for (arguments, code, expected) in [
+        (&["pause", "--admin", &nobody][..], 1, nobody.as_str()),
+        (&["resume", "--admin", &nobody], 1, "admin.listen"),
+        (&["pause", "--set", "admin.listen=off"], 64, "--admin"),
+        (
+            &["pause", "--set", "admin.token_file=no-such-file"],
+            64,
+            "admin.token_file no-such-file",
+        ),
+    ] {
+        let output = run(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+}
+
 #[test]
 fn what_is_no_target_or_no_partition_is_usage() {
     for arguments in [

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::check::CheckArgs;
 use super::offsets::OffsetsArgs;
+use super::pause::PauseArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
@@ -51,6 +52,10 @@ pub enum Command {
     Check(CheckArgs),
     /// Show where each input partition stands, or go on elsewhere
     Offsets(OffsetsArgs),
+    /// Have a running processor begin no new calls, until `resume` or a restart; what is in flight is finished and committed
+    Pause(PauseArgs),
+    /// Have a paused processor go on
+    Resume(PauseArgs),
 }
 
 impl Default for Command {

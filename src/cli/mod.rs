@@ -5,6 +5,7 @@ pub mod check;
 mod contact;
 pub mod offsets;
 pub mod output;
+pub mod pause;
 pub mod produce;
 #[cfg(feature = "sandbox")]
 mod quickstart;
@@ -28,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
 use self::output::Terminal;
+use self::pause::PauseArgs;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
 use self::signals::StopSignals;
@@ -130,6 +132,12 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
                 }
             }
         }),
+        Command::Pause(args) => {
+            in_runtime(&settings, async |_stop| turn(args, &settings, true).await)
+        }
+        Command::Resume(args) => {
+            in_runtime(&settings, async |_stop| turn(args, &settings, false).await)
+        }
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
@@ -157,6 +165,16 @@ async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
         // A reader that went away has seen enough.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
         Err(error) => Err(error.into()),
+    }
+}
+
+async fn turn(args: PauseArgs, settings: &Settings, paused: bool) -> Outcome {
+    match pause::run(&args, &settings.admin, paused, &mut io::stdout()).await {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            complain(&error_chain(&error));
+            Ok(error.exit_code())
+        }
     }
 }
 

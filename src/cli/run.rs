@@ -11,6 +11,7 @@ use super::signals::StopSignals;
 use super::{EXIT_CUT_SHORT, EXIT_FAILURE, EXIT_USAGE};
 use crate::app::{App, RunEnd};
 use crate::config::Settings;
+use crate::telemetry::server::AdminError;
 use crate::telemetry::{LogGuard, logging};
 
 pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
@@ -61,7 +62,8 @@ async fn until_stopped(
         Err(error) => {
             tracing::error!("{error:#}");
             // A port that is taken is a failure of this start; everything else that fails here is a setting.
-            let is_port = error.is::<crate::telemetry::server::AdminError>();
+            let admin = error.downcast_ref::<AdminError>();
+            let is_port = admin.is_some_and(|error| !error.is_setting());
             let code = if is_port { EXIT_FAILURE } else { EXIT_USAGE };
             return (code, None);
         }

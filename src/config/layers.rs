@@ -20,7 +20,8 @@ const PROMISED: [(&str, &str); 6] = [
 const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 11] = [
+pub(super) const OPTIONAL_TEXT: [&str; 12] = [
+    "admin.token_file",
     "kafka.sasl_password",
     "llm.api_key",
     "llm.api_key_file",

@@ -245,6 +245,11 @@ impl VllmClient {
         self.common.note_shape(Shape::new(prompt.has_system()));
     }
 
+    /// From now on no call about a document is begun, or they flow again. Those that run are finished, and probes of servers that are held go on.
+    pub fn set_paused(&self, paused: bool) {
+        self.pool().set_paused(paused);
+    }
+
     /// How things stand now.
     #[must_use]
     pub fn state(&self) -> LlmState {

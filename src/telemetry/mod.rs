@@ -4,6 +4,7 @@ pub mod health;
 pub mod histogram;
 pub mod holds;
 pub mod logging;
+mod pause;
 pub mod registry;
 pub mod server;
 pub mod status;
@@ -11,6 +12,7 @@ mod status_metrics;
 
 pub use health::{Health, Latch};
 pub use logging::{LogConfig, LogGuard};
+pub use pause::{PauseSwitch, Turned};
 pub use registry::Metrics;
 pub use server::{AdminConfig, AdminServer};
 pub use status::StatusBoard;

@@ -29,6 +29,8 @@ pub enum RunState {
     Running,
     /// Documents would flow, but something holds the work: see the holds.
     Holding,
+    /// No new calls, as an operator wants it; those that run are finished.
+    Paused,
     /// No new documents; those in flight are finished.
     Draining,
     /// Over.
@@ -43,6 +45,7 @@ impl RunState {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Holding => "holding",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
         }
@@ -181,6 +184,8 @@ pub struct Status {
     pub started_at: Timestamp,
     /// For how long it has run.
     pub uptime_seconds: u64,
+    /// Since when an operator has paused it, while that is so.
+    pub paused_since: Option<Timestamp>,
     /// What was decided at start: driver, guarantee, model, …
     pub info: BTreeMap<&'static str, String>,
     /// What holds the work, by name.
@@ -198,6 +203,7 @@ struct Board {
     started: Instant,
     started_at: Timestamp,
     running_since: Option<Instant>,
+    paused_since: Option<Timestamp>,
     info: BTreeMap<&'static str, String>,
     holds: BTreeMap<String, Hold>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
@@ -243,6 +249,7 @@ impl StatusBoard {
                 started: Instant::now(),
                 started_at: clock::now(),
                 running_since: None,
+                paused_since: None,
                 info: BTreeMap::new(),
                 holds: BTreeMap::new(),
                 partitions: BTreeMap::new(),
@@ -261,13 +268,30 @@ impl StatusBoard {
         self.lock().info.insert(name, value.into());
     }
 
-    /// Enters a state. [`RunState::Holding`] is never entered by hand: running with a hold is holding.
+    /// Enters a state. [`RunState::Holding`] and [`RunState::Paused`] are never entered by hand: running with a hold is holding, and what is
+    /// paused is neither.
     pub fn set_state(&self, state: RunState) {
         let mut board = self.lock();
         if state == RunState::Running && board.running_since.is_none() {
             board.running_since = Some(Instant::now());
         }
         board.state = state;
+    }
+
+    /// Notes that an operator has paused the work, or has it go on; whether that is news. The time since when it is paused stays.
+    pub fn set_paused(&self, paused: bool) -> bool {
+        let mut board = self.lock();
+        let is_news = board.paused_since.is_some() != paused;
+        if is_news {
+            board.paused_since = paused.then(clock::now);
+        }
+        is_news
+    }
+
+    /// Since when the work is paused, while it is.
+    #[must_use]
+    pub fn paused_since(&self) -> Option<Timestamp> {
+        self.lock().paused_since
     }
 
     /// Sets a hold, or renews its reason; the time since when it holds stays. Whether the reason is a new one.
@@ -376,6 +400,7 @@ impl StatusBoard {
             state: board.shown_state(),
             started_at: board.started_at,
             uptime_seconds: board.started.elapsed().as_secs(),
+            paused_since: board.paused_since,
             info: board.info.clone(),
             holds: board.holds.values().cloned().collect(),
             partitions: board.partitions.values().cloned().collect(),
@@ -403,6 +428,7 @@ impl StatusBoard {
 impl Board {
     fn shown_state(&self) -> RunState {
         match self.state {
+            RunState::Running if self.paused_since.is_some() => RunState::Paused,
             RunState::Running if !self.holds.is_empty() => RunState::Holding,
             state => state,
         }

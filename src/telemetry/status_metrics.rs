@@ -112,12 +112,20 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Re
         RunState::Starting,
         RunState::Running,
         RunState::Holding,
+        RunState::Paused,
         RunState::Draining,
         RunState::Stopped,
     ] {
         let labels = [("state", state.as_str())];
         ConstGauge::new(i64::from(state == status.state)).encode(family.encode_family(&labels)?)?;
     }
+    let family = encoder.encode_descriptor(
+        "paused",
+        "1 while an operator has paused the work",
+        None,
+        MetricType::Gauge,
+    )?;
+    ConstGauge::new(i64::from(status.paused_since.is_some())).encode(family)?;
     if status.holds.is_empty() {
         return Ok(());
     }

@@ -22,6 +22,7 @@ mod harness;
 mod ordering;
 mod outage;
 mod ownership;
+mod pause;
 mod recovery;
 mod resets;
 mod several_topics;
