@@ -1,5 +1,7 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
+mod reload;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +22,7 @@ use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
 use crate::llm::{AnswerSchema, Complete, Hold, HttpTransport, LlmMetrics, Setup, VllmClient};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
-    self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
+    self, Asking, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
     PipelineMetrics, ReadAhead, Services,
 };
 use crate::retry::Backoff;
@@ -30,6 +32,8 @@ use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
 use crate::telemetry::{AdminServer, Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::{TopicPartition, error_chain};
+
+pub use reload::{ReloadError, Reloader};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(2);
@@ -76,9 +80,10 @@ pub struct App {
     /// Names this run of the process.
     instance: String,
     driver: DriverChoice,
-    input_topics: pipeline::Topics,
-    /// SHA-256 of what answers must look like.
+    asking: Asking,
+    /// What answers must look like: SHA-256 of it, and the text that templates see.
     schema_hash: Option<String>,
+    schema_text: Option<String>,
     client: Arc<VllmClient>,
     cluster: Cluster,
     health: Health,
@@ -105,9 +110,9 @@ impl App {
             anyhow::Error::msg(settings.origins.named_in(error_chain(error)))
         };
         let schema = AnswerSchema::load(&settings.llm).map_err(|error| setting(&error))?;
-        let schema_text = schema.as_ref().map(AnswerSchema::text);
+        let schema_text = schema.as_ref().map(|schema| schema.text().to_owned());
         let inputs = &settings.input.topics;
-        let input_topics = pipeline::Topics::load(inputs, &settings.prompt, schema_text)
+        let input_topics = pipeline::Topics::load(inputs, &settings.prompt, schema_text.as_deref())
             .map_err(|error| setting(&error))?;
         let transport = HttpTransport::new(&settings.llm).map_err(|error| setting(&error))?;
         let transport = Arc::new(transport);
@@ -140,12 +145,14 @@ impl App {
         let cluster = Cluster::new(&settings.kafka);
         let holds = Holds::new(board.clone());
         let driver = settings.driver().map_err(anyhow::Error::msg)?;
+        let settings_generation = settings.generation();
         Ok(Self {
             settings,
             instance: instance_name(),
             driver,
-            input_topics,
+            asking: Asking::new(input_topics, settings_generation),
             schema_hash,
+            schema_text,
             client,
             cluster,
             health,
@@ -162,6 +169,18 @@ impl App {
     #[must_use]
     pub fn admin_addr(&self) -> Option<SocketAddr> {
         self.admin.as_ref().map(AdminServer::local_addr)
+    }
+
+    /// Changes what can change while it runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            settings: self.settings.clone(),
+            asking: self.asking.clone(),
+            schema_text: self.schema_text.clone(),
+            client: Arc::clone(&self.client),
+            board: self.board.clone(),
+        }
     }
 
     /// What is shown while it runs.
@@ -410,8 +429,9 @@ impl App {
         commit_offsets: CommitOffsets,
     ) -> Services {
         let settings = &self.settings;
+        let asked = self.asking.now();
         let partitions = partitions.iter();
-        let classes = partitions.map(|(partition, _)| self.input_topics.class(partition));
+        let classes = partitions.map(|(partition, _)| asked.topics.class(partition));
         let classes: Vec<_> = classes.collect();
         let (source, sink) = self.edges();
         Services {
@@ -424,7 +444,7 @@ impl App {
             ),
             guarantee: settings.processing.guarantee,
             complete: Arc::clone(&self.client) as Arc<dyn Complete>,
-            topics: self.input_topics.clone(),
+            asking: self.asking.clone(),
             schema_hash: self.schema_hash.clone(),
             input: settings.input.clone(),
             destinations: Destinations {
@@ -449,7 +469,6 @@ impl App {
             board: self.board.clone(),
             holds: self.holds.clone(),
             instance: self.instance.clone(),
-            generation: settings.generation(),
         }
     }
 }

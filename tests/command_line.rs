@@ -585,3 +585,52 @@ fn what_is_no_target_or_no_partition_is_usage() {
         assert_eq!(output.status.code(), Some(64), "{arguments:?}");
     }
 }
+
+/// As operators do: by command, and by signal.
+#[test]
+fn a_running_processor_is_paused_resumed_and_reads_its_configuration_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("klp.toml");
+    std::fs::write(&config, "[prompt]\nuser = 'First: {{ content }}'\n").unwrap();
+    let model = sandbox_model();
+    let broker = model.broker(3);
+    let path = config.to_str().unwrap();
+    let mut processor = processor(&model, &broker, &["--config", path]);
+    let address = metrics::admin_address(&processor.wait_for("admin server listens"));
+    processor.wait_for("documents flow");
+    while broker.records("llm-results").len() < 3 {
+        std::thread::yield_now();
+    }
+    for (command, said, logged) in [
+        (
+            "pause",
+            "paused: no new call is begun",
+            "paused by an operator",
+        ),
+        ("resume", "resumed", "resumed by an operator"),
+    ] {
+        let output = run(&[command, "--admin", &address]);
+        let out = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{out}");
+        assert!(out.contains(said), "{out}");
+        processor.wait_for(logged);
+    }
+    std::fs::write(
+        &config,
+        "[prompt]\nuser = 'Second: {{ content }}'\n[log]\nlevel = 'debug'\n",
+    )
+    .unwrap();
+    processor.signal("-HUP");
+    let line = processor.wait_for("nothing of it takes effect");
+    assert!(line.contains("only a restart changes log.level"), "{line}");
+    std::fs::write(&config, "[prompt]\nuser = 'Second: {{ content }}'\n").unwrap();
+    processor.signal("-HUP");
+    let line = processor.wait_for("is in force");
+    assert!(
+        line.contains("prompt.user") && line.contains("config_generation=2"),
+        "{line}"
+    );
+    assert_eq!(metrics::sample(&address, "klp_config_generation"), 2);
+    processor.signal("-TERM");
+    assert_eq!(processor.end().0, Some(0));
+}

@@ -84,12 +84,14 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let environment: Vec<_> = environment.collect();
     #[cfg(feature = "sandbox")]
     let given = quickstart::Given::new(&environment, &overrides);
-    let settings = match Settings::load(cli.settings.config.as_deref(), environment, &overrides) {
+    let config = cli.settings.config.as_deref();
+    let load = || Settings::load(config, environment.iter().cloned(), &overrides);
+    let settings = match load() {
         Ok(settings) => settings,
         Err(error) => return fail(EXIT_USAGE, &error.to_string()),
     };
     match cli.command.unwrap_or_default() {
-        Command::Run(args) => run::run(settings, &args),
+        Command::Run(args) => run::run(settings, &args, load),
         Command::Produce(args) => in_runtime(&settings, async |stop| {
             let topic = settings
                 .input

@@ -2,6 +2,7 @@
 //!
 //! The parts own their sections; this composes them. An unknown key is an error with a suggestion, in every layer.
 
+mod changes;
 mod error;
 mod layers;
 mod validate;
@@ -22,6 +23,7 @@ use crate::pipeline::{
 };
 use crate::telemetry::{AdminConfig, LogConfig};
 
+pub use changes::Changes;
 pub use error::ConfigError;
 pub use layers::{Origins, Override};
 

@@ -1,5 +1,7 @@
 //! The client: its endpoints, what they share, and the way of a document into them.
 
+mod turned;
+
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -243,11 +245,6 @@ impl VllmClient {
     /// Tells that documents are going to be asked about with `prompt`, so that probes ask as they do also before the first of them comes.
     pub fn expect(&self, prompt: &Prompt) {
         self.common.note_shape(Shape::new(prompt.has_system()));
-    }
-
-    /// From now on no call about a document is begun, or they flow again. Those that run are finished, and probes of servers that are held go on.
-    pub fn set_paused(&self, paused: bool) {
-        self.pool().set_paused(paused);
     }
 
     /// How things stand now.

@@ -152,11 +152,12 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
     let context = prompt_context(&document, &work.position);
     let traceparent = headers::traceparent(&work.record).map(str::to_owned);
     let source = &work.position.topic_partition;
-    let prompt = services.topics.prompt(&source.topic);
+    let asked = services.asking.now();
+    let prompt = asked.topics.prompt(&source.topic);
     let request = CompletionRequest {
         document_id: document.id.clone(),
         position: work.position.clone(),
-        class: services.topics.class(source),
+        class: asked.topics.class(source),
         prompt: Arc::clone(prompt),
         scope: prompt.scope(&context),
         content: document.text,
@@ -169,6 +170,8 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
                 document_id: document.id,
                 traceparent,
                 sent_at,
+                prompt_hash: prompt.template_hash().to_owned(),
+                generation: asked.generation.clone(),
                 completion,
             };
             answered.into_outcome(services, work)
@@ -251,6 +254,8 @@ struct Answered {
     document_id: String,
     traceparent: Option<String>,
     sent_at: Instant,
+    prompt_hash: String,
+    generation: String,
     completion: Completion,
 }
 
@@ -277,7 +282,6 @@ impl Answered {
             calls: completion.usage.calls,
         };
         let attempts = completion.attempts;
-        let topic = &work.position.topic_partition.topic;
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,
@@ -296,8 +300,8 @@ impl Answered {
             finish_reason: completion.finish_reason,
             model: completion.model,
             system_fingerprint: completion.system_fingerprint,
-            generation: services.generation.clone(),
-            prompt_hash: services.topics.prompt(topic).template_hash().to_owned(),
+            generation: self.generation,
+            prompt_hash: self.prompt_hash,
             schema_hash: services.schema_hash.clone(),
             usage,
             timing,

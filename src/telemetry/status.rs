@@ -184,6 +184,8 @@ pub struct Status {
     pub started_at: Timestamp,
     /// For how long it has run.
     pub uptime_seconds: u64,
+    /// Counts the configurations that were in force since the start, with the one that is.
+    pub config_generation: u64,
     /// Since when an operator has paused it, while that is so.
     pub paused_since: Option<Timestamp>,
     /// What was decided at start: driver, guarantee, model, …
@@ -204,6 +206,7 @@ struct Board {
     started_at: Timestamp,
     running_since: Option<Instant>,
     paused_since: Option<Timestamp>,
+    config_generation: u64,
     info: BTreeMap<&'static str, String>,
     holds: BTreeMap<String, Hold>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
@@ -250,6 +253,7 @@ impl StatusBoard {
                 started_at: clock::now(),
                 running_since: None,
                 paused_since: None,
+                config_generation: 1,
                 info: BTreeMap::new(),
                 holds: BTreeMap::new(),
                 partitions: BTreeMap::new(),
@@ -276,6 +280,17 @@ impl StatusBoard {
             board.running_since = Some(Instant::now());
         }
         board.state = state;
+    }
+
+    /// Another configuration is in force.
+    pub fn count_config(&self) {
+        self.lock().config_generation += 1;
+    }
+
+    /// The number of the configuration in force, from 1.
+    #[must_use]
+    pub fn config_generation(&self) -> u64 {
+        self.lock().config_generation
     }
 
     /// Notes that an operator has paused the work, or has it go on; whether that is news. The time since when it is paused stays.
@@ -400,6 +415,7 @@ impl StatusBoard {
             state: board.shown_state(),
             started_at: board.started_at,
             uptime_seconds: board.started.elapsed().as_secs(),
+            config_generation: board.config_generation,
             paused_since: board.paused_since,
             info: board.info.clone(),
             holds: board.holds.values().cloned().collect(),

@@ -120,6 +120,14 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Re
         ConstGauge::new(i64::from(state == status.state)).encode(family.encode_family(&labels)?)?;
     }
     let family = encoder.encode_descriptor(
+        "config_generation",
+        "Configurations that were in force since the start, with the one that is",
+        None,
+        MetricType::Gauge,
+    )?;
+    let number = i64::try_from(status.config_generation).unwrap_or(i64::MAX);
+    ConstGauge::new(number).encode(family)?;
+    let family = encoder.encode_descriptor(
         "paused",
         "1 while an operator has paused the work",
         None,

@@ -24,6 +24,7 @@ mod outage;
 mod ownership;
 mod pause;
 mod recovery;
+mod reloads;
 mod resets;
 mod several_topics;
 mod topics;
