@@ -1,7 +1,9 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
 mod observe;
+mod reload;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +23,7 @@ use crate::kafka::{Driver, DriverChoice, Membership, Sink, Source};
 use crate::llm::{AnswerSchema, Complete, Hold, HttpTransport, LlmMetrics, Setup, VllmClient};
 use crate::offsets::{CommitStore, Guarantee, mirror};
 use crate::pipeline::{
-    self, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
+    self, Asking, Assignment, CommitOffsets, Destinations, IsolationLevel, Ownership, PipelineEnd,
     PipelineMetrics, ReadAhead, Services,
 };
 use crate::retry::Backoff;
@@ -29,10 +31,11 @@ use crate::telemetry::holds::Holds;
 use crate::telemetry::registry::new_registry;
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
-use crate::telemetry::{AdminServer, Health, Metrics, StatusBoard};
+use crate::telemetry::{AdminServer, Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::{TopicPartition, error_chain};
 
 use self::observe::Observer;
+pub use reload::{ReloadError, Reloader};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
 const RETRY_CAP: Duration = Duration::from_secs(2);
@@ -79,15 +82,17 @@ pub struct App {
     /// Names this run of the process.
     instance: String,
     driver: DriverChoice,
-    input_topics: pipeline::Topics,
-    /// SHA-256 of what answers must look like.
+    asking: Asking,
+    /// What answers must look like: SHA-256 of it, and the text that templates see.
     schema_hash: Option<String>,
+    schema_text: Option<String>,
     client: Arc<VllmClient>,
     cluster: Cluster,
     health: Health,
     board: StatusBoard,
     holds: Holds,
     pipeline_metrics: PipelineMetrics,
+    pause: PauseSwitch,
     admin: Option<AdminServer>,
     shutdown: CancellationToken,
 }
@@ -107,9 +112,9 @@ impl App {
             anyhow::Error::msg(settings.origins.named_in(error_chain(error)))
         };
         let schema = AnswerSchema::load(&settings.llm).map_err(|error| setting(&error))?;
-        let schema_text = schema.as_ref().map(AnswerSchema::text);
+        let schema_text = schema.as_ref().map(|schema| schema.text().to_owned());
         let inputs = &settings.input.topics;
-        let input_topics = pipeline::Topics::load(inputs, &settings.prompt, schema_text)
+        let input_topics = pipeline::Topics::load(inputs, &settings.prompt, schema_text.as_deref())
             .map_err(|error| setting(&error))?;
         let transport = HttpTransport::new(&settings.llm).map_err(|error| setting(&error))?;
         let transport = Arc::new(transport);
@@ -128,30 +133,56 @@ impl App {
         }
         let client = Arc::new(client);
         let health = Health::new();
+        let pause = PauseSwitch::new(board.clone(), {
+            let client = Arc::clone(&client);
+            move |paused| client.set_paused(paused)
+        });
         let sources = AdminSources {
             metrics: Metrics::new(registry),
             health: health.clone(),
             status: board.clone(),
+            pause: pause.clone(),
         };
         let admin = AdminServer::start(&settings.admin, sources, shutdown.child_token())?;
         let cluster = Cluster::new(&settings.kafka);
         let holds = Holds::new(board.clone());
         let driver = settings.driver().map_err(anyhow::Error::msg)?;
+        let settings_generation = settings.generation();
         Ok(Self {
             settings,
             instance: instance_name(),
             driver,
-            input_topics,
+            asking: Asking::new(input_topics, settings_generation),
             schema_hash,
+            schema_text,
             client,
             cluster,
             health,
             board,
             holds,
             pipeline_metrics,
+            pause,
             admin,
             shutdown,
         })
+    }
+
+    /// Where the admin server listens; `None` when it is off.
+    #[must_use]
+    pub fn admin_addr(&self) -> Option<SocketAddr> {
+        self.admin.as_ref().map(AdminServer::local_addr)
+    }
+
+    /// Changes what can change while it runs.
+    #[must_use]
+    pub fn reloader(&self) -> Reloader {
+        Reloader {
+            settings: self.settings.clone(),
+            asking: self.asking.clone(),
+            schema_text: self.schema_text.clone(),
+            client: Arc::clone(&self.client),
+            board: self.board.clone(),
+        }
     }
 
     /// What is shown while it runs.
@@ -174,6 +205,7 @@ impl App {
             let (health, shutdown) = (self.health.clone(), self.shutdown.clone());
             async move { health.beat(shutdown).await }
         });
+        helpers.spawn(self.pause.clone().remind());
         helpers.spawn(show_holds(Arc::clone(&self.client), board.clone()));
         let observer = Observer {
             client: Arc::clone(&self.client),
@@ -407,8 +439,9 @@ impl App {
         commit_offsets: CommitOffsets,
     ) -> Services {
         let settings = &self.settings;
+        let asked = self.asking.now();
         let partitions = partitions.iter();
-        let classes = partitions.map(|(partition, _)| self.input_topics.class(partition));
+        let classes = partitions.map(|(partition, _)| asked.topics.class(partition));
         let classes: Vec<_> = classes.collect();
         let (source, sink) = self.edges();
         Services {
@@ -421,7 +454,7 @@ impl App {
             ),
             guarantee: settings.processing.guarantee,
             complete: Arc::clone(&self.client) as Arc<dyn Complete>,
-            topics: self.input_topics.clone(),
+            asking: self.asking.clone(),
             schema_hash: self.schema_hash.clone(),
             input: settings.input.clone(),
             destinations: Destinations {
@@ -447,7 +480,6 @@ impl App {
             board: self.board.clone(),
             holds: self.holds.clone(),
             instance: self.instance.clone(),
-            generation: settings.generation(),
         }
     }
 }

@@ -367,6 +367,7 @@ impl World {
             done: Vec::new(),
             audit: None,
             at,
+            released: false,
         };
         let record = commit.into_record(&input).unwrap();
         let topic = self.kafka.commit_topic();

@@ -328,6 +328,8 @@ fn an_unreachable_kafka_ends_commands_with_1() {
         &["dead-letters", "list"],
         &["check"],
         &["dry-run"],
+        &["offsets", "show"],
+        &["offsets", "reset", "--to", "earliest"],
     ] {
         let began = Instant::now();
         let arguments: Vec<_> = command
@@ -665,4 +667,87 @@ fn status_tells_what_a_running_processor_does_and_whether_it_works() {
         "{message}"
     );
     model.end();
+}
+
+/// Who has nothing to ask, or asks in vain, is told which setting or flag says where.
+#[test]
+fn a_processor_that_is_not_there_cannot_be_paused() {
+    let nobody = refused();
+    for (arguments, code, expected) in [
+        (&["pause", "--admin", &nobody][..], 1, nobody.as_str()),
+        (&["resume", "--admin", &nobody], 1, "admin.listen"),
+        (&["pause", "--set", "admin.listen=off"], 64, "--admin"),
+        (
+            &["pause", "--set", "admin.token_file=no-such-file"],
+            64,
+            "admin.token_file no-such-file",
+        ),
+    ] {
+        let output = run(arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+    }
+}
+
+#[test]
+fn what_is_no_target_or_no_partition_is_usage() {
+    for arguments in [
+        &["offsets", "reset"][..],
+        &["offsets", "reset", "--to", "yesterday"],
+        &["offsets", "reset", "--to", "0", "--partition", "docs"],
+        &["offsets", "show", "--partition", "docs/-1"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(64), "{arguments:?}");
+    }
+}
+
+/// As operators do: by command, and by signal.
+#[test]
+fn a_running_processor_is_paused_resumed_and_reads_its_configuration_anew() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("klp.toml");
+    std::fs::write(&config, "[prompt]\nuser = 'First: {{ content }}'\n").unwrap();
+    let model = sandbox_model();
+    let broker = model.broker(3);
+    let path = config.to_str().unwrap();
+    let mut processor = processor(&model, &broker, &["--config", path]);
+    let address = metrics::admin_address(&processor.wait_for("admin server listens"));
+    processor.wait_for("documents flow");
+    while broker.records("llm-results").len() < 3 {
+        std::thread::yield_now();
+    }
+    for (command, said, logged) in [
+        (
+            "pause",
+            "paused: no new call is begun",
+            "paused by an operator",
+        ),
+        ("resume", "resumed", "resumed by an operator"),
+    ] {
+        let output = run(&[command, "--admin", &address]);
+        let out = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{out}");
+        assert!(out.contains(said), "{out}");
+        processor.wait_for(logged);
+    }
+    std::fs::write(
+        &config,
+        "[prompt]\nuser = 'Second: {{ content }}'\n[log]\nlevel = 'debug'\n",
+    )
+    .unwrap();
+    processor.signal("-HUP");
+    let line = processor.wait_for("nothing of it takes effect");
+    assert!(line.contains("only a restart changes log.level"), "{line}");
+    std::fs::write(&config, "[prompt]\nuser = 'Second: {{ content }}'\n").unwrap();
+    processor.signal("-HUP");
+    let line = processor.wait_for("is in force");
+    assert!(
+        line.contains("prompt.user") && line.contains("config_generation=2"),
+        "{line}"
+    );
+    assert_eq!(metrics::sample(&address, "klp_config_generation"), 2);
+    processor.signal("-TERM");
+    assert_eq!(processor.end().0, Some(0));
 }

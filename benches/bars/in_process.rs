@@ -22,8 +22,8 @@ use kafka_llm_processor::llm::{
 };
 use kafka_llm_processor::offsets::{COMMIT_BYTES_MAX, CommitStore, Guarantee};
 use kafka_llm_processor::pipeline::{
-    CommitOffsets, Destinations, InputConfig, Order, Ownership, Partitioner, PipelineConfig,
-    PipelineEnd, PipelineMetrics, ProcessingConfig, ReadAhead, Services, Topics,
+    Asking, CommitOffsets, Destinations, InputConfig, Order, Ownership, Partitioner,
+    PipelineConfig, PipelineEnd, PipelineMetrics, ProcessingConfig, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::records::dead_letter::HeaderStyle;
 use kafka_llm_processor::telemetry::holds::Holds;
@@ -101,7 +101,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         guarantee: Guarantee::AtLeastOnce,
         commit_bytes_max: COMMIT_BYTES_MAX,
         complete: Arc::new(Work::start()),
-        topics: Topics::any(Arc::new(prompt)),
+        asking: Asking::new(Topics::any(Arc::new(prompt)), "bars"),
         schema_hash: None,
         input: InputConfig::default(),
         destinations: Destinations {
@@ -125,7 +125,6 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         holds: Holds::new(board.clone()),
         board,
         instance: group.to_owned(),
-        generation: "bars".to_owned(),
     };
     let drain = CancellationToken::new();
     let owned = Health::new().latch("owned");

@@ -8,6 +8,8 @@ use super::check::CheckArgs;
 use super::config::ConfigCommand;
 use super::dead_letters::DeadLettersArgs;
 use super::dry_run::DryRunArgs;
+use super::offsets::OffsetsArgs;
+use super::pause::PauseArgs;
 use super::produce::ProduceArgs;
 use super::results::ResultsArgs;
 #[cfg(feature = "sandbox")]
@@ -57,6 +59,12 @@ pub enum Command {
     Check(CheckArgs),
     /// What a running processor does, and what limits it; exit code 0 while it works
     Status(StatusArgs),
+    /// Show where each input partition stands, or go on elsewhere
+    Offsets(OffsetsArgs),
+    /// Have a running processor begin no new calls, until `resume` or a restart; what is in flight is finished and committed
+    Pause(PauseArgs),
+    /// Have a paused processor go on
+    Resume(PauseArgs),
     /// Tell what would become of the input, and what its backlog would take, without writing or committing anything
     DryRun(DryRunArgs),
     /// The configuration in force, and what can be set

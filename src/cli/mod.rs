@@ -6,7 +6,9 @@ pub mod config;
 mod contact;
 pub mod dead_letters;
 pub mod dry_run;
+pub mod offsets;
 pub mod output;
+pub mod pause;
 pub mod produce;
 mod progress;
 #[cfg(feature = "sandbox")]
@@ -37,6 +39,7 @@ use self::config::ConfigCommand;
 use self::dead_letters::{Completion, DeadLetterSettings};
 use self::dry_run::DryRunArgs;
 use self::output::Terminal;
+use self::pause::PauseArgs;
 use self::produce::ProduceTarget;
 use self::results::ResultTopics;
 use self::signals::StopSignals;
@@ -51,6 +54,9 @@ pub const EXIT_USAGE: u8 = 64;
 pub const EXIT_FAILURE: u8 = 1;
 /// The drain deadline passed, or a signal cut a command short.
 pub const EXIT_CUT_SHORT: u8 = 2;
+
+/// Another instance owns the partitions.
+pub const EXIT_OWNED: u8 = 3;
 
 /// Partitions of an input topic that `produce` creates.
 const PARTITIONS_IF_CREATED: i32 = 4;
@@ -90,8 +96,10 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     #[cfg(feature = "sandbox")]
     let given = quickstart::Given::new(&environment, &overrides);
     let command = cli.command.unwrap_or_default();
+    let config = cli.settings.config.as_deref();
+    let load = || Settings::load(config, environment.iter().cloned(), &overrides);
     let settings = if command.reads_settings() {
-        Settings::load(cli.settings.config.as_deref(), environment, &overrides)
+        load()
     } else {
         Ok(Settings::default())
     };
@@ -100,7 +108,7 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return fail(EXIT_USAGE, &error.to_string()),
     };
     match command {
-        Command::Run(args) => run::run(settings, &args),
+        Command::Run(args) => run::run(settings, &args, load),
         Command::Produce(args) => in_runtime(&settings, async |stop| {
             let topic = settings
                 .input
@@ -162,6 +170,22 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Ok(page) => printed(|out| out.write_all(&page)),
             Err(error) => fail(EXIT_USAGE, &error.to_string()),
         },
+        Command::Offsets(args) => in_runtime(&settings, async |stop| {
+            let terminal = Terminal::stdout();
+            match offsets::run(&args, &settings, &terminal, &mut io::stdout(), &stop).await {
+                Ok(()) => Ok(0),
+                Err(error) => {
+                    complain(&error_chain(&error));
+                    Ok(error.exit_code())
+                }
+            }
+        }),
+        Command::Pause(args) => {
+            in_runtime(&settings, async |_stop| turn(args, &settings, true).await)
+        }
+        Command::Resume(args) => {
+            in_runtime(&settings, async |_stop| turn(args, &settings, false).await)
+        }
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => in_runtime(&settings, async |stop| {
             sandbox::run(&args, &settings, &stop).await
@@ -230,6 +254,16 @@ fn printed(tell: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> ExitCode 
     }
 }
 
+async fn turn(args: PauseArgs, settings: &Settings, paused: bool) -> Outcome {
+    match pause::run(&args, &settings.admin, paused, &mut io::stdout()).await {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            complain(&error_chain(&error));
+            Ok(error.exit_code())
+        }
+    }
+}
+
 /// What a command for people comes to: its exit code, or what went wrong.
 type Outcome = Result<u8, Box<dyn Error + Send + Sync>>;
 
@@ -294,8 +328,12 @@ fn fail(code: u8, problem: &str) -> ExitCode {
     told(code, &problem).into()
 }
 
-#[allow(clippy::print_stderr, reason = "the log may not be up")]
 fn told(code: u8, problem: &dyn Display) -> u8 {
-    eprintln!("error: {problem}");
+    complain(&problem.to_string());
     code
+}
+
+#[allow(clippy::print_stderr, reason = "the log may not be up")]
+fn complain(problem: &str) {
+    eprintln!("error: {problem}");
 }

@@ -7,13 +7,19 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::args::RunArgs;
-use super::signals::StopSignals;
+use super::signals::{ReloadSignal, StopSignals};
 use super::{EXIT_CUT_SHORT, EXIT_FAILURE, EXIT_USAGE};
 use crate::app::{App, RunEnd};
-use crate::config::Settings;
+use crate::config::{ConfigError, Settings};
+use crate::telemetry::server::AdminError;
 use crate::telemetry::{LogGuard, logging};
 
-pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
+/// `load` reads the settings anew.
+pub(super) fn run(
+    settings: Settings,
+    args: &RunArgs,
+    load: impl Fn() -> Result<Settings, ConfigError>,
+) -> ExitCode {
     let guard = match logging::init(&settings.log) {
         Ok(guard) => guard,
         Err(error) => return super::fail(EXIT_USAGE, &error.to_string()),
@@ -29,7 +35,7 @@ pub(super) fn run(settings: Settings, args: &RunArgs) -> ExitCode {
             return EXIT_FAILURE.into();
         }
     };
-    let (code, summary) = runtime.block_on(until_stopped(settings, args.fail_fast, &guard));
+    let (code, summary) = runtime.block_on(until_stopped(settings, args.fail_fast, &guard, load));
     // Whatever still runs has nothing left to say: what was not committed is done again.
     runtime.shutdown_timeout(Duration::from_millis(100));
     drop(guard);
@@ -45,9 +51,11 @@ async fn until_stopped(
     settings: Settings,
     fail_fast: bool,
     log: &LogGuard,
+    load: impl Fn() -> Result<Settings, ConfigError>,
 ) -> (u8, Option<String>) {
-    let mut signals = match StopSignals::new() {
-        Ok(signals) => signals,
+    let listening = StopSignals::new().and_then(|stop| Ok((stop, ReloadSignal::new()?)));
+    let (mut signals, mut reloads) = match listening {
+        Ok(listening) => listening,
         Err(error) => {
             tracing::error!(%error, "signals cannot be listened to");
             return (EXIT_FAILURE, None);
@@ -61,17 +69,20 @@ async fn until_stopped(
         Err(error) => {
             tracing::error!("{error:#}");
             // A port that is taken is a failure of this start; everything else that fails here is a setting.
-            let is_port = error.is::<crate::telemetry::server::AdminError>();
+            let admin = error.downcast_ref::<AdminError>();
+            let is_port = admin.is_some_and(|error| !error.is_setting());
             let code = if is_port { EXIT_FAILURE } else { EXIT_USAGE };
             return (code, None);
         }
     };
+    let mut reloader = app.reloader();
     let drain = CancellationToken::new();
     let running = app.run(drain.clone(), fail_fast);
     tokio::pin!(running);
     let (end, summary) = loop {
         tokio::select! {
             ended = &mut running => break ended,
+            () = reloads.next() => reloader.reload(&load),
             signal = signals.next() => {
                 if drain.is_cancelled() {
                     tracing::warn!(signal, "second signal: ending at once; what is not committed is done again after the restart");

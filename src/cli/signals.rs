@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM: the first drains, the second ends at once.
+//! SIGINT and SIGTERM: the first drains, the second ends at once. SIGHUP: the configuration is read anew.
 
 use std::io;
 
@@ -25,6 +25,24 @@ impl StopSignals {
         tokio::select! {
             _ = self.interrupt.recv() => "SIGINT",
             _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}
+
+/// The signal by which operators have a configuration read anew.
+#[derive(Debug)]
+pub(super) struct ReloadSignal(Signal);
+
+impl ReloadSignal {
+    /// Listens from now on: the signal does not end the process any more.
+    pub(super) fn new() -> io::Result<Self> {
+        signal(SignalKind::hangup()).map(Self)
+    }
+
+    /// The next one. Cancel safe.
+    pub(super) async fn next(&mut self) {
+        if self.0.recv().await.is_none() {
+            std::future::pending().await
         }
     }
 }

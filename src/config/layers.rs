@@ -23,7 +23,8 @@ pub(super) const PROMISED: [(&str, &str); 6] = [
 pub(super) const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 12] = [
+pub(super) const OPTIONAL_TEXT: [&str; 13] = [
+    "admin.token_file",
     "kafka.sasl_password",
     "llm.api_key",
     "llm.api_key_file",

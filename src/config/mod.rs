@@ -2,6 +2,7 @@
 //!
 //! The parts own their sections; this composes them. An unknown key is an error with a suggestion, in every layer.
 
+mod changes;
 mod effective;
 mod error;
 mod layers;
@@ -25,6 +26,7 @@ use crate::pipeline::{
 };
 use crate::telemetry::{AdminConfig, LogConfig};
 
+pub use changes::Changes;
 pub use effective::Effective;
 pub use error::ConfigError;
 pub use layers::{Origin, Origins, Override};

@@ -173,6 +173,14 @@ impl Bucket {
         }
     }
 
+    /// Another rate from now on. What is left stays, as far as it fits.
+    fn set_rate(&mut self, rate: u64, now: Instant) {
+        self.refill(now);
+        let Self { rate, capacity, .. } = Self::new(rate, now);
+        (self.rate, self.capacity) = (rate, capacity);
+        self.change(0);
+    }
+
     fn refill(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.at).as_nanos();
         let come = self
@@ -377,6 +385,29 @@ impl Budget {
                 wall,
             }),
         }
+    }
+
+    /// Other limits, of the budgets that there are. What is used stays used.
+    pub(super) fn set_limits(&self, config: &LlmConfig) {
+        let now = self.shared.now();
+        let mut state = self.shared.state();
+        let Buckets {
+            requests,
+            tokens,
+            day,
+        } = &mut state.buckets;
+        if let (Some(bucket), Some(rate)) = (requests, config.requests_per_minute) {
+            bucket.set_rate(rate, now.instant);
+        }
+        if let (Some(bucket), Some(rate)) = (tokens, config.tokens_per_minute) {
+            bucket.set_rate(rate, now.instant);
+        }
+        if let (Some(day), Some(limit)) = (day, config.tokens_per_day) {
+            day.limit = limit;
+        }
+        drop(state);
+        // Whoever is first in the row may go now, or wait for longer.
+        self.shared.given_back.notify_one();
     }
 
     /// Waits until one request and `tokens` may be used.

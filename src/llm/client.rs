@@ -1,5 +1,7 @@
 //! The client: its endpoints, what they share, and the way of a document into them.
 
+mod turned;
+
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};

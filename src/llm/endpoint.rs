@@ -368,6 +368,11 @@ impl Endpoint {
         self.change(|breaker| breaker.on_failure(Instant::now(), sent, fault, detail));
     }
 
+    /// Whether its limit is found out.
+    pub(super) const fn is_adaptive(&self) -> bool {
+        self.controller.is_some()
+    }
+
     /// Lets the controller learn from a call, and the lane follow it.
     pub(super) fn adapt(&self, learn: impl FnOnce(&mut Controller)) {
         let Some(controller) = &self.controller else {

@@ -13,6 +13,7 @@
 //!    calls one of the others has its turn.
 //! 4. Of a flow on trial at most one call runs over all lanes, and those of other flows go on.
 //! 5. A slot comes back when it is dropped, wherever that happens; so does its turn, unless a call was made with it.
+//! 6. While it is paused nobody is let in anywhere, and what was let in and has not called yet may not go.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -246,6 +247,7 @@ struct State {
     /// How many slots are out, by flow; no flow is in it without one.
     out: BTreeMap<u32, usize>,
     mean_tokens: u64,
+    is_paused: bool,
 }
 
 /// The lanes and those who wait for one.
@@ -260,6 +262,7 @@ pub(super) struct Pool {
 struct Flow {
     /// Some lane is open.
     usable: bool,
+    paused: bool,
     on_trial: BTreeSet<u32>,
 }
 
@@ -281,9 +284,11 @@ impl Pool {
                 on_trial: BTreeSet::new(),
                 out: BTreeMap::new(),
                 mean_tokens: 0,
+                is_paused: false,
             }),
             flow: watch::Sender::new(Flow {
                 usable: true,
+                paused: false,
                 on_trial: BTreeSet::new(),
             }),
         }
@@ -338,6 +343,14 @@ impl Pool {
         self.change(lane, |lane| lane.is_closed = is_closed);
     }
 
+    /// From now on nobody is let in, or everybody in turn again. What runs goes on.
+    pub(super) fn set_paused(self: &Arc<Self>, paused: bool) {
+        let mut state = self.state();
+        state.is_paused = paused;
+        self.note_flow(&state);
+        self.serve(state);
+    }
+
     /// From now on one call of that flow at a time, until it is over.
     pub(super) fn set_on_trial(self: &Arc<Self>, flow: u32, on_trial: bool) {
         let mut state = self.state();
@@ -350,9 +363,12 @@ impl Pool {
         self.serve(state);
     }
 
-    /// Whether the call of `permit` may be made now: its lane is open, and on trial no other of its flow runs.
+    /// Whether the call of `permit` may be made now: nothing is paused, its lane is open, and on trial no other of its flow runs.
     pub(super) fn may_go(&self, permit: &Permit) -> bool {
         let state = self.state();
+        if state.is_paused {
+            return false;
+        }
         let is_open = state
             .lanes
             .get(permit.lane)
@@ -374,12 +390,12 @@ impl Pool {
         self.wait_for(|flow| flow.on_trial.contains(&id)).await;
     }
 
-    /// Waits until the calls of that flow stand still: no lane is open, or they are on trial.
+    /// Waits until the calls of that flow stand still: no lane is open, all are paused, or they are on trial.
     ///
     /// # Cancel safety
     /// Safe.
     pub(super) async fn standing_still(&self, id: u32) {
-        self.wait_for(|flow| !flow.usable || flow.on_trial.contains(&id))
+        self.wait_for(|flow| !flow.usable || flow.paused || flow.on_trial.contains(&id))
             .await;
     }
 
@@ -392,6 +408,7 @@ impl Pool {
     fn note_flow(&self, state: &State) {
         let flow = Flow {
             usable: state.lanes.iter().any(|lane| !lane.is_closed),
+            paused: state.is_paused,
             on_trial: state.on_trial.clone(),
         };
         self.flow.send_if_modified(|was| {
@@ -463,6 +480,9 @@ impl Pool {
 impl State {
     /// The next waiter that can be let in, already counted in its lane.
     fn next(&mut self) -> Option<Granted> {
+        if self.is_paused {
+            return None;
+        }
         let suspect = self.suspect_in_turn();
         let is_suspects_turn = suspect.is_some();
         if let Some(lane) = self.lane_for_suspect(is_suspects_turn)

@@ -95,6 +95,8 @@ pub struct Committer {
     topic_id: Uuid,
     committed: Option<CommitPosition>,
     commit_bytes: usize,
+    /// Whether the owner ends with its next commit record.
+    releases: bool,
     observer: Box<dyn FlushObserver>,
     shrink: Box<Shrink>,
 }
@@ -128,6 +130,7 @@ impl Committer {
             topic_id,
             committed: None,
             commit_bytes: 0,
+            releases: false,
             observer,
             shrink,
         }
@@ -171,6 +174,24 @@ impl Committer {
         Ok(())
     }
 
+    /// Goes on as the owner in a later epoch, for the topic of that id. With the epoch the commit offset may fall (invariant 2). `releases`
+    /// says that the owner ends with what it commits from now on.
+    ///
+    /// # Panics
+    /// When the epoch is not a later one.
+    pub(super) fn begin_epoch(&mut self, owner_epoch: u64, topic_id: Uuid, releases: bool) {
+        assert!(
+            owner_epoch > self.owner.epoch,
+            "owner epoch of {} would fall from {} to {owner_epoch}",
+            self.partition,
+            self.owner.epoch
+        );
+        self.owner.epoch = owner_epoch;
+        self.topic_id = topic_id;
+        self.releases = releases;
+        self.committed = None;
+    }
+
     /// What the last flush made durable.
     #[must_use]
     pub fn committed(&self) -> Option<&CommitPosition> {
@@ -204,6 +225,7 @@ impl Committer {
             done: position.done.clone(),
             audit: None,
             at: clock::now(),
+            released: self.releases,
         })
     }
 

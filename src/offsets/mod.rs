@@ -15,6 +15,7 @@ mod mirror;
 mod owner;
 mod record;
 mod recovery;
+mod reset;
 mod seen;
 mod store;
 mod tracker;
@@ -25,6 +26,7 @@ pub use owner::{Standing, newest, standing};
 pub use record::{
     COMMIT_BYTES_MAX, CommitPosition, CommitRecord, Guarantee, LIVE_FOR, RecordError, commit_key,
 };
-pub use recovery::{DataLoss, Resume, StartAt, recover};
+pub use recovery::{DataLoss, Resume, StartAt, is_same_topic, recover};
+pub use reset::{Reset, ResetError, WasReset, Writers, reset, reset_position};
 pub use store::{ClaimError, CommitStore, Loaded, Owner, Verified, group_claim};
 pub use tracker::Tracker;

@@ -100,6 +100,9 @@ pub struct CommitRecord {
     pub audit: Option<serde_json::Value>,
     /// When it was written; an owner is live for a while after it.
     pub at: Timestamp,
+    /// Whether its owner ended with it: nobody works on the partition for its sake.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub released: bool,
 }
 
 /// A record in the commit topic that cannot be used.
@@ -142,7 +145,17 @@ impl CommitRecord {
     #[must_use]
     pub fn is_live(&self, now: Timestamp) -> bool {
         let age = now.duration_since(self.at);
-        Duration::try_from(age).is_ok_and(|age| age < LIVE_FOR) || age.is_negative()
+        let is_young = Duration::try_from(age).is_ok_and(|age| age < LIVE_FOR);
+        !self.released && (is_young || age.is_negative())
+    }
+
+    /// From when on its owner is taken for gone, unless it writes another.
+    #[must_use]
+    pub fn live_until(&self) -> Timestamp {
+        if self.released {
+            return self.at;
+        }
+        self.at.saturating_add(LIVE_FOR).unwrap_or(Timestamp::MAX)
     }
 
     /// Writes it for `partition`.
@@ -209,7 +222,19 @@ pub(super) mod tests {
             done: Vec::new(),
             audit: None,
             at: crate::clock::now(),
+            released: false,
         }
+    }
+
+    #[test]
+    fn an_owner_that_ended_with_its_record_is_not_live() {
+        let mut record = sample("me", 1, 5);
+        let now = record.at;
+        assert!(record.is_live(now) && record.live_until() > now);
+        record.released = true;
+        assert!(!record.is_live(now) && record.live_until() == now);
+        let value = serde_json::to_vec(&record).unwrap();
+        assert_eq!(CommitRecord::from_value(&value).unwrap(), record);
     }
 
     #[test]

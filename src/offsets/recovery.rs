@@ -121,8 +121,7 @@ pub fn recover(
         });
     };
     let next_offset = commit.next_offset;
-    // The nil id is that of a broker before Kafka 2.8, which knows none.
-    if commit.topic_id != topic_id && !commit.topic_id.is_nil() && !topic_id.is_nil() {
+    if !is_same_topic(commit.topic_id, topic_id) {
         return Resume::DataLoss(DataLoss::TopicRecreated {
             committed: commit.topic_id,
             found: topic_id,
@@ -145,8 +144,14 @@ pub fn recover(
     Resume::From(commit.position())
 }
 
+/// Whether the ids may be one topic's: the nil id is that of a broker before Kafka 2.8, which knows none.
+#[must_use]
+pub fn is_same_topic(one: Uuid, other: Uuid) -> bool {
+    one == other || one.is_nil() || other.is_nil()
+}
+
 /// What lies at or beyond `from` of the sorted ranges.
-fn done_from(done: &[(Offset, Offset)], from: Offset) -> Vec<(Offset, Offset)> {
+pub(super) fn done_from(done: &[(Offset, Offset)], from: Offset) -> Vec<(Offset, Offset)> {
     let left = done.iter().filter(|(_, end)| *end > from);
     left.map(|(first, end)| ((*first).max(from), *end))
         .collect()

@@ -7,9 +7,8 @@ use futures::future::{BoxFuture, join, join_all};
 use uuid::Uuid;
 
 use super::Services;
-use super::intake::is_another_topic;
 use super::take_over::Claim;
-use crate::offsets::{ClaimError, Verified};
+use crate::offsets::{ClaimError, Verified, is_same_topic};
 use crate::types::{TopicPartition, error_chain};
 
 /// The claims of this process, and the look at the commit topic that is on its way.
@@ -117,7 +116,7 @@ impl ClaimWatch {
             // Fetches name the topic only: once the log of a new topic reaches beyond where the old one was read to, they would go on
             // there, and pass over what lies below.
             let found = look.topic_ids.get(&claim.partition.topic);
-            if found.is_some_and(|id| is_another_topic(claim.topic_id, *id)) {
+            if found.is_some_and(|id| !is_same_topic(claim.topic_id, *id)) {
                 claim.recreated.cancel();
             }
         }

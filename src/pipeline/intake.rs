@@ -12,6 +12,7 @@ use super::config::OnDataLoss;
 use super::read_ahead::OpenToken;
 use super::{Services, reading};
 use crate::kafka::{Fetched, KafkaError, RecordStream};
+use crate::offsets::is_same_topic;
 use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition, error_chain};
 
@@ -93,7 +94,7 @@ impl Intake {
             return IntakeEnd::InputLost(lost);
         }
         let reason = format!(
-            "{}. Nothing more is read until you decide: restart with input.on_data_loss = \"resume\" to go on at the first record that exists and was not read, or with another kafka.group_id to begin anew",
+            "{}. Nothing more is read until you decide: restart with input.on_data_loss = \"resume\" to go on at the first record that exists and was not read, or stop and say where with `kafka-llm-processor offsets reset`",
             lost.reason
         );
         // It is not looked at again: a log that grows past the position would hide what was lost.
@@ -174,7 +175,7 @@ impl Intake {
         // A new topic under the old name refuses the old position too, and is the better explanation.
         let found = self.services.source.topic_id(&self.partition.topic).await;
         match found {
-            Ok(Some(found)) if is_another_topic(self.topic_id, found) => Some(was_recreated()),
+            Ok(Some(found)) if !is_same_topic(self.topic_id, found) => Some(was_recreated()),
             _ => outside,
         }
     }
@@ -201,11 +202,6 @@ impl Intake {
             high_watermark: fetched.high_watermark,
         }
     }
-}
-
-/// Whether the ids tell two topics apart: the nil id is that of a broker before Kafka 2.8, which knows none.
-pub(super) fn is_another_topic(known: Uuid, found: Uuid) -> bool {
-    known != found && !known.is_nil() && !found.is_nil()
 }
 
 /// The commit record keeps the old topic's id, so whoever takes the partition over sees it too.

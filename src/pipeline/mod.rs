@@ -1,5 +1,6 @@
 //! The way of a document: fetch, admit, complete, order, append, commit. Begin with `worker.rs`.
 
+mod asking;
 mod assignment;
 mod claims;
 mod config;
@@ -31,6 +32,7 @@ use crate::telemetry::StatusBoard;
 use crate::telemetry::holds::Holds;
 use crate::types::{Offset, TopicPartition};
 
+pub use asking::{Asked, Asking};
 pub use assignment::{Assignment, StaticShare};
 pub use config::{
     DeadLettersConfig, InputConfig, InputTopic, IsolationLevel, OnDataLoss, OutputConfig,
@@ -57,8 +59,8 @@ pub struct Services {
     pub guarantee: Guarantee,
     /// Asks the model.
     pub complete: Arc<dyn Complete>,
-    /// What is particular to each input topic: its share and its prompt.
-    pub topics: Topics,
+    /// What documents are asked with, and whose turn their calls take.
+    pub asking: Asking,
     /// SHA-256 of the schema that answers must keep to, in hex; `None` without one.
     pub schema_hash: Option<String>,
     /// How the input is read.
@@ -83,8 +85,6 @@ pub struct Services {
     pub holds: Holds,
     /// Name of this run of the process, in commit records.
     pub instance: String,
-    /// Hash of the configuration in force, in results.
-    pub generation: String,
 }
 
 /// How long Kafka may take for a step before that is told: an operator hears of a dead broker within five seconds, long before

@@ -153,7 +153,9 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
         Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
     };
-    let request = request(&services.topics, *document, &work.position, &work.record);
+    let asked = services.asking.now();
+    let request = request(&asked.topics, *document, &work.position, &work.record);
+    let prompt = Arc::clone(&request.prompt);
     let (document_id, traceparent) = (request.document_id.clone(), request.traceparent.clone());
     let sent_at = Instant::now();
     match services.complete.complete(request, slot).await {
@@ -162,6 +164,8 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
                 document_id,
                 traceparent,
                 sent_at,
+                prompt_hash: prompt.template_hash().to_owned(),
+                generation: asked.generation.clone(),
                 completion,
             };
             answered.into_outcome(services, work)
@@ -267,6 +271,8 @@ struct Answered {
     document_id: String,
     traceparent: Option<String>,
     sent_at: Instant,
+    prompt_hash: String,
+    generation: String,
     completion: Completion,
 }
 
@@ -293,7 +299,6 @@ impl Answered {
             calls: completion.usage.calls,
         };
         let attempts = completion.attempts;
-        let topic = &work.position.topic_partition.topic;
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,
@@ -312,8 +317,8 @@ impl Answered {
             finish_reason: completion.finish_reason,
             model: completion.model,
             system_fingerprint: completion.system_fingerprint,
-            generation: services.generation.clone(),
-            prompt_hash: services.topics.prompt(topic).template_hash().to_owned(),
+            generation: self.generation,
+            prompt_hash: self.prompt_hash,
             schema_hash: services.schema_hash.clone(),
             usage,
             timing,

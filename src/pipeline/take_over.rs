@@ -407,7 +407,7 @@ fn resume_at(
     let next_offset = position.next_offset;
     if services.input.on_data_loss == OnDataLoss::Hold {
         return Err(Failure::Again(format!(
-            "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or another kafka.group_id to begin anew"
+            "{loss}. Nothing is read until you decide: set input.on_data_loss = \"resume\" to go on at offset {next_offset}, or say where with `kafka-llm-processor offsets reset`"
         )));
     }
     services.metrics.input_lost();

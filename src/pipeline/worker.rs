@@ -147,7 +147,7 @@ impl Worker {
             fetched: None,
             queue: VecDeque::new(),
             admissions: FuturesUnordered::new(),
-            class: services.topics.class(&committer.partition),
+            class: services.asking.now().topics.class(&committer.partition),
             calls: JoinSet::new(),
             order: OrderBuffer::new(services.order),
             gathered: Vec::new(),

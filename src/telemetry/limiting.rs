@@ -34,6 +34,8 @@ pub enum Factor {
     Starting,
     /// It ends: nothing new is begun.
     Draining,
+    /// It was told to pause.
+    Paused,
     /// The model server: its slots are taken, or it refuses what is more.
     ModelServer,
     /// `llm.requests_per_minute`, `llm.tokens_per_minute` or `llm.tokens_per_day`.
@@ -56,9 +58,10 @@ pub enum Factor {
 
 impl Factor {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Starting,
         Self::Draining,
+        Self::Paused,
         Self::ModelServer,
         Self::Budget,
         Self::Breaker,
@@ -76,6 +79,7 @@ impl Factor {
         match self {
             Self::Starting => "starting",
             Self::Draining => "draining",
+            Self::Paused => "paused",
             Self::ModelServer => "model_server",
             Self::Budget => "budget",
             Self::Breaker => "breaker",
@@ -90,7 +94,7 @@ impl Factor {
 
     /// Whether one look is enough: it is a state, and no matter of proportions.
     const fn is_certain(self) -> bool {
-        matches!(self, Self::Starting | Self::Draining | Self::Breaker)
+        matches!(self, Self::Starting | Self::Draining | Self::Paused | Self::Breaker)
     }
 }
 
@@ -194,6 +198,13 @@ impl<'a> Snapshot<'a> {
                 Factor::Draining,
                 format!(
                     "nothing new is begun; {} documents are with the model, {} wait for Kafka",
+                    waits.with_model, waits.appending
+                ),
+            )),
+            RunState::Paused => Some(verdict(
+                Factor::Paused,
+                format!(
+                    "no new call is begun until `resume`; {} documents are with the model, {} wait for Kafka",
                     waits.with_model, waits.appending
                 ),
             )),

@@ -5,6 +5,7 @@ pub mod histogram;
 pub mod holds;
 pub mod limiting;
 pub mod logging;
+mod pause;
 pub mod registry;
 pub mod server;
 pub mod status;
@@ -13,6 +14,7 @@ pub mod watchdog;
 
 pub use health::{Health, Latch};
 pub use logging::{LogConfig, LogGuard};
+pub use pause::{PauseSwitch, Turned};
 pub use registry::Metrics;
 pub use server::{AdminConfig, AdminServer};
 pub use status::StatusBoard;

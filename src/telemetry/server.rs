@@ -4,12 +4,14 @@
 //! `/livez` says so. What a client can take is bounded: connections, bytes without an answer, time without an answer.
 
 mod connection;
+mod control;
 mod listen;
 mod routes;
 
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -18,8 +20,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::{Health, Metrics, StatusBoard};
+use crate::telemetry::{Health, Metrics, PauseSwitch, StatusBoard};
+use crate::types::Secret;
 use connection::BoundedListener;
+use control::Guard;
 
 pub use listen::Listen;
 
@@ -32,9 +36,25 @@ const GRACE: Duration = Duration::from_secs(2);
 pub struct AdminConfig {
     /// Address and port of the server; `127.0.0.1:9100` by default, port 0 takes a free one, `off` switches it off.
     pub listen: Listen,
+    /// File with the token that `POST /pause` and `/resume` must bring. Without one they are taken only where [`listen`](Self::listen) is a
+    /// loopback address. Read at start.
+    pub token_file: Option<PathBuf>,
 }
 
-/// What the server shows.
+impl AdminConfig {
+    /// The token, where there is one.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds none.
+    pub fn token(&self) -> Result<Option<Secret>, AdminError> {
+        self.token_file
+            .as_deref()
+            .map(control::read_token)
+            .transpose()
+    }
+}
+
+/// What the server shows, and what it can turn.
 #[derive(Debug, Clone)]
 pub struct AdminSources {
     /// `/metrics`.
@@ -43,6 +63,8 @@ pub struct AdminSources {
     pub health: Health,
     /// `/status` and `/readyz`.
     pub status: StatusBoard,
+    /// `/pause` and `/resume`.
+    pub pause: PauseSwitch,
 }
 
 /// Why the server cannot start.
@@ -66,6 +88,22 @@ pub enum AdminError {
         /// What the system said.
         source: io::Error,
     },
+    /// The token file cannot be read.
+    #[error("admin.token_file {}: it cannot be read", path.display())]
+    TokenFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The token file holds no token.
+    #[error(
+        "admin.token_file {}: it must hold one token of 16 to 1024 visible ASCII characters", path.display()
+    )]
+    NoToken {
+        /// The file.
+        path: PathBuf,
+    },
     /// The system gives no thread or no event loop.
     #[error("the admin server's thread cannot be started")]
     Thread(#[source] io::Error),
@@ -86,11 +124,19 @@ impl fmt::Debug for AdminServer {
     }
 }
 
+impl AdminError {
+    /// Whether only another setting heals it, and no other moment.
+    #[must_use]
+    pub const fn is_setting(&self) -> bool {
+        matches!(self, Self::TokenFile { .. } | Self::NoToken { .. })
+    }
+}
+
 impl AdminServer {
     /// Listens and begins to answer; `None` when it is switched off. It ends when `shutdown` is cancelled.
     ///
     /// # Errors
-    /// When the address cannot be listened on: the message names `admin.listen` and what to do.
+    /// When the address cannot be listened on, or the token file is of no use: the message names the setting and what to do.
     pub fn start(
         config: &AdminConfig,
         sources: AdminSources,
@@ -99,6 +145,7 @@ impl AdminServer {
         let Listen::On(address) = config.listen else {
             return Ok(None);
         };
+        let token = config.token()?;
         let refused = |source: io::Error| match source.kind() {
             io::ErrorKind::AddrInUse => AdminError::InUse { address },
             _ => AdminError::Listen { address, source },
@@ -107,13 +154,15 @@ impl AdminServer {
         listener.set_nonblocking(true).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
 
+        let guard = Guard::new(token.as_ref(), address);
+
         let (started, starting) = mpsc::sync_channel(1);
         let (ending, ended) = oneshot::channel();
         let stop = shutdown.clone();
         thread::Builder::new()
             .name("admin".to_owned())
             .spawn(move || {
-                let outcome = run(listener, sources, stop, &started);
+                let outcome = run(listener, sources, guard, stop, &started);
                 // A start that failed was told; nobody listens for it any more when the caller is gone.
                 if let Err(error) = outcome {
                     drop(started.send(Err(error)));
@@ -156,6 +205,7 @@ impl AdminServer {
 fn run(
     listener: TcpListener,
     sources: AdminSources,
+    guard: Guard,
     shutdown: CancellationToken,
     started: &mpsc::SyncSender<io::Result<()>>,
 ) -> io::Result<()> {
@@ -166,7 +216,7 @@ fn run(
     runtime.block_on(async {
         let listener = BoundedListener::new(tokio::net::TcpListener::from_std(listener)?);
         drop(started.send(Ok(())));
-        let server = axum::serve(listener, routes::router(sources))
+        let server = axum::serve(listener, routes::router(sources, guard))
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let mut serving = std::pin::pin!(server.into_future());
         tokio::select! {

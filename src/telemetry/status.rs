@@ -35,6 +35,8 @@ pub enum RunState {
     Running,
     /// Documents would flow, but something holds the work: see the holds.
     Holding,
+    /// No new calls, as an operator wants it; those that run are finished.
+    Paused,
     /// No new documents; those in flight are finished.
     Draining,
     /// Over.
@@ -49,6 +51,7 @@ impl RunState {
             Self::Starting => "starting",
             Self::Running => "running",
             Self::Holding => "holding",
+            Self::Paused => "paused",
             Self::Draining => "draining",
             Self::Stopped => "stopped",
         }
@@ -150,6 +153,10 @@ pub struct Status {
     pub started_at: Timestamp,
     /// For how long it has run.
     pub uptime_seconds: u64,
+    /// Counts the configurations that were in force since the start, with the one that is.
+    pub config_generation: u64,
+    /// Since when an operator has paused it, while that is so.
+    pub paused_since: Option<Timestamp>,
     /// What was decided at start: driver, guarantee, model, …
     pub info: BTreeMap<&'static str, String>,
     /// What limits the work; nothing before it was looked at for the first time.
@@ -175,6 +182,8 @@ struct Board {
     started: Instant,
     started_at: Timestamp,
     running_since: Option<Instant>,
+    paused_since: Option<Timestamp>,
+    config_generation: u64,
     info: BTreeMap<&'static str, String>,
     holds: BTreeMap<String, Hold>,
     partitions: BTreeMap<TopicPartition, PartitionStatus>,
@@ -226,6 +235,8 @@ impl StatusBoard {
                 started: Instant::now(),
                 started_at: clock::now(),
                 running_since: None,
+                paused_since: None,
+                config_generation: 1,
                 info: BTreeMap::new(),
                 holds: BTreeMap::new(),
                 partitions: BTreeMap::new(),
@@ -249,13 +260,41 @@ impl StatusBoard {
         self.lock().info.insert(name, value.into());
     }
 
-    /// Enters a state. [`RunState::Holding`] is never entered by hand: running with a hold is holding.
+    /// Enters a state. [`RunState::Holding`] and [`RunState::Paused`] are never entered by hand: running with a hold is holding, and what is
+    /// paused is neither.
     pub fn set_state(&self, state: RunState) {
         let mut board = self.lock();
         if state == RunState::Running && board.running_since.is_none() {
             board.running_since = Some(Instant::now());
         }
         board.state = state;
+    }
+
+    /// Another configuration is in force.
+    pub fn count_config(&self) {
+        self.lock().config_generation += 1;
+    }
+
+    /// The number of the configuration in force, from 1.
+    #[must_use]
+    pub fn config_generation(&self) -> u64 {
+        self.lock().config_generation
+    }
+
+    /// Notes that an operator has paused the work, or has it go on; whether that is news. The time since when it is paused stays.
+    pub fn set_paused(&self, paused: bool) -> bool {
+        let mut board = self.lock();
+        let is_news = board.paused_since.is_some() != paused;
+        if is_news {
+            board.paused_since = paused.then(clock::now);
+        }
+        is_news
+    }
+
+    /// Since when the work is paused, while it is.
+    #[must_use]
+    pub fn paused_since(&self) -> Option<Timestamp> {
+        self.lock().paused_since
     }
 
     /// Sets a hold, or renews its reason; the time since when it holds stays. Whether the reason is a new one.
@@ -388,6 +427,8 @@ impl StatusBoard {
             state: board.shown_state(),
             started_at: board.started_at,
             uptime_seconds: board.started.elapsed().as_secs(),
+            config_generation: board.config_generation,
+            paused_since: board.paused_since,
             info: board.info.clone(),
             limiting: board.limiting.clone(),
             holds: board.holds.values().cloned().collect(),
@@ -419,6 +460,7 @@ impl StatusBoard {
 impl Board {
     fn shown_state(&self) -> RunState {
         match self.state {
+            RunState::Running if self.paused_since.is_some() => RunState::Paused,
             RunState::Running if !self.holds.is_empty() => RunState::Holding,
             state => state,
         }

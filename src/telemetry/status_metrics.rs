@@ -180,12 +180,28 @@ fn encode_state(encoder: &mut DescriptorEncoder<'_>, status: &Status) -> fmt::Re
         RunState::Starting,
         RunState::Running,
         RunState::Holding,
+        RunState::Paused,
         RunState::Draining,
         RunState::Stopped,
     ] {
         let labels = [("state", state.as_str())];
         ConstGauge::new(i64::from(state == status.state)).encode(family.encode_family(&labels)?)?;
     }
+    let family = encoder.encode_descriptor(
+        "config_generation",
+        "Configurations that were in force since the start, with the one that is",
+        None,
+        MetricType::Gauge,
+    )?;
+    let number = i64::try_from(status.config_generation).unwrap_or(i64::MAX);
+    ConstGauge::new(number).encode(family)?;
+    let family = encoder.encode_descriptor(
+        "paused",
+        "1 while an operator has paused the work",
+        None,
+        MetricType::Gauge,
+    )?;
+    ConstGauge::new(i64::from(status.paused_since.is_some())).encode(family)?;
     if status.holds.is_empty() {
         return Ok(());
     }

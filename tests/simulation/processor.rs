@@ -7,7 +7,7 @@ use kafka_llm_processor::kafka::Membership;
 use kafka_llm_processor::llm::{Class, Complete, Prompt, PromptConfig};
 use kafka_llm_processor::offsets::{COMMIT_BYTES_MAX, CommitStore, Guarantee};
 use kafka_llm_processor::pipeline::{
-    self, CommitOffsets, Destinations, InputConfig, OnDataLoss, Ownership, PipelineEnd,
+    self, Asking, CommitOffsets, Destinations, InputConfig, OnDataLoss, Ownership, PipelineEnd,
     PipelineMetrics, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::records::dead_letter::HeaderStyle;
@@ -102,7 +102,7 @@ fn services(instance: &Arc<Instance>) -> Services {
         },
         commit_bytes_max: COMMIT_BYTES_MAX,
         complete: Arc::new(Model::new(instance)) as Arc<dyn Complete>,
-        topics: Topics::any(Arc::clone(&PROMPT)),
+        asking: Asking::new(Topics::any(Arc::clone(&PROMPT)), "g"),
         schema_hash: None,
         input: InputConfig {
             fetch_wait: FETCH_WAIT,
@@ -134,6 +134,5 @@ fn services(instance: &Arc<Instance>) -> Services {
         holds: Holds::new(board.clone()),
         board,
         instance: instance.name.clone(),
-        generation: "g".to_owned(),
     }
 }

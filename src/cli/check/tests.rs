@@ -28,6 +28,7 @@ fn commit(at: Timestamp) -> CommitRecord {
         done: Vec::new(),
         audit: None,
         at,
+        released: false,
     }
 }
 

@@ -415,3 +415,24 @@ fn an_estimate_begins_with_a_quarter_and_is_not_thrown_by_one_answer() {
     estimate.observe(1_024);
     assert_eq!(estimate.tokens(), 256 + 48);
 }
+
+/// What is used stays used, and who waits follows the new limit at once.
+#[tokio::test(start_paused = true)]
+async fn other_limits_hold_at_once() {
+    let budget = Budget::new(&limits(None, Some(60), Some(100)));
+    let taken = budget.reserve(10).await;
+    let mut waiter = Box::pin(budget.reserve(10));
+    assert!(futures::poll!(&mut waiter).is_pending());
+    budget.set_limits(&limits(None, Some(6_000), Some(15)));
+    let began = Instant::now();
+    // Of the day 5 are left: that is what is waited for now.
+    let waited = tokio::time::timeout(Duration::from_secs(2), &mut waiter);
+    assert!(waited.await.is_err());
+    budget.set_limits(&limits(None, Some(6_000), Some(100)));
+    let more = waiter.await;
+    assert!(began.elapsed() < Duration::from_secs(3));
+    // One that is not there does not come.
+    budget.set_limits(&limits(Some(1), Some(6_000), Some(100)));
+    assert!(budget.try_reserve(1).is_some() && budget.try_reserve(1).is_some());
+    drop((taken, more));
+}

@@ -573,3 +573,30 @@ proptest! {
         prop_assert!(pool.lanes().iter().all(|lane| lane.running == 0 && lane.tokens == 0));
     }
 }
+
+/// Invariant 6.
+#[tokio::test]
+async fn while_it_is_paused_nobody_is_let_in_and_nobody_goes() {
+    let pool = pool(&[1, 2]);
+    let let_in = now(&pool, ANY).unwrap();
+    assert!(pool.may_go(&let_in));
+    pool.set_paused(true);
+    assert!(!pool.may_go(&let_in));
+    let mut waiters = [ANY, PART, ALONE].map(|wish| Box::pin(pool.acquire(wish)));
+    for waiter in &mut waiters {
+        assert!(waiter.now_or_never().is_none());
+    }
+    // What ends meanwhile makes no room.
+    drop(let_in);
+    for waiter in &mut waiters {
+        assert!(waiter.now_or_never().is_none());
+    }
+    // A drain does not wait for it.
+    assert!(pool.standing_still(0).now_or_never().is_some());
+    pool.set_paused(false);
+    assert!(pool.standing_still(0).now_or_never().is_none());
+    for waiter in waiters {
+        let permit = waiter.await;
+        assert!(pool.may_go(&permit));
+    }
+}

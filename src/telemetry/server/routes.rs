@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::telemetry::registry::{CONTENT_TYPE, CONTENT_TYPE_CLASSIC};
 use crate::telemetry::server::AdminSources;
+use crate::telemetry::server::control::{self, Guard};
 use crate::telemetry::status::Status;
 
 /// The longest that an answer may take.
@@ -24,17 +25,20 @@ kafka-llm-processor
 /metrics   metrics, as Prometheus or OpenMetrics text
 /livez     200 while the event loop turns
 /readyz    200 while documents can flow; else what is waited for
+/pause     POST: no new call is begun until /resume
+/resume    POST: calls are begun again
 ";
 
-pub(super) fn router(sources: AdminSources) -> Router {
+pub(super) fn router(sources: AdminSources, guard: Guard) -> Router {
     Router::new()
         .route("/", get(|| async { INDEX }))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
+        .with_state(sources.clone())
+        .merge(control::router(sources.pause, guard))
         .layer(middleware::from_fn(within_time))
-        .with_state(sources)
 }
 
 async fn within_time(request: Request, next: Next) -> Response {
@@ -58,7 +62,7 @@ async fn status(State(sources): State<AdminSources>) -> Response {
     let waiting_for = sources.health.waiting_for();
     let page = StatusPage {
         alive: sources.health.is_alive(),
-        ready: waiting_for.is_empty() && status.holds.is_empty(),
+        ready: waiting_for.is_empty() && status.holds.is_empty() && status.paused_since.is_none(),
         waiting_for,
         status,
     };
@@ -97,6 +101,14 @@ async fn readyz(State(sources): State<AdminSources>) -> Response {
     let mut missing = String::new();
     for name in sources.health.waiting_for() {
         line(&mut missing, &["not done yet: ", name]);
+    }
+    // Documents cannot flow, whoever wants it so: a roll-out must not count this instance as one that works.
+    if let Some(since) = sources.status.paused_since() {
+        let since = since.to_string();
+        line(
+            &mut missing,
+            &["paused: since ", &since, "; POST /resume ends it"],
+        );
     }
     for hold in sources.status.holds() {
         line(&mut missing, &["on hold: ", &hold.what, ": ", &hold.reason]);

@@ -1,5 +1,7 @@
 //! Over real sockets and without a client library: what is asked and answered is written out.
 
+use std::sync::{Arc, Mutex};
+
 use axum::serve::Listener;
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,11 +15,14 @@ struct Fixture {
     server: AdminServer,
     health: Health,
     status: StatusBoard,
+    /// How the switch was turned, time after time.
+    turns: Arc<Mutex<Vec<bool>>>,
 }
 
 fn config(listen: &str) -> AdminConfig {
     AdminConfig {
         listen: listen.parse().unwrap(),
+        token_file: None,
     }
 }
 
@@ -27,20 +32,31 @@ fn sources() -> AdminSources {
     AdminSources {
         metrics: Metrics::new(registry),
         health: Health::new(),
+        pause: PauseSwitch::new(status.clone(), |_| {}),
         status,
     }
 }
 
 fn fixture() -> Fixture {
-    let sources = sources();
+    fixture_with(&config("127.0.0.1:0"))
+}
+
+fn fixture_with(config: &AdminConfig) -> Fixture {
+    let mut sources = sources();
+    let turns = Arc::<Mutex<Vec<bool>>>::default();
+    sources.pause = PauseSwitch::new(sources.status.clone(), {
+        let turns = Arc::clone(&turns);
+        move |paused| turns.lock().unwrap().push(paused)
+    });
     let (health, status) = (sources.health.clone(), sources.status.clone());
-    let server = AdminServer::start(&config("127.0.0.1:0"), sources, CancellationToken::new())
+    let server = AdminServer::start(config, sources, CancellationToken::new())
         .unwrap()
         .unwrap();
     Fixture {
         server,
         health,
         status,
+        turns,
     }
 }
 
@@ -55,7 +71,13 @@ impl Fixture {
     }
 
     async fn get(&self, path: &str) -> (u16, String, String) {
-        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        self.ask("GET", path, "").await
+    }
+
+    /// `headers` are lines.
+    async fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String, String) {
+        let request =
+            format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n");
         let answer = self.send(request.as_bytes()).await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -217,4 +239,128 @@ async fn it_ends_when_told_and_frees_the_port() {
     server.stop().await;
     assert!(shutdown.is_cancelled());
     assert!(std::net::TcpListener::bind(address).is_ok());
+}
+
+const JSON: &str = "Content-Type: application/json\r\nContent-Length: 0\r\n";
+
+#[tokio::test]
+async fn a_pause_shows_until_it_is_ended() {
+    let fixture = fixture();
+    fixture.status.set_state(RunState::Running);
+    fixture.status.set_hold("llm", "busy");
+    let (status, _, body) = fixture.ask("POST", "/pause", JSON).await;
+    assert_eq!(status, 200);
+    let turned: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(
+        (&turned["paused"], &turned["changed"]),
+        (&true.into(), &true.into())
+    );
+    let (_, _, again) = fixture.ask("POST", "/pause", JSON).await;
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!(
+        (&again["changed"], &again["since"]),
+        (&false.into(), &turned["since"])
+    );
+    let page = fixture.get("/status").await.2;
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page["state"], "paused");
+    assert_eq!(
+        (&page["ready"], &page["paused_since"]),
+        (&false.into(), &turned["since"])
+    );
+    let (status, _, body) = fixture.get("/readyz").await;
+    assert_eq!(status, 503);
+    assert!(
+        body.starts_with("paused: since ") && body.contains("/resume"),
+        "{body}"
+    );
+    assert_eq!(fixture.get("/livez").await.0, 200);
+    let metrics = fixture.get("/metrics").await.2;
+    assert!(metrics.contains("klp_paused 1\n"), "{metrics}");
+    assert!(
+        metrics.contains("klp_state{state=\"paused\"} 1\n"),
+        "{metrics}"
+    );
+
+    assert_eq!(fixture.ask("POST", "/resume", JSON).await.0, 200);
+    fixture.status.clear_hold("llm");
+    assert_eq!(fixture.get("/readyz").await.0, 200);
+    assert!(fixture.get("/metrics").await.2.contains("klp_paused 0\n"));
+    assert_eq!(*fixture.turns.lock().unwrap(), [true, true, false]);
+}
+
+#[tokio::test]
+async fn a_page_in_a_browser_cannot_pause_it() {
+    let fixture = fixture();
+    let with_origin = format!("{JSON}Origin: http://example.org\r\n");
+    for (method, headers, expected) in [
+        ("GET", JSON, 405),
+        ("POST", "Content-Length: 0\r\n", 403),
+        (
+            "POST",
+            "Content-Type: text/plain\r\nContent-Length: 0\r\n",
+            403,
+        ),
+        ("POST", &with_origin, 403),
+    ] {
+        let (status, head, _) = fixture.ask(method, "/pause", headers).await;
+        assert_eq!(status, expected, "{method} {headers}");
+        assert!(!head.contains("access-control-allow"), "{head}");
+    }
+    // What a browser asks before it sends JSON to another site.
+    let preflight = "Origin: http://example.org\r\nAccess-Control-Request-Method: POST\r\n";
+    let (status, head, _) = fixture.ask("OPTIONS", "/pause", preflight).await;
+    assert_eq!(status, 405);
+    assert!(!head.contains("access-control-allow"), "{head}");
+    assert!(fixture.turns.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_listener_for_others_asks_for_the_token() {
+    let open = fixture_with(&config("0.0.0.0:0"));
+    let (status, _, body) = open.ask("POST", "/pause", JSON).await;
+    assert_eq!(status, 403);
+    assert!(body.contains("admin.token_file"), "{body}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let token_file = folder.path().join("token");
+    std::fs::write(&token_file, "a-token-of-some-length\n").unwrap();
+    let guarded = fixture_with(&AdminConfig {
+        token_file: Some(token_file),
+        ..config("0.0.0.0:0")
+    });
+    for (token, expected) in [
+        ("a-token-of-another-one", 403),
+        ("a-token-of-some-length", 200),
+    ] {
+        let headers = format!("{JSON}Authorization: Bearer {token}\r\n");
+        assert_eq!(guarded.ask("POST", "/pause", &headers).await.0, expected);
+    }
+    assert_eq!(guarded.ask("POST", "/resume", JSON).await.0, 403);
+    assert_eq!(*guarded.turns.lock().unwrap(), [true]);
+}
+
+#[tokio::test]
+async fn a_token_file_of_no_use_names_the_setting() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    for content in [
+        None,
+        Some(""),
+        Some("short"),
+        Some("two words that are long"),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&path, content).unwrap();
+        }
+        let config = AdminConfig {
+            token_file: Some(path.clone()),
+            ..config("127.0.0.1:0")
+        };
+        let error = AdminServer::start(&config, sources(), CancellationToken::new()).unwrap_err();
+        assert!(error.is_setting(), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("admin.token_file"), "{message}");
+        assert!(!message.contains("short"), "{message}");
+    }
 }
