@@ -110,6 +110,7 @@ impl Place {
             next_offset: Offset::new(next_offset),
             done: done.collect(),
             audit: None,
+            released: false,
             at: clock::now(),
         };
         let record = commit.into_record(&input).unwrap();

@@ -36,12 +36,13 @@ use tokio_util::sync::CancellationToken;
 use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
 use self::config::ConfigCommand;
-use self::dead_letters::{Completion, DeadLetterSettings};
+use self::dead_letters::{Completion, DeadLetterSettings, DeadLettersArgs};
 use self::dry_run::DryRunArgs;
+use self::offsets::OffsetsArgs;
 use self::output::Terminal;
 use self::pause::PauseArgs;
-use self::produce::ProduceTarget;
-use self::results::ResultTopics;
+use self::produce::{ProduceArgs, ProduceTarget};
+use self::results::{ResultTopics, ResultsArgs};
 use self::signals::StopSignals;
 use self::status::{StatusArgs, StatusError};
 use crate::config::Settings;
@@ -110,49 +111,13 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     match command {
         Command::Run(args) => run::run(settings, &args, load),
         Command::Produce(args) => in_runtime(&settings, async |stop| {
-            let topic = settings
-                .input
-                .topics
-                .first()
-                .map(|topic| topic.name.as_str());
-            let target = ProduceTarget {
-                kafka: &settings.kafka,
-                topic: topic.unwrap_or_default(),
-                partitions_if_created: PARTITIONS_IF_CREATED,
-            };
-            produce::run(&args, target, &Terminal::stdout(), &mut io::stdout(), &stop).await?;
-            Ok(0)
+            produce(args, &settings, &stop).await
         }),
         Command::Results(args) => in_runtime(&settings, async |stop| {
-            let topics = ResultTopics {
-                output: &settings.output.topic,
-                dead_letters: &settings.dead_letters.topic,
-            };
-            let terminal = Terminal::stdout();
-            results::run(
-                &args,
-                &settings.kafka,
-                topics,
-                &terminal,
-                &mut io::stdout(),
-                &stop,
-            )
-            .await?;
-            Ok(0)
+            results(args, &settings, &stop).await
         }),
         Command::DeadLetters(args) => in_runtime(&settings, async |stop| {
-            let given_up = DeadLetterSettings {
-                kafka: &settings.kafka,
-                topic: &settings.dead_letters.topic,
-                guarantee: settings.processing.guarantee,
-            };
-            let (terminal, mut out) = (Terminal::stdout(), io::stdout());
-            let done = dead_letters::run(&args, given_up, &terminal, &mut out, &stop).await?;
-            Ok(match done {
-                Completion::Done => 0,
-                Completion::Incomplete => EXIT_FAILURE,
-                Completion::Stopped => EXIT_CUT_SHORT,
-            })
+            Box::pin(dead_letters(args, &settings, &stop)).await
         }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
@@ -171,14 +136,7 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Err(error) => fail(EXIT_USAGE, &error.to_string()),
         },
         Command::Offsets(args) => in_runtime(&settings, async |stop| {
-            let terminal = Terminal::stdout();
-            match offsets::run(&args, &settings, &terminal, &mut io::stdout(), &stop).await {
-                Ok(()) => Ok(0),
-                Err(error) => {
-                    complain(&error_chain(&error));
-                    Ok(error.exit_code())
-                }
-            }
+            move_offsets(args, &settings, &stop).await
         }),
         Command::Pause(args) => {
             in_runtime(&settings, async |_stop| turn(args, &settings, true).await)
@@ -195,6 +153,48 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             Box::pin(quickstart::run(settings.clone(), given, &stop)).await
         }),
     }
+}
+
+async fn produce(args: ProduceArgs, settings: &Settings, stop: &CancellationToken) -> Outcome {
+    let mut topics = settings.input.topics.iter();
+    let topic = topics.next().map(|topic| topic.name.as_str());
+    let target = ProduceTarget {
+        kafka: &settings.kafka,
+        topic: topic.unwrap_or_default(),
+        partitions_if_created: PARTITIONS_IF_CREATED,
+    };
+    let (terminal, mut out) = (Terminal::stdout(), io::stdout());
+    produce::run(&args, target, &terminal, &mut out, stop).await?;
+    Ok(0)
+}
+
+async fn results(args: ResultsArgs, settings: &Settings, stop: &CancellationToken) -> Outcome {
+    let topics = ResultTopics {
+        output: &settings.output.topic,
+        dead_letters: &settings.dead_letters.topic,
+    };
+    let (terminal, mut out) = (Terminal::stdout(), io::stdout());
+    results::run(&args, &settings.kafka, topics, &terminal, &mut out, stop).await?;
+    Ok(0)
+}
+
+async fn dead_letters(
+    args: DeadLettersArgs,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> Outcome {
+    let given_up = DeadLetterSettings {
+        kafka: &settings.kafka,
+        topic: &settings.dead_letters.topic,
+        guarantee: settings.processing.guarantee,
+    };
+    let (terminal, mut out) = (Terminal::stdout(), io::stdout());
+    let done = dead_letters::run(&args, given_up, &terminal, &mut out, stop).await?;
+    Ok(match done {
+        Completion::Done => 0,
+        Completion::Incomplete => EXIT_FAILURE,
+        Completion::Stopped => EXIT_CUT_SHORT,
+    })
 }
 
 async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
@@ -251,6 +251,24 @@ fn printed(tell: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> ExitCode 
             EXIT_FAILURE,
             &format!("the output cannot be written: {error}"),
         ),
+    }
+}
+
+async fn move_offsets(args: OffsetsArgs, settings: &Settings, stop: &CancellationToken) -> Outcome {
+    match offsets::run(
+        &args,
+        settings,
+        &Terminal::stdout(),
+        &mut io::stdout(),
+        stop,
+    )
+    .await
+    {
+        Ok(()) => Ok(0),
+        Err(error) => {
+            complain(&error_chain(&error));
+            Ok(error.exit_code())
+        }
     }
 }
 

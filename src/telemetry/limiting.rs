@@ -94,7 +94,10 @@ impl Factor {
 
     /// Whether one look is enough: it is a state, and no matter of proportions.
     const fn is_certain(self) -> bool {
-        matches!(self, Self::Starting | Self::Draining | Self::Paused | Self::Breaker)
+        matches!(
+            self,
+            Self::Starting | Self::Draining | Self::Paused | Self::Breaker
+        )
     }
 }
 

@@ -105,74 +105,32 @@ mod tests {
     fn each_filter_has_to_hold_and_one_of_its_values() {
         let at = |second| Some(Timestamp::from_second(second).unwrap());
         let texts = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let of = |change: &dyn Fn(&mut FilterArgs)| {
+            let mut filter = FilterArgs::default();
+            change(&mut filter);
+            filter
+        };
+        let (invalid, empty) = (
+            DeadLetterReason::InvalidJson,
+            DeadLetterReason::EmptyDocument,
+        );
         let filters = [
             (FilterArgs::default(), true),
+            (of(&|filter| filter.reason = vec![invalid, empty]), true),
+            (of(&|filter| filter.reason = vec![empty]), false),
             (
-                FilterArgs {
-                    reason: vec![
-                        DeadLetterReason::InvalidJson,
-                        DeadLetterReason::EmptyDocument,
-                    ],
-                    ..FilterArgs::default()
-                },
+                of(&|filter| (filter.since, filter.until) = (at(1_000), at(1_001))),
                 true,
             ),
+            (of(&|filter| filter.since = at(1_001)), false),
+            (of(&|filter| filter.until = at(1_000)), false),
+            (of(&|filter| filter.key = texts(&["b", "a"])), true),
+            (of(&|filter| filter.key = texts(&["b"])), false),
+            (of(&|filter| filter.topic = texts(&["docs"])), true),
             (
-                FilterArgs {
-                    reason: vec![DeadLetterReason::EmptyDocument],
-                    ..FilterArgs::default()
-                },
-                false,
-            ),
-            (
-                FilterArgs {
-                    since: at(1_000),
-                    until: at(1_001),
-                    ..FilterArgs::default()
-                },
-                true,
-            ),
-            (
-                FilterArgs {
-                    since: at(1_001),
-                    ..FilterArgs::default()
-                },
-                false,
-            ),
-            (
-                FilterArgs {
-                    until: at(1_000),
-                    ..FilterArgs::default()
-                },
-                false,
-            ),
-            (
-                FilterArgs {
-                    key: texts(&["b", "a"]),
-                    ..FilterArgs::default()
-                },
-                true,
-            ),
-            (
-                FilterArgs {
-                    key: texts(&["b"]),
-                    ..FilterArgs::default()
-                },
-                false,
-            ),
-            (
-                FilterArgs {
-                    topic: texts(&["docs"]),
-                    ..FilterArgs::default()
-                },
-                true,
-            ),
-            (
-                FilterArgs {
-                    topic: texts(&["news"]),
-                    key: texts(&["a"]),
-                    ..FilterArgs::default()
-                },
+                of(&|filter| {
+                    (filter.topic, filter.key) = (texts(&["news"]), texts(&["a"]));
+                }),
                 false,
             ),
         ];
@@ -199,7 +157,8 @@ mod tests {
         assert_eq!(time("2025-11-29T03:00"), Ok(moment));
         let midnight = moment - SignedDuration::from_hours(3);
         assert_eq!(time("2025-11-29"), Ok(midnight));
-        let age = clock::now().duration_since(time("2h").unwrap());
+        let before = time("2h").unwrap();
+        let age = clock::now().duration_since(before);
         assert!((7_200..7_210).contains(&age.as_secs()), "{age:?}");
         for text in ["", "soon", "-1", "2025-13-01"] {
             assert!(time(text).is_err(), "{text}");
