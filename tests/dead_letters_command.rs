@@ -240,6 +240,10 @@ fn lines(out: &str) -> Vec<Value> {
 
 /// The whole way, with both drivers and in every style: given up, listed, shown, tried dry, replayed, given up again, and in the end parked.
 #[tokio::test]
+#[allow(
+    clippy::too_many_lines,
+    reason = "one story, from the first run to the last"
+)]
 async fn what_was_given_up_goes_round_until_it_is_parked() {
     for (style, flavour) in [
         ("connect", "kafka.driver=rskafka"),

@@ -89,7 +89,13 @@ pub fn show(
 
 /// A value in one short line, with what it comes to.
 fn value(one: &Effective) -> String {
-    let written = harmless(&one.written.replace(['\n', '\r'], " ")).into_owned();
+    let is_words = one.value.is_null() || one.value == "";
+    let written = if is_words {
+        plain(&one.written)
+    } else {
+        one.written.replace(['\n', '\r'], " ")
+    };
+    let written = harmless(&written);
     let mut value: String = written.chars().take(VALUE_CHARS_MAX).collect();
     if value.len() < written.len() {
         value.push('…');
@@ -98,6 +104,11 @@ fn value(one: &Effective) -> String {
         Some(in_force) => format!("{value} → {}", harmless(in_force)),
         None => value,
     }
+}
+
+/// Without the marks of the README's code, which are of no use here.
+fn plain(text: &str) -> String {
+    text.replace('`', "")
 }
 
 /// Tells every key.
@@ -124,8 +135,6 @@ pub fn reference(args: &ReferenceArgs, terminal: &Terminal, out: &mut dyn Write)
     {
         let key = terminal.paint(Tone::Strong, key);
         let variable = terminal.paint(Tone::Faint, variable);
-        // The marks of the README's code are of no use here.
-        let plain = |text: &str| text.replace('`', "");
         writeln!(out, "{key}  {variable}")?;
         let value = format!("default {} ({})", plain(&default), plain(unit));
         write!(out, "{}", terminal.wrapped(&value, "  "))?;
@@ -165,12 +174,18 @@ mod tests {
         assert_eq!(out.lines().count(), reference::KEYS.len(), "{out}");
         let line = |key: &str| out.lines().find(|line| line.starts_with(key)).unwrap();
         assert!(line("prompt.user ").contains("Read this: word"), "{out}");
-        let (value, layer) = line("prompt.user ").rsplit_once(' ').unwrap();
-        assert!(value.trim_end().ends_with('…'), "{out}");
-        assert_eq!(layer, "KLP_PROMPT__USER");
+        assert!(
+            line("prompt.user ").ends_with("  KLP_PROMPT__USER"),
+            "{out}"
+        );
+        assert!(line("prompt.user ").contains("wo…"), "{out}");
         assert!(line("llm.url").contains("http://gpu:8000"), "{out}");
         assert!(line("llm.url").ends_with("  LLM_URL"), "{out}");
         assert!(line("kafka.driver").contains("auto → rskafka"), "{out}");
+        assert!(
+            line("kafka.commit_topic").contains("  {group_id}-commits → "),
+            "{out}"
+        );
         assert!(line("kafka.driver").ends_with("  default"), "{out}");
     }
 

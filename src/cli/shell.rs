@@ -56,7 +56,9 @@ pub fn page(args: &ManArgs) -> Result<Vec<u8>, NoCommand> {
     let title = command.get_display_name().unwrap_or(command.get_name());
     let title = title.to_owned();
     let mut page = Vec::new();
-    let written = Man::new(command).title(title).render(&mut page);
+    let source = concat!("kafka-llm-processor ", env!("CARGO_PKG_VERSION"));
+    let man = Man::new(command).title(title).source(source);
+    let written = man.render(&mut page);
     debug_assert!(written.is_ok(), "memory can be written");
     Ok(page)
 }

@@ -394,8 +394,8 @@ fn a_moment_changes_nothing_and_some_seconds_do() {
     let turned = (0..10).find(|_| looks.note(Factor::InputEmpty).factor == Factor::InputEmpty);
     assert!(turned.is_some_and(|seconds| seconds < 6), "{turned:?}");
     let shown = looks.note(Factor::InputEmpty);
-    let since = Timestamp::UNIX_EPOCH
-        + SignedDuration::from_secs(31 + 1 + i64::try_from(turned.unwrap()).unwrap());
+    let since =
+        Timestamp::UNIX_EPOCH + SignedDuration::from_secs(31 + 1 + i64::from(turned.unwrap()));
     assert_eq!(shown.since, since);
 }
 
