@@ -28,6 +28,9 @@
     reason = "a bench fails by panicking"
 )]
 
+#[path = "support/plain_client.rs"]
+mod plain_client;
+
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
@@ -51,6 +54,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::level_filters::LevelFilter;
+
+use plain_client::plain_client;
 
 /// With this argument the program is the server.
 const SERVE: &str = "--serve-one-answer";
@@ -222,7 +227,10 @@ impl Sides {
         completion.expect("an answer");
         let call = recorded.call.lock().expect("no panic").take();
         Self {
-            reqwest: plain_client(at_once),
+            reqwest: plain_client(at_once)
+                .timeout(Duration::from_secs(30))
+                .build()
+                .expect("a client"),
             client: client(Arc::<HttpTransport>::clone(&transport)),
             transport,
             call: call.expect("a call"),
@@ -276,23 +284,6 @@ impl Sides {
             cpu_us: (cpu_time() - cpu).as_secs_f64() * 1e6 / calls,
         }
     }
-}
-
-/// reqwest as anyone would set it up, without TLS and without the search for a proxy.
-fn plain_client(at_once: usize) -> reqwest::Client {
-    let provider = Arc::new(rustls_graviola::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
-        .timeout(Duration::from_secs(30))
-        .pool_max_idle_per_host(at_once)
-        .build()
-        .expect("a client")
 }
 
 /// The processor time that this process has used so far, its own and the kernel's for it.

@@ -37,6 +37,8 @@ mod measure;
 mod memory;
 mod partitions;
 mod parts;
+#[path = "../support/plain_client.rs"]
+mod plain_client;
 mod scale_out;
 #[path = "../../tests/support/mod.rs"]
 mod support;

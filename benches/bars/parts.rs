@@ -13,6 +13,7 @@ use kafka_llm_processor::types::{Offset, TopicPartition};
 use serde_json::json;
 
 use super::measure::Measure;
+use super::plain_client::plain_client;
 use super::support::process;
 use super::table::{Bar, Row, Table};
 use super::{Bench, documents};
@@ -79,7 +80,7 @@ async fn calls(measure: &Measure) {
         .args(["-addr", &address, "-latency", "0"])
         .stdout(Stdio::null());
     let mut stub = process::spawn(command);
-    let client = plain_client();
+    let client = plain_client(AT_ONCE).build().expect("a client");
     let health = format!("http://{address}/health");
     super::support::eventually("the stub answers", Duration::from_secs(10), async || {
         client.get(&health).send().await.ok()
@@ -105,22 +106,6 @@ async fn calls(measure: &Measure) {
     assert!(answers.all(async |bytes| bytes > 0).await);
     stub.kill().expect("it is ended");
     stub.wait().expect("it ends");
-}
-
-/// reqwest as anyone would set it up, without TLS and without the search for a proxy.
-fn plain_client() -> reqwest::Client {
-    let provider = Arc::new(rustls_graviola::default_provider());
-    let tls = rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(rustls::RootCertStore::empty())
-        .with_no_client_auth();
-    reqwest::Client::builder()
-        .tls_backend_preconfigured(tls)
-        .no_proxy()
-        .pool_max_idle_per_host(AT_ONCE)
-        .build()
-        .expect("a client")
 }
 
 async fn fetches(bench: &Bench, driver: &str) {

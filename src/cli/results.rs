@@ -45,12 +45,9 @@ impl FromStr for From {
         match text {
             "earliest" => Ok(Self::Earliest),
             "latest" => Ok(Self::Latest),
-            number => match number.parse() {
-                Ok(offset) if offset >= 0 => Ok(Self::Offset(Offset::new(offset))),
-                _ => Err(format!(
-                    "`{number}` is neither `earliest`, `latest` nor an offset"
-                )),
-            },
+            other => Offset::parse(other)
+                .map(Self::Offset)
+                .ok_or_else(|| format!("`{other}` is neither `earliest`, `latest` nor an offset")),
         }
     }
 }

@@ -47,6 +47,13 @@ impl Offset {
         Self(value)
     }
 
+    /// An offset as people write it; `None` for what is no number, or below 0.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let offset = text.parse().ok().filter(|offset| *offset >= 0)?;
+        Some(Self(offset))
+    }
+
     /// The offset as Kafka takes it.
     #[must_use]
     pub const fn value(self) -> i64 {

@@ -55,11 +55,8 @@ impl FromStr for Target {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let position = text.split_once(':').and_then(|(partition, offset)| {
             let partition = partition.parse().ok().filter(|partition| *partition >= 0)?;
-            let offset = offset.parse().ok().filter(|offset| *offset >= 0)?;
-            Some(Self::Position {
-                partition,
-                offset: Offset::new(offset),
-            })
+            let offset = Offset::parse(offset)?;
+            Some(Self::Position { partition, offset })
         });
         Ok(position.unwrap_or_else(|| Self::Document(text.to_owned())))
     }
