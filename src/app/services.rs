@@ -1,0 +1,131 @@
+//! What the partitions work with: the driver's two ends, the share of the input, and what all of them have in common.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use super::App;
+use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
+use crate::kafka::topics::Topics;
+use crate::kafka::wire::{GroupMember, Isolation, MembershipConfig, WireSink, WireSource};
+use crate::kafka::{Driver, Sink, Source};
+use crate::llm::Complete;
+use crate::offsets::{CommitStore, Guarantee};
+use crate::pipeline::{CommitOffsets, Destinations, IsolationLevel, ReadAhead, Services};
+use crate::types::TopicPartition;
+
+impl App {
+    pub(super) fn group_member(&self, topics: &Topics) -> GroupMember {
+        let kafka = &self.settings.kafka;
+        let instance_id = Some(kafka.group_instance_id.clone()).filter(|id| !id.is_empty());
+        let config = MembershipConfig {
+            instance_id,
+            session_timeout: kafka.session_timeout,
+            heartbeat_interval: kafka.heartbeat_interval,
+            ..MembershipConfig::new(kafka.group_id.clone())
+        };
+        let inputs = topics.inputs.iter();
+        let inputs = inputs.map(|(topic, _, partitions)| (topic.clone(), *partitions));
+        GroupMember::new(self.cluster.clone(), config, inputs.collect())
+    }
+
+    /// The partitions that may become ours, with the ids of their topics.
+    pub(super) fn partitions(
+        &self,
+        topics: &Topics,
+    ) -> anyhow::Result<Vec<(TopicPartition, Uuid)>> {
+        let share = self.settings.static_share().map_err(anyhow::Error::msg)?;
+        let mut partitions = Vec::new();
+        for (topic, id, count) in &topics.inputs {
+            if let Some(missing) = share.as_ref().and_then(|share| share.missing_in(*count)) {
+                anyhow::bail!(
+                    "input.static_partitions names partition {missing}: topic `{topic}` has {count} partitions, numbered from 0"
+                );
+            }
+            let topic: Arc<str> = topic.as_str().into();
+            let is_ours = |partition: &i32| {
+                share
+                    .as_ref()
+                    .is_none_or(|share| share.contains(*partition))
+            };
+            partitions.extend((0..*count).filter(is_ours).map(|partition| {
+                let topic = Arc::clone(&topic);
+                (TopicPartition { topic, partition }, *id)
+            }));
+        }
+        Ok(partitions)
+    }
+
+    /// The two ends of the driver in use.
+    fn edges(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+        let (kafka, cluster) = (&self.settings.kafka, &self.cluster);
+        if self.driver.driver == Driver::Rskafka {
+            return (
+                Arc::new(RskafkaSource::new(kafka.clone(), cluster.clone())),
+                Arc::new(RskafkaSink::new(kafka.clone())),
+            );
+        }
+        let guarantee = self.settings.processing.guarantee;
+        let isolation = match self.settings.isolation_level() {
+            IsolationLevel::ReadUncommitted => Isolation::ReadUncommitted,
+            IsolationLevel::ReadCommitted => Isolation::ReadCommitted,
+        };
+        let sink = match guarantee {
+            Guarantee::AtLeastOnce => WireSink::idempotent(cluster.clone()),
+            Guarantee::ExactlyOnce => WireSink::transactional(cluster.clone(), &kafka.group_id),
+        };
+        let source = WireSource::new(cluster.clone(), isolation);
+        (Arc::new(source), Arc::new(sink))
+    }
+
+    pub(super) fn services(
+        &self,
+        topics: &Topics,
+        partitions: &[(TopicPartition, Uuid)],
+        commit_offsets: CommitOffsets,
+    ) -> Services {
+        let settings = &self.settings;
+        let asked = self.asking.now();
+        let partitions = partitions.iter();
+        let classes = partitions.map(|(partition, _)| asked.topics.class(partition));
+        let classes: Vec<_> = classes.collect();
+        let (source, sink) = self.edges();
+        Services {
+            source,
+            sink,
+            store: CommitStore::new(
+                Arc::new(self.cluster.clone()),
+                settings.kafka.commit_topic(),
+                topics.commit_partitions,
+            ),
+            guarantee: settings.processing.guarantee,
+            complete: Arc::clone(&self.client) as Arc<dyn Complete>,
+            asking: self.asking.clone(),
+            schema_hash: self.schema_hash.clone(),
+            input: settings.input.clone(),
+            destinations: Destinations {
+                output: settings.output.topic.as_str().into(),
+                output_partitions: topics.output_partitions,
+                partitioner: settings.output.partitioner,
+                dead_letters: settings.dead_letters.topic.as_str().into(),
+                dead_letter_partitions: topics.dead_letter_partitions,
+                group_id: settings.kafka.group_id.clone(),
+                header_style: settings.dead_letters.header_style,
+            },
+            order: settings.pipeline.order,
+            commit_interval: settings.processing.commit_interval(),
+            commit_bytes_max: settings.processing.commit_record_bytes_max,
+            read_ahead: ReadAhead::with_gauges(
+                settings.pipeline.read_ahead_records,
+                settings.pipeline.read_ahead_bytes,
+                &classes,
+                self.pipeline_metrics.open(),
+            ),
+            commit_offsets,
+            metrics: self.pipeline_metrics.clone(),
+            board: self.board.clone(),
+            holds: self.holds.clone(),
+            instance: self.instance.clone(),
+        }
+    }
+}
