@@ -12,6 +12,8 @@ const MIRROR: f64 = 5.0;
 const HEARTBEAT: f64 = 3.0;
 /// `input.fetch_wait`, and the long poll of `kafka::wire::fetcher`.
 const POLL: f64 = 0.5;
+/// `pipeline::intake`: the wait of a fetch doubles while nothing comes, up to this.
+const POLL_IDLE: f64 = 1.5;
 /// `kafka::wire::fetcher`: the short poll beside it.
 const SIDE: f64 = 0.1;
 /// Bytes of one partition in a Fetch of version 12, and in its answer, without records.
@@ -20,7 +22,7 @@ const FETCH_ENTRY: f64 = 33.0 + 37.0;
 const FETCH_FRAME: f64 = 100.0;
 /// rskafka's Fetch of one partition, both ways.
 const FETCH_ALONE: f64 = 138.0;
-/// The pause between two polls that name all partitions, beside the wait for a document. Measured.
+/// What it takes to ask for all partitions and to answer, beside the wait for a document: what comes meanwhile shares a poll. Measured.
 const MAIN_PAUSE: f64 = 0.003_5;
 /// Bytes of one partition in an answer of Metadata: three numbers, three lists with one replica.
 const METADATA_ENTRY: f64 = 26.0;
@@ -42,8 +44,13 @@ const MARKER: f64 = 78.0;
 const READING: f64 = 32.0;
 /// Metadata that a start asks for before anything is claimed: half of it names the input topic.
 const START_METADATA: f64 = 4.0;
-/// Looks for each wave of [`READING`] partitions in a take-over. Measured.
-const WAVE_LOOKS: f64 = 2.0;
+/// Looks for each wave of [`READING`] partitions in a take-over, and how often they ask for the ids of the input topic and of the commit topic.
+/// Measured: who asks at the same time shares, and not all do.
+const WAVE_LOOKS: f64 = 1.5;
+const WAVE_INPUT_IDS: f64 = 1.5;
+const WAVE_COMMIT_IDS: f64 = 1.0;
+/// Looks for each step of a take-over that all partitions of an instance do at the same time, when there are as many. Measured.
+const SHARED_LOOKS: f64 = 2.5;
 /// `kafka::wire::pool`: the bursts of the two lanes in which a round of flushes, or a take-over, goes out; the polls are beside them.
 const BURST: f64 = 62.0;
 
@@ -103,6 +110,17 @@ fn wait(rate: f64, longest: f64) -> f64 {
     } else {
         -(-rate * longest).exp_m1() / rate
     }
+}
+
+/// How many polls of one partition a second are ended by a document or a wait that grows from [`POLL`] to [`POLL_IDLE`] while nothing comes.
+/// The waits end 0.5, 1.5, 3, 4.5, … s after a document, and are reached when none came before.
+fn polls_alone(rate: f64) -> f64 {
+    if rate * POLL_IDLE < 1e-9 {
+        return 1.0 / POLL_IDLE;
+    }
+    let none_within = |seconds: f64| (-rate * seconds).exp();
+    let long_waits = none_within(3.0 * POLL) / -(-rate * POLL_IDLE).exp_m1();
+    rate * (1.0 + none_within(POLL) + long_waits)
 }
 
 /// How many appends a second take so many parts a second, `pause` or more apart: who comes meanwhile goes out with the next.
@@ -226,7 +244,7 @@ impl Load {
     fn fetches(&self, per_partition: f64) -> (f64, f64) {
         if !self.is_wire {
             // `kafka::rskafka::fetch`: each partition polls for itself.
-            let fetches = self.partitions / (self.round_trip + wait(per_partition, POLL));
+            let fetches = self.partitions / (self.round_trip + 1.0 / polls_alone(per_partition));
             return (fetches, fetches * FETCH_ALONE);
         }
         // `kafka::wire::fetcher`: each instance polls each broker for all of its partitions; the first document ends a poll.
@@ -287,21 +305,22 @@ impl Load {
         } else {
             4.0 * self.partitions
         };
-        // `kafka::wire::look`: who asks at the same time shares a look. At the first step of a take-over all do; at each further one there is
-        // a look for those that come first and one for those that came meanwhile, and some for each wave of requests that do not share.
-        let shared = |steps: f64| steps * named.min(2.0);
-        let waves = WAVE_LOOKS * (named / READING).floor();
+        // `kafka::wire::look`: who asks at the same time shares a look. At the first step of a take-over all do; at each further one there are
+        // looks for those that come first and for those that came meanwhile, and some for each wave of requests that do not share.
+        let shared = |steps: f64| steps * named.min(SHARED_LOOKS);
+        let waves = (named / READING).floor();
         // The claim on the group: a sample, what was claimed before, whether the claim holds, and the first look of the watch.
         let group = if self.is_group { 0.0 } else { 4.0 };
         // Loads before and after the fence, whether the claims hold; on the own driver where the input ends, twice.
         let loads = if self.is_group { 2.0 } else { 3.0 };
         let bounds = if self.is_wire { 2.0 } else { 0.0 };
-        let looks = group + 1.0 + shared(loads + bounds) + waves;
+        let looks = group + 1.0 + shared(loads + bounds) + WAVE_LOOKS * waves;
         // Each reading of the commits looks at the topic's id, the first one twice; and the input's id is asked for once.
         let ids = group + 1.0 + shared(loads) + 1.0;
-        let input_ids = shared(1.0) + waves / 2.0;
+        let input_ids = shared(2.0) + WAVE_INPUT_IDS * waves;
         let metadata_of_input = self.instances * (START_METADATA / 2.0 + input_ids);
-        let metadata_of_commits = self.instances * (START_METADATA / 2.0 + ids + waves / 2.0);
+        let metadata_of_commits =
+            self.instances * (START_METADATA / 2.0 + ids + WAVE_COMMIT_IDS * waves);
         let input_bytes = self.partitions * METADATA_ENTRY + METADATA_FRAME;
         let commit_bytes = self.commit_partitions * METADATA_ENTRY + METADATA_FRAME;
         let commit_dials = if self.is_wire {

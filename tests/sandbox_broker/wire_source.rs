@@ -214,3 +214,40 @@ async fn what_a_stream_cannot_read_is_named_and_others_go_on() {
     assert_eq!(values(&mut good, WAIT).await, ["0-0"]);
     broker.shutdown().await;
 }
+
+/// Streams whose waits end at all times, and documents for one of them after the other: no short poll ends as the wait of one is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn waits_that_end_at_all_times_cut_no_short_poll_shorter() {
+    const STREAMS: i32 = 300;
+    const DOCUMENTS: i32 = 300;
+    let broker = Broker::start(BrokerConfig::default()).await.unwrap();
+    broker.create_topic("orders", STREAMS, &[]).unwrap();
+    let source = source(&broker);
+    let mut reading = JoinSet::new();
+    for partition in 0..STREAMS {
+        let mut stream = open(&source, partition).await;
+        let first = Duration::from_millis(u64::try_from(partition).unwrap() * 5);
+        reading.spawn(async move {
+            let mut wait = first;
+            loop {
+                let found = values(&mut stream, wait).await;
+                wait = Duration::from_millis(if found.is_empty() { 1_500 } else { 500 });
+            }
+        });
+    }
+    let fetches = broker.faults().on(ApiKey::Fetch).keep().watch();
+    let began = Instant::now();
+    let mut ticks = tokio::time::interval(Duration::from_millis(5));
+    for number in 0..DOCUMENTS {
+        ticks.tick().await;
+        append(&broker, number * 7 % STREAMS, 0, 1);
+    }
+    let tenths = u64::try_from(began.elapsed().as_millis() / 100).unwrap();
+    reading.shutdown().await;
+    let count = fetches.hits();
+    // Each document ends one poll; beside it a short poll each 100 ms, and as many again where both begin at once.
+    let most = u64::from(DOCUMENTS.unsigned_abs()) + 2 * tenths + 20;
+    println!("{count} polls, {most} at most");
+    assert!(count <= most, "{count} polls, {most} at most");
+    broker.shutdown().await;
+}

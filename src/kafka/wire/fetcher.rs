@@ -264,7 +264,7 @@ impl Fetcher {
         }
     }
 
-    /// Whether the stream is told that there is nothing. The main poll rounds, and more so when it brought nothing to anybody: streams that
+    /// Whether the stream is told that there is nothing. Polls round, the main one more so when it brought nothing to anybody: streams that
     /// began at different times would make each end early otherwise, again and again. Of two groups of streams half a poll or more apart, the
     /// second is less than that apart from the first: so all become one group, and idle partitions cost one request for each poll's whole
     /// time.
@@ -276,8 +276,8 @@ impl Fetcher {
         let is_crowded_out = !is_empty && end > order.from.value();
         let rounded = match poll {
             Poll::Main if is_empty => POLL_WAIT / 2,
-            Poll::Main => SIDE_WAIT,
-            Poll::Side => Duration::ZERO,
+            // The next short poll would end with the first of them that is over.
+            Poll::Main | Poll::Side => SIDE_WAIT,
         };
         !is_crowded_out && order.left() <= rounded
     }
