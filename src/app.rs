@@ -32,6 +32,7 @@ use crate::telemetry::{AdminServer, Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::error_chain;
 
 use self::observe::Observer;
+use self::services::SinkLayer;
 pub use reload::{ReloadError, Reloader};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(200);
@@ -91,6 +92,7 @@ pub struct App {
     pipeline_metrics: PipelineMetrics,
     pause: PauseSwitch,
     admin: Option<AdminServer>,
+    sink_layer: SinkLayer,
     shutdown: CancellationToken,
 }
 
@@ -98,8 +100,9 @@ impl App {
     /// Builds every part and starts the admin server. Must be called within a Tokio runtime.
     ///
     /// # Errors
-    /// When a template, a file or the admin server's address is of no use. Nothing that a server says is among them.
+    /// When a setting, a template, a file or the admin server's address is of no use. Nothing that a server says is among them.
     pub fn build(settings: Settings) -> anyhow::Result<Self> {
+        settings.check()?;
         let shutdown = CancellationToken::new();
         let mut registry = new_registry();
         let board = StatusBoard::new(&mut registry);
@@ -160,6 +163,7 @@ impl App {
             pipeline_metrics,
             pause,
             admin,
+            sink_layer: SinkLayer::default(),
             shutdown,
         })
     }

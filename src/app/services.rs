@@ -1,5 +1,6 @@
 //! What the partitions work with: the driver's two ends, the share of the input, and what all of them have in common.
 
+use std::fmt;
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -14,7 +15,43 @@ use crate::offsets::{CommitStore, Guarantee};
 use crate::pipeline::{CommitOffsets, Destinations, IsolationLevel, ReadAhead, Services};
 use crate::types::TopicPartition;
 
+/// What a program that embeds the service puts around the driver's sink; nothing by default.
+#[derive(Default)]
+pub(super) struct SinkLayer(Option<Box<Layer>>);
+
+type Layer = dyn Fn(Arc<dyn Sink>) -> Arc<dyn Sink> + Send + Sync;
+
+impl SinkLayer {
+    fn around(&self, sink: Arc<dyn Sink>) -> Arc<dyn Sink> {
+        match &self.0 {
+            Some(layer) => layer(sink),
+            None => sink,
+        }
+    }
+}
+
+impl fmt::Debug for SinkLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SinkLayer").field(&self.0.is_some()).finish()
+    }
+}
+
 impl App {
+    /// Puts a sink of the caller's around the driver's, for programs that embed the service: whatever is appended goes through it.
+    ///
+    /// Results, dead letters and commit records come as batches, told apart by [`Batch::to`](crate::kafka::Batch); the commit that claims a
+    /// result is appended after it has succeeded. So what the layer keeps of a result before it passes the batch on is kept at least once
+    /// for each document, whatever happens: keep it under the document's source position, and a repeat changes nothing. A layer has to pass
+    /// commit records on, or nothing is remembered.
+    #[must_use]
+    pub fn with_sink(
+        mut self,
+        layer: impl Fn(Arc<dyn Sink>) -> Arc<dyn Sink> + Send + Sync + 'static,
+    ) -> Self {
+        self.sink_layer = SinkLayer(Some(Box::new(layer)));
+        self
+    }
+
     pub(super) fn group_member(&self, topics: &Topics) -> GroupMember {
         let kafka = &self.settings.kafka;
         let instance_id = Some(kafka.group_instance_id.clone()).filter(|id| !id.is_empty());
@@ -90,6 +127,7 @@ impl App {
         let classes = partitions.map(|(partition, _)| asked.topics.class(partition));
         let classes: Vec<_> = classes.collect();
         let (source, sink) = self.edges();
+        let sink = self.sink_layer.around(sink);
         Services {
             source,
             sink,

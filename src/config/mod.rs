@@ -94,16 +94,22 @@ impl Settings {
         }
         let mut settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
         settings.origins = Origins::new(&figment, &names.0, &names.1);
-        let problems = validate::problems(&settings);
+        settings.check()?;
+        Ok(settings)
+    }
+
+    /// Whether the values are in their ranges and fit each other, for settings that were put together in code.
+    ///
+    /// # Errors
+    /// All problems at once, each with the key, the value and where it came from.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let problems = validate::problems(self);
         if problems.is_empty() {
-            return Ok(settings);
+            return Ok(());
         }
-        Err(ConfigError::from(
-            problems
-                .into_iter()
-                .map(|problem| settings.origins.named_in(problem))
-                .collect::<Vec<_>>(),
-        ))
+        let named = problems.into_iter();
+        let named = named.map(|problem| self.origins.named_in(problem));
+        Err(ConfigError::from(named.collect::<Vec<_>>()))
     }
 
     /// The driver that the settings lead to.

@@ -354,3 +354,14 @@ fn a_topics_prompt_makes_another_generation() {
         generation("")
     );
 }
+
+#[test]
+fn settings_that_were_put_together_in_code_are_checked_too() {
+    let mut settings = Settings::default();
+    assert!(settings.check().is_ok());
+    settings.output.topic = "no such name".to_owned();
+    let problem = settings.check().unwrap_err().to_string();
+    assert!(problem.contains("output.topic"), "{problem}");
+    let refused = crate::app::App::build(settings).unwrap_err();
+    assert!(refused.to_string().contains("output.topic"), "{refused}");
+}
