@@ -1,5 +1,6 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
+mod drift;
 mod observe;
 mod reload;
 mod services;
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::config::Settings;
+use crate::drift::Monitor;
 use crate::kafka::topics::{self, Topics, TopicsError, WantedTopics};
 use crate::kafka::wire::{Cluster, MembershipError};
 use crate::kafka::{DriverChoice, Membership};
@@ -90,6 +92,7 @@ pub struct App {
     board: StatusBoard,
     holds: Holds,
     pipeline_metrics: PipelineMetrics,
+    drift: Option<Monitor>,
     pause: PauseSwitch,
     admin: Option<AdminServer>,
     sink_layer: SinkLayer,
@@ -112,6 +115,7 @@ impl App {
             anyhow::Error::msg(settings.origins.named_in(error_chain(error)))
         };
         let schema = AnswerSchema::load(&settings.llm).map_err(|error| setting(&error))?;
+        let drift = drift::monitor(&settings.drift, schema.as_ref(), &mut registry);
         let schema_text = schema.as_ref().map(|schema| schema.text().to_owned());
         let inputs = &settings.input.topics;
         let input_topics = pipeline::Topics::load(inputs, &settings.prompt, schema_text.as_deref())
@@ -161,6 +165,7 @@ impl App {
             board,
             holds,
             pipeline_metrics,
+            drift,
             pause,
             admin,
             sink_layer: SinkLayer::default(),
@@ -211,6 +216,7 @@ impl App {
         let observer = Observer {
             client: Arc::clone(&self.client),
             open: self.pipeline_metrics.open(),
+            drift: self.drift.clone(),
             board: board.clone(),
             stall_after: self.settings.stall_after(),
         };

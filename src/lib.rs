@@ -20,7 +20,7 @@
 //! config
 //! pipeline
 //! offsets
-//! kafka  llm  telemetry  records
+//! kafka  llm  drift  telemetry  records
 //! retry
 //! types  clock
 //! ```
@@ -35,6 +35,7 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod drift;
 pub mod kafka;
 pub mod llm;
 pub mod offsets;

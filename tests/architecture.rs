@@ -23,7 +23,7 @@ const LADDER: [&[&str]; 8] = [
     &["config"],
     &["pipeline"],
     &["offsets"],
-    &["kafka", "llm", "telemetry", "records"],
+    &["kafka", "llm", "drift", "telemetry", "records"],
     &["retry"],
     &["types", "clock"],
 ];

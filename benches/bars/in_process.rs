@@ -124,6 +124,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         metrics: PipelineMetrics::new(&mut registry),
         holds: Holds::new(board.clone()),
         board,
+        drift: None,
         instance: group.to_owned(),
     };
     let drain = CancellationToken::new();

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::drift;
 use crate::clock;
+use crate::drift::Monitor;
 use crate::llm::{BreakerState, EndpointState, LlmState, VllmClient};
 use crate::pipeline::OpenGauges;
 use crate::telemetry::StatusBoard;
@@ -22,6 +24,7 @@ const TELL_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Observer {
     pub(super) client: Arc<VllmClient>,
     pub(super) open: OpenGauges,
+    pub(super) drift: Option<Monitor>,
     pub(super) board: StatusBoard,
     /// How long a partition with work may stand still before that is told.
     pub(super) stall_after: Duration,
@@ -56,6 +59,9 @@ impl Observer {
     fn look(&self, recent: &mut Recent, watchdog: &mut Watchdog, now: Instant) -> Limiting {
         let model = model_status(self.client.state());
         self.board.set_load(model, self.open.level());
+        if let Some(monitor) = &self.drift {
+            self.board.set_drift(drift::status(monitor));
+        }
         let status = self.board.snapshot();
         let wall = clock::now();
         let barks = watchdog.look(now, wall, &status, |partition, offset| {
@@ -195,6 +201,7 @@ mod tests {
         let observer = Observer {
             client: Arc::new(client),
             open: OpenGauges::default(),
+            drift: None,
             board: board.clone(),
             stall_after: Duration::from_secs(600),
         };

@@ -162,6 +162,7 @@ impl App {
             commit_offsets,
             metrics: self.pipeline_metrics.clone(),
             board: self.board.clone(),
+            drift: self.drift.clone(),
             holds: self.holds.clone(),
             instance: self.instance.clone(),
         }

@@ -17,6 +17,7 @@ use figment::providers::{Format as _, Serialized, Toml};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::drift::DriftConfig;
 use crate::kafka::{DriverChoice, KafkaConfig, Needs, choose_driver};
 use crate::llm::{LlmConfig, LongDocumentsConfig, PromptConfig};
 use crate::offsets::Guarantee;
@@ -53,6 +54,8 @@ pub struct Settings {
     pub prompt: PromptConfig,
     /// Documents that are longer than the model's context.
     pub long_documents: LongDocumentsConfig,
+    /// Whether answers are still like those before.
+    pub drift: DriftConfig,
     /// The admin server.
     pub admin: AdminConfig,
     /// Logs.

@@ -12,6 +12,7 @@ mod ownership;
 mod pace;
 mod partition;
 mod read_ahead;
+mod sample;
 mod supervisor;
 mod take_over;
 mod topics;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 
 use self::outcome::{Count, Ending};
+use crate::drift::Monitor;
 use crate::kafka::{Sink, Source};
 use crate::llm::Complete;
 use crate::offsets::{CommitStore, Guarantee};
@@ -81,6 +83,8 @@ pub struct Services {
     pub metrics: PipelineMetrics,
     /// What is shown.
     pub board: StatusBoard,
+    /// Looks at answers for drift; `None` where that is off.
+    pub drift: Option<Monitor>,
     /// What is waited for.
     pub holds: Holds,
     /// Name of this run of the process, in commit records.
@@ -117,6 +121,9 @@ impl Services {
         match count.ending {
             Ending::Result(result) => self.board.count_result(result),
             Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),
+        }
+        if let (Some(drift), Some(sample)) = (&self.drift, &count.sample) {
+            drift.note(topic, sample);
         }
     }
 }

@@ -6,8 +6,10 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::config::Partitioner;
+use super::sample;
 use super::{Services, Topics};
 use crate::clock;
+use crate::drift::Sample;
 use crate::llm::{
     CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
 };
@@ -35,10 +37,12 @@ pub(super) enum Outcome {
 }
 
 /// What an outcome adds to the counts once it is durable.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Count {
     pub(super) attempts: u32,
     pub(super) ending: Ending,
+    /// What drift is looked for in; `None` where nobody looks, or nothing was asked.
+    pub(super) sample: Option<Sample>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -233,6 +237,7 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         request_id,
         answer,
     } = reason;
+    let at = clock::now();
     tracing::warn!(
         position = %work.position,
         %reason,
@@ -249,7 +254,7 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         attempts,
         request_id,
         answer,
-        at: clock::now(),
+        at,
         source,
     };
     let destinations = &services.destinations;
@@ -262,6 +267,10 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         Count {
             attempts,
             ending: Ending::DeadLetter(reason),
+            sample: services
+                .drift
+                .is_some()
+                .then(|| sample::dead_letter(reason, at)),
         },
     )
 }
@@ -299,6 +308,16 @@ impl Answered {
             calls: completion.usage.calls,
         };
         let attempts = completion.attempts;
+        let completed_at = clock::now();
+        let asked = sample::Asked {
+            settings: &self.generation,
+            template: &self.prompt_hash,
+            schema: services.schema_hash.as_deref(),
+        };
+        let sample = services
+            .drift
+            .as_ref()
+            .and_then(|drift| sample::answer(drift, asked, &completion, completed_at));
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,
@@ -335,7 +354,7 @@ impl Answered {
             cached: completion.cached,
             source: ResultSource::new(&work.position, work.record.timestamp_ms),
             request_id: completion.request_id,
-            completed_at: clock::now(),
+            completed_at,
         }
         .into_record(work.record.key.clone(), self.traceparent.as_deref());
         let output = services.destinations.result(
@@ -348,6 +367,7 @@ impl Answered {
             Count {
                 attempts,
                 ending: Ending::Result(count),
+                sample,
             },
         )
     }

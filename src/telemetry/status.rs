@@ -3,6 +3,7 @@
 //! A part calls once per thing that happened; the board counts it for `/status`, `/metrics` and the summary alike, so that the
 //! three never disagree. The lock is held for a few instructions and never across an await.
 
+mod drift;
 mod parts;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use crate::telemetry::status_metrics::BoardCollector;
 use crate::telemetry::watchdog::Stall;
 use crate::types::{DeadLetterReason, TopicPartition};
 
+pub use drift::{DriftAlarm, DriftSignal, DriftState, DriftStatus};
 pub use parts::{EndpointStatus, Head, ModelStatus, PartitionStatus, ReadAheadStatus, Stage};
 
 /// Where the process is in its life.
@@ -175,6 +177,8 @@ pub struct Status {
     pub totals: Totals,
     /// Latencies.
     pub latency: Latency,
+    /// Whether answers are still like those before; null where that is not watched.
+    pub drift: Option<DriftStatus>,
 }
 
 struct Board {
@@ -196,6 +200,7 @@ struct Board {
     totals: Totals,
     llm: DurationHistogram,
     total: DurationHistogram,
+    drift: Option<DriftStatus>,
 }
 
 struct Shared {
@@ -248,6 +253,7 @@ impl StatusBoard {
                 totals: Totals::default(),
                 llm: DurationHistogram::default(),
                 total: DurationHistogram::default(),
+                drift: None,
             }),
             document_seconds,
         }));
@@ -340,6 +346,11 @@ impl StatusBoard {
         let mut board = self.lock();
         board.model = model;
         board.read_ahead = read_ahead;
+    }
+
+    /// Publishes whether answers are still like those before.
+    pub fn set_drift(&self, drift: DriftStatus) {
+        self.lock().drift = Some(drift);
     }
 
     /// Publishes what limits the work, and did for so long.
@@ -438,6 +449,7 @@ impl StatusBoard {
             partitions: board.partitions.values().cloned().collect(),
             totals: board.totals.clone(),
             latency: board.latency(),
+            drift: board.drift.clone(),
         }
     }
 

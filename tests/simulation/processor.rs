@@ -133,6 +133,7 @@ fn services(instance: &Arc<Instance>) -> Services {
         metrics: PipelineMetrics::new(&mut registry),
         holds: Holds::new(board.clone()),
         board,
+        drift: None,
         instance: instance.name.clone(),
     }
 }
