@@ -2,30 +2,15 @@
 
 use std::sync::Arc;
 
+use super::comparison::{Comparison, Finding, finding};
 use super::config::DriftConfig;
 use super::reference::{Reference, Statistic};
 use super::sample::{Ending, Generation, Sample};
 use super::sequential::{Rule, Run, Turn};
-use super::statistic::ks_p_value;
-use super::window::{Counts, Kind, Signal, Window};
+use super::window::{Signal, Window};
 
 /// Generations that are remembered: servers of two versions may answer in turns. The one that answered least recently goes.
 const GENERATIONS_MAX: usize = 4;
-
-/// A difference.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Finding {
-    /// The signal's name.
-    pub signal: String,
-    /// How it was measured.
-    pub statistic: Statistic,
-    /// What was measured last.
-    pub value: f64,
-    /// What it would have had to stay below.
-    pub threshold: f64,
-    /// Before and after, for people.
-    pub detail: String,
-}
 
 /// What has come to be known.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,16 +18,16 @@ pub enum Event {
     /// Another generation answers.
     Began {
         /// Which.
-        generation: Generation,
+        generation: Arc<Generation>,
         /// Who answered before, and whether its reference is complete, so that the two will be compared.
-        before: Option<(Generation, bool)>,
+        before: Option<(Arc<Generation>, bool)>,
     },
     /// The first windows of a new generation were compared with its predecessor's reference.
     Compared {
         /// The predecessor.
-        from: Generation,
+        from: Arc<Generation>,
         /// The new one.
-        to: Generation,
+        to: Arc<Generation>,
         /// Documents of the new one that were compared.
         documents: u32,
         /// What differs.
@@ -90,7 +75,7 @@ pub struct Line {
 
 #[derive(Debug)]
 struct Watched {
-    generation: Generation,
+    generation: Arc<Generation>,
     documents: u64,
     open: Window,
     phase: Phase,
@@ -109,18 +94,6 @@ struct Watch {
     rule: Rule,
     runs: Vec<Run>,
     last: Vec<Option<f64>>,
-}
-
-/// A new generation's first windows against the old one's reference.
-#[derive(Debug)]
-struct Comparison {
-    reference: Arc<Reference>,
-    rule: Rule,
-    /// Windows that stood out, by test.
-    stood_out: Vec<u32>,
-    last: Vec<Option<f64>>,
-    all: Window,
-    windows: u32,
 }
 
 impl Line {
@@ -162,7 +135,7 @@ impl Line {
         self.windows
     }
 
-    fn turn_to(&mut self, generation: &Generation, events: &mut Vec<Event>) {
+    fn turn_to(&mut self, generation: &Arc<Generation>, events: &mut Vec<Event>) {
         let mut known = self.generations.iter();
         match known.position(|known| known.generation == *generation) {
             Some(0) => {}
@@ -175,12 +148,13 @@ impl Line {
                 let before = self.generations.first();
                 let reference = before.and_then(|before| before.reference());
                 events.push(Event::Began {
-                    generation: generation.clone(),
-                    before: before.map(|it| (it.generation.clone(), reference.is_some())),
+                    generation: Arc::clone(generation),
+                    before: before.map(|it| (Arc::clone(&it.generation), reference.is_some())),
                 });
-                let comparison = reference.map(|reference| Comparison::new(reference, self));
+                let comparison = reference
+                    .map(|reference| Comparison::new(reference, &self.signals, &self.config));
                 let new = Watched {
-                    generation: generation.clone(),
+                    generation: Arc::clone(generation),
                     documents: 0,
                     open: Window::new(&self.signals),
                     phase: Phase::Collecting(Vec::new()),
@@ -194,7 +168,7 @@ impl Line {
 
     /// The generation that answered last, and how many documents it has ended.
     #[must_use]
-    pub fn current(&self) -> Option<(&Generation, u64)> {
+    pub fn current(&self) -> Option<(&Arc<Generation>, u64)> {
         let current = self.generations.first()?;
         Some((&current.generation, current.documents))
     }
@@ -250,9 +224,9 @@ impl Watched {
             && comparison.note(&full)
         {
             events.push(Event::Compared {
-                from: comparison.reference.generation.clone(),
-                to: self.generation.clone(),
-                documents: comparison.all.documents(),
+                from: Arc::clone(comparison.before()),
+                to: Arc::clone(&self.generation),
+                documents: comparison.documents(),
                 findings: comparison.findings(signals),
             });
             self.comparison = None;
@@ -263,7 +237,7 @@ impl Watched {
                 if u32::try_from(blocks.len()).unwrap_or(u32::MAX) < config.blocks() {
                     return;
                 }
-                let reference = Reference::new(self.generation.clone(), signals, blocks);
+                let reference = Reference::new(Arc::clone(&self.generation), signals, blocks);
                 let watch = Watch::new(Arc::new(reference), config);
                 events.push(Event::Watching {
                     documents: watch.reference.all.documents(),
@@ -277,21 +251,11 @@ impl Watched {
     }
 }
 
-fn rule(reference: &Reference, config: &DriftConfig) -> Rule {
-    let tests = u32::try_from(reference.tests.len()).unwrap_or(u32::MAX);
-    Rule::new(
-        reference.blocks,
-        tests,
-        config.window_documents,
-        config.sensitivity,
-    )
-}
-
 impl Watch {
     fn new(reference: Arc<Reference>, config: &DriftConfig) -> Self {
         let tests = reference.tests.len();
         Self {
-            rule: rule(&reference, config),
+            rule: reference.rule(config),
             runs: vec![Run::default(); tests],
             last: vec![None; tests],
             reference,
@@ -329,96 +293,4 @@ impl Watch {
         let mut tests = self.reference.tests.iter().zip(&self.runs);
         tests.any(|(test, run)| test.signal == signal && run.is_shifted())
     }
-}
-
-impl Comparison {
-    fn new(reference: Arc<Reference>, line: &Line) -> Self {
-        let tests = reference.tests.len();
-        Self {
-            rule: rule(&reference, &line.config),
-            stood_out: vec![0; tests],
-            last: vec![None; tests],
-            all: Window::new(&line.signals),
-            windows: 0,
-            reference,
-        }
-    }
-
-    /// Whether that was the last one.
-    fn note(&mut self, window: &Window) -> bool {
-        self.all.merge(window);
-        self.windows += 1;
-        let values = self.reference.compare(window);
-        let tests = self.reference.tests.iter().zip(values);
-        let noted = self.stood_out.iter_mut().zip(&mut self.last);
-        for ((test, value), (stood_out, last)) in tests.zip(noted) {
-            *stood_out += u32::from(value.is_some_and(|value| value > test.threshold));
-            *last = value.or(*last);
-        }
-        self.windows >= self.rule.windows
-    }
-
-    /// Where every window stood out: the same rule as that of an alarm, and one look.
-    fn findings(&self, signals: &[Signal]) -> Vec<Finding> {
-        let mut findings: Vec<Finding> = Vec::new();
-        for (index, stood_out) in self.stood_out.iter().enumerate() {
-            let value = self.last.get(index).copied().flatten();
-            let Some(value) = value.filter(|_| *stood_out >= self.rule.windows) else {
-                continue;
-            };
-            let found = finding(&self.reference, index, value, &self.all, signals);
-            let is_told = |found: &Finding| findings.iter().any(|it| it.signal == found.signal);
-            if let Some(found) = found.filter(|found| !is_told(found)) {
-                findings.push(found);
-            }
-        }
-        findings
-    }
-}
-
-fn finding(
-    reference: &Reference,
-    test: usize,
-    value: f64,
-    window: &Window,
-    signals: &[Signal],
-) -> Option<Finding> {
-    let test = reference.tests.get(test)?;
-    let signal = signals.get(test.signal)?;
-    let before = reference.all.counts().get(test.signal)?;
-    let after = window.counts().get(test.signal)?;
-    Some(Finding {
-        signal: signal.name.clone(),
-        statistic: test.statistic,
-        value,
-        threshold: test.threshold,
-        detail: told(signal, before, after),
-    })
-}
-
-/// Before and after in words: medians of a number, the category that has moved most.
-#[must_use]
-pub fn told(signal: &Signal, before: &Counts, after: &Counts) -> String {
-    match &signal.kind {
-        Kind::Number(unit) => format!("median {} → {} {unit}", before.median(), after.median()),
-        Kind::Category(categories) => {
-            let moved = |bin: usize| (after.share(bin) - before.share(bin)).abs();
-            let bins =
-                (0..categories.len()).max_by(|one, other| moved(*one).total_cmp(&moved(*other)));
-            let bin = bins.unwrap_or(0);
-            format!(
-                "{} {:.1} % → {:.1} %",
-                categories.get(bin).map_or("", String::as_str),
-                before.share(bin) * 100.0,
-                after.share(bin) * 100.0
-            )
-        }
-    }
-}
-
-/// How probable a distance of numbers as large as that is, had nothing changed and were documents independent.
-#[must_use]
-pub fn p_value(before: &Counts, after: &Counts) -> f64 {
-    let distance = super::statistic::ks_distance(before.bins(), after.bins());
-    ks_p_value(distance, before.total(), after.total())
 }

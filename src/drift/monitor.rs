@@ -9,9 +9,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 
+use super::comparison::Finding;
 use super::config::DriftConfig;
 use super::fields::Fields;
-use super::line::{Event, Finding, Line, Standing};
+use super::line::{Event, Line, Standing};
 use super::metrics::DriftMetrics;
 use super::sample::{Generation, Sample};
 use super::window::{Signal, signals};
@@ -40,7 +41,7 @@ pub struct TopicStanding {
     /// Input topic.
     pub topic: String,
     /// Who answered last.
-    pub generation: Generation,
+    pub generation: Arc<Generation>,
     /// How many documents it has ended.
     pub documents: u64,
     /// Documents of its reference so far.
@@ -149,7 +150,7 @@ impl Monitor {
             let (reference_documents, is_watching) = line.reference_documents();
             Some(TopicStanding {
                 topic: topic.clone(),
-                generation: generation.clone(),
+                generation: Arc::clone(generation),
                 documents,
                 reference_documents,
                 is_watching,
@@ -269,7 +270,7 @@ fn tell(topic: &str, event: &Event) {
     }
 }
 
-fn tell_began(topic: &str, generation: &Generation, before: Option<&(Generation, bool)>) {
+fn tell_began(topic: &str, generation: &Generation, before: Option<&(Arc<Generation>, bool)>) {
     let Some((old, is_complete)) = before else {
         return tracing::debug!(topic, generation = %generation, "drift: a reference is begun");
     };

@@ -1,6 +1,10 @@
 //! What later windows are compared with, and from where on they stand out. Pure.
 
+use std::sync::Arc;
+
+use super::config::DriftConfig;
 use super::sample::Generation;
+use super::sequential::Rule;
 use super::statistic::{ks_distance, psi};
 use super::window::{Counts, Kind, LATENCY, Signal, Window};
 
@@ -66,7 +70,7 @@ impl Test {
 #[derive(Debug, Clone)]
 pub struct Reference {
     /// Whose.
-    pub generation: Generation,
+    pub generation: Arc<Generation>,
     /// All of its documents.
     pub all: Window,
     /// Windows that it was cut into.
@@ -80,7 +84,7 @@ pub struct Reference {
 impl Reference {
     /// Of these windows.
     #[must_use]
-    pub fn new(generation: Generation, signals: &[Signal], blocks: &[Window]) -> Self {
+    pub fn new(generation: Arc<Generation>, signals: &[Signal], blocks: &[Window]) -> Self {
         let mut all = Window::new(signals);
         blocks.iter().for_each(|block| all.merge(block));
         let mut tests = Vec::new();
@@ -101,6 +105,18 @@ impl Reference {
             load: load_of(blocks),
             all,
         }
+    }
+
+    /// What it takes to tell a difference from it.
+    #[must_use]
+    pub fn rule(&self, config: &DriftConfig) -> Rule {
+        let tests = u32::try_from(self.tests.len()).unwrap_or(u32::MAX);
+        Rule::new(
+            self.blocks,
+            tests,
+            config.window_documents,
+            config.sensitivity,
+        )
     }
 
     /// How far a window lies from it, by each test; `None` where the window has too few values, or times under another load.

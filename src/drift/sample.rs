@@ -1,6 +1,7 @@
 //! What is looked at of one document that ended. Pure.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -99,7 +100,7 @@ pub enum Ending {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// Who gave it, to what.
-    pub generation: Generation,
+    pub generation: Arc<Generation>,
     /// Its length.
     pub characters: u64,
     /// Its tokens, over all calls; 0 when the server does not tell.
@@ -244,13 +245,13 @@ mod tests {
     #[test]
     fn time_is_set_against_tokens_where_both_are_of_one_call() {
         let answer = Answer {
-            generation: Generation {
+            generation: Arc::new(Generation {
                 model: String::new(),
                 server: None,
                 template: String::new(),
                 schema: None,
                 settings: String::new(),
-            },
+            }),
             characters: 1,
             completion_tokens: 50,
             calls: 1,

@@ -1,20 +1,24 @@
 //! How far two sets of counts over the same bins lie apart. Pure.
 
 /// The population stability index, Σ (p − q) · ln(p / q): the symmetric form of the Kullback–Leibler divergence, as credit scoring has it
-/// (N. Siddiqi, Credit Risk Scorecards, 2006). Half a count is added to each bin, so that an empty one has a logarithm. 0 without bins.
+/// (N. Siddiqi, Credit Risk Scorecards, 2006). Half a count is added to each bin that one of the sides has filled, so that the other has a
+/// logarithm; a bin that is empty on both says nothing. 0 without bins.
 #[must_use]
 pub fn psi(reference: &[u32], window: &[u32]) -> f64 {
-    let (r, w) = (smoothed_total(reference), smoothed_total(window));
-    let terms = reference.iter().zip(window).map(|(of_r, of_w)| {
-        let q = (f64::from(*of_r) + 0.5) / r;
-        let p = (f64::from(*of_w) + 0.5) / w;
+    let pairs = || {
+        reference
+            .iter()
+            .zip(window)
+            .filter(|(r, w)| **r > 0 || **w > 0)
+    };
+    let smoothed = |count: &u32| f64::from(*count) + 0.5;
+    let r: f64 = pairs().map(|(in_r, _)| smoothed(in_r)).sum();
+    let w: f64 = pairs().map(|(_, in_w)| smoothed(in_w)).sum();
+    let terms = pairs().map(|(in_r, in_w)| {
+        let (q, p) = (smoothed(in_r) / r, smoothed(in_w) / w);
         (p - q) * (p / q).ln()
     });
     terms.sum()
-}
-
-fn smoothed_total(counts: &[u32]) -> f64 {
-    counts.iter().map(|count| f64::from(*count) + 0.5).sum()
 }
 
 /// The two-sample distance of Kolmogorov and Smirnov: the largest difference of the two distribution functions, looked at where the bins end.
@@ -94,6 +98,8 @@ mod tests {
         near(psi(&[10, 0], &[0, 10]), 20.0 / 11.0 * 21.0_f64.ln(), 1e-12);
         near(psi(&[7, 3, 90], &[7, 3, 90]), 0.0, 1e-15);
         near(psi(&[], &[]), 0.0, 0.0);
+        let (with, without) = (psi(&[9, 0, 1, 0], &[5, 0, 5, 0]), psi(&[9, 1], &[5, 5]));
+        near(with, without, 1e-15);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What drift is looked for in, of each document that ends.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 
 use crate::drift::{Answer, Ending, FinishReason, Generation, Monitor, Sample, content};
@@ -27,13 +29,13 @@ pub(super) fn answer(
     let (characters, refused, fields) =
         content(&completion.text, completion.data.as_ref(), drift.fields());
     let answer = Answer {
-        generation: Generation {
+        generation: Arc::new(Generation {
             model: completion.model.clone(),
             server: completion.system_fingerprint.clone(),
             template: asked.template.to_owned(),
             schema: asked.schema.map(str::to_owned),
             settings: asked.settings.to_owned(),
-        },
+        }),
         characters,
         completion_tokens: completion.usage.completion_tokens,
         calls: completion.usage.calls,
