@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use super::check::CheckArgs;
 use super::config::ConfigCommand;
 use super::dead_letters::DeadLettersArgs;
+use super::drift::DriftArgs;
 use super::dry_run::DryRunArgs;
 use super::offsets::OffsetsArgs;
 use super::pause::PauseArgs;
@@ -21,7 +22,8 @@ use crate::config::Override;
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done or drained
-   1  failure at start, a check that did not pass, a status that is not well, or documents that cannot be replayed
+   1  failure at start, a check that did not pass, a status that is not well, documents that cannot be replayed,
+      or drift that --fail-on-shift asked for
    2  the drain deadline passed, a second signal, or a replay that was stopped
    3  another instance owns the partitions
   64  usage or configuration";
@@ -59,6 +61,8 @@ pub enum Command {
     Check(CheckArgs),
     /// What a running processor does, and what limits it; exit code 0 while it works
     Status(StatusArgs),
+    /// Whether answers have changed, by what the output topic holds
+    Drift(DriftArgs),
     /// Show where each input partition stands, or go on elsewhere
     Offsets(OffsetsArgs),
     /// Have a running processor begin no new calls, until `resume` or a restart; what is in flight is finished and committed

@@ -3,8 +3,8 @@
 //! Dead letters stay where they are, whatever is done here. The topic is read by our own driver, each partition up to the end that it had at
 //! the start, a few megabytes at a time: their number bounds nothing but the time.
 
-mod cursor;
-mod filter;
+pub(in crate::cli) mod cursor;
+pub(in crate::cli) mod filter;
 mod list;
 mod marks;
 mod replay;

@@ -5,6 +5,7 @@ pub mod check;
 pub mod config;
 mod contact;
 pub mod dead_letters;
+pub mod drift;
 pub mod dry_run;
 pub mod offsets;
 pub mod output;
@@ -37,6 +38,7 @@ use self::args::{Cli, Command};
 use self::check::{CheckArgs, CheckSettings};
 use self::config::ConfigCommand;
 use self::dead_letters::{Completion, DeadLetterSettings, DeadLettersArgs};
+use self::drift::DriftArgs;
 use self::dry_run::DryRunArgs;
 use self::offsets::OffsetsArgs;
 use self::output::Terminal;
@@ -119,6 +121,9 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::DeadLetters(args) => in_runtime(&settings, async |stop| {
             Box::pin(dead_letters(args, &settings, &stop)).await
         }),
+        Command::Drift(args) => in_runtime(&settings, async |stop| {
+            Box::pin(drift_report(args, &settings, &stop)).await
+        }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
         Command::DryRun(args) => in_runtime(&settings, async |stop| {
@@ -194,6 +199,16 @@ async fn dead_letters(
         Completion::Done => 0,
         Completion::Incomplete => EXIT_FAILURE,
         Completion::Stopped => EXIT_CUT_SHORT,
+    })
+}
+
+async fn drift_report(args: DriftArgs, settings: &Settings, stop: &CancellationToken) -> Outcome {
+    let (terminal, mut out) = (Terminal::stdout(), io::stdout());
+    let ended = drift::run(&args, settings, &terminal, &mut out, stop).await?;
+    Ok(match ended {
+        drift::End::Reported => 0,
+        drift::End::Shifted => EXIT_FAILURE,
+        drift::End::Stopped => EXIT_CUT_SHORT,
     })
 }
 

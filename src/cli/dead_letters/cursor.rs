@@ -16,9 +16,9 @@ const STANDS_STILL_MAX: Duration = Duration::from_secs(30);
 
 /// Reads on from where it is.
 #[derive(Debug)]
-pub(super) struct Cursor<'a> {
+pub(in crate::cli) struct Cursor<'a> {
     reader: &'a dyn LogReader,
-    pub(super) partition: TopicPartition,
+    pub(in crate::cli) partition: TopicPartition,
     start: Offset,
     next: Offset,
     end: Offset,
@@ -26,7 +26,7 @@ pub(super) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// At the start of the partition, which ends where it ends now.
-    pub(super) async fn open(
+    pub(in crate::cli) async fn open(
         reader: &'a dyn LogReader,
         partition: TopicPartition,
     ) -> Result<Self, KafkaError> {
@@ -40,13 +40,21 @@ impl<'a> Cursor<'a> {
         })
     }
 
+    /// Begins that many offsets before the end, or where the partition begins.
+    pub(in crate::cli) fn skip_to_last(&mut self, offsets: u64) {
+        let back = i64::try_from(offsets).unwrap_or(i64::MAX);
+        let from = Offset::new(self.end.value().saturating_sub(back));
+        self.start = self.start.max(from);
+        self.next = self.start;
+    }
+
     /// How many offsets there are, and how many of them are behind us.
-    pub(super) const fn length(&self) -> u64 {
+    pub(in crate::cli) const fn length(&self) -> u64 {
         self.start.distance_to(self.end)
     }
 
     /// How many offsets are behind us.
-    pub(super) const fn passed(&self) -> u64 {
+    pub(in crate::cli) const fn passed(&self) -> u64 {
         self.start.distance_to(self.next)
     }
 
@@ -54,7 +62,9 @@ impl<'a> Cursor<'a> {
     ///
     /// # Cancel safety
     /// Safe: the position moves only when records are handed out.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<(Offset, Record)>>, KafkaError> {
+    pub(in crate::cli) async fn next(
+        &mut self,
+    ) -> Result<Option<Vec<(Offset, Record)>>, KafkaError> {
         let deadline = Instant::now() + STANDS_STILL_MAX;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         while self.next < self.end {

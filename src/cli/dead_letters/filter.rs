@@ -56,7 +56,8 @@ fn reason(text: &str) -> Result<DeadLetterReason, String> {
     })
 }
 
-fn time(text: &str) -> Result<Timestamp, String> {
+/// A moment as people write it.
+pub(in crate::cli) fn time(text: &str) -> Result<Timestamp, String> {
     if let Ok(at) = text.parse() {
         return Ok(at);
     }
