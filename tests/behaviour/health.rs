@@ -128,9 +128,14 @@ async fn neither_a_held_model_server_nor_a_slow_one_is_taken_for_a_stall() {
 #[tokio::test]
 async fn promtool_has_nothing_to_say_against_the_metrics() {
     let world = world(Duration::from_millis(5)).await;
-    world.produce(0..30, plain);
+    world.produce(0..250, plain);
     world.put(0, Some("broken"), Some("{"));
-    let running = world.start(&[LISTENS, "llm.requests_per_minute=100000"]);
+    let running = world.start(&[
+        LISTENS,
+        "llm.requests_per_minute=100000",
+        "drift.window_documents=20",
+        "drift.reference_documents=200",
+    ]);
     eventually("everything is committed", || world.is_all_committed()).await;
     eventually("it listens", || listens(&running)).await;
     eventually("the metrics are complete", || {
@@ -162,6 +167,12 @@ async fn promtool_has_nothing_to_say_against_the_metrics() {
         "klp_read_ahead_bytes",
         "klp_read_ahead_bound_bytes",
         "klp_limiting_factor",
+        "klp_drift_reference_documents",
+        "klp_drift_generations_total",
+        "klp_drift_threshold",
+        "klp_drift_shifted",
+        "klp_drift_alarms_total",
+        "klp_drift_statistic",
     ] {
         let begins = |line: &str| {
             let rest = line.strip_prefix(family);

@@ -15,6 +15,7 @@ mod data_loss;
 mod dead_letters;
 mod delivery;
 mod drain;
+mod drift;
 mod fencing;
 mod flavours;
 mod group;

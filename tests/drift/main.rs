@@ -16,6 +16,7 @@
     reason = "a test binary: what is not as expected ends the test, and what it draws are numbers"
 )]
 
+mod cost;
 mod false_alarms;
 mod generations;
 mod power;

@@ -29,6 +29,26 @@ pub(super) struct Page {
     pub(super) partitions: Vec<Partition>,
     #[serde(default)]
     pub(super) totals: Totals,
+    pub(super) drift: Option<Drift>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Drift {
+    pub(super) state: String,
+    pub(super) generation: String,
+    pub(super) reference_documents: u64,
+    pub(super) signals: Vec<DriftSignal>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct DriftSignal {
+    pub(super) name: String,
+    pub(super) statistic: String,
+    pub(super) value: Option<f64>,
+    pub(super) threshold: f64,
+    pub(super) state: String,
 }
 
 #[derive(Debug, Default, Deserialize)]

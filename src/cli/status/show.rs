@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::cli::output::{Terminal, Tone, harmless};
 
-use super::page::{Endpoint, Head, Limiting, Page, Partition, Stall};
+use super::page::{Drift, Endpoint, Head, Limiting, Page, Partition, Stall};
 
 /// Partitions that are shown: those with most to do.
 const PARTITIONS_MAX: usize = 20;
@@ -107,7 +107,46 @@ fn write_numbers(page: &Page, terminal: &Terminal, out: &mut (dyn Write + Send))
         "{} of {} records, {} of {} bytes",
         ahead.records, ahead.records_max, ahead.bytes, ahead.bytes_max
     );
-    row(terminal, out, "read ahead", &ahead)
+    row(terminal, out, "read ahead", &ahead)?;
+    match &page.drift {
+        Some(drift) if !drift.generation.is_empty() => {
+            let tone = match drift.state.as_str() {
+                "shifted" => Tone::Bad,
+                "watching" => Tone::Good,
+                _ => Tone::Faint,
+            };
+            let state = terminal.paint(tone, harmless(&drift.state));
+            let told = drifted(drift);
+            row(
+                terminal,
+                out,
+                "drift",
+                &format!("{state}{}", harmless(&told)),
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
+fn drifted(drift: &Drift) -> String {
+    let shifted = drift.signals.iter().filter(|it| it.state == "shifted");
+    let shifted: Vec<_> = shifted
+        .map(|it| {
+            let value = it.value.unwrap_or_default();
+            format!(
+                "{} ({} {value:.3}, threshold {:.3})",
+                it.name, it.statistic, it.threshold
+            )
+        })
+        .collect();
+    if shifted.is_empty() {
+        let documents = drift.reference_documents;
+        return format!(
+            ", reference of {documents} documents of {}",
+            drift.generation
+        );
+    }
+    format!(": {}", shifted.join(", "))
 }
 
 fn told(endpoint: &Endpoint) -> String {

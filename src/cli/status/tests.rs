@@ -44,6 +44,10 @@ fn page() -> serde_json::Value {
             "open": 8, "in_flight": 1, "waiting_for_turn": 7, "unacknowledged": 0, "oldest_open_ms": 12_340,
             "head": {"offset": 17, "stage": "with_model"}
         }],
+        "drift": {"state": "shifted", "generation": "m", "reference_documents": 4000, "window_documents": 100, "signals": [
+            {"name": "refusal", "statistic": "psi", "value": 0.5, "threshold": 0.02, "state": "shifted"},
+            {"name": "outcome", "statistic": "psi", "value": null, "threshold": 0.02, "state": "ok"}
+        ], "alarms": []},
         "totals": {"processed": 17, "dead_lettered": {"invalid_json": 2}},
         "what a newer one tells": 1
     })
@@ -71,6 +75,7 @@ documents     17 results, 2 dead letters
 model server  http://a:8000: 1 of 8 calls, 2 wait there
 waiting       4 for a slot, 0 for a budget, 0 for their next attempt
 read ahead    8 of 1024 records, 9000 of 16777216 bytes
+drift         shifted: refusal (psi 0.500, threshold 0.020)
 
 partition       lag unfinished in flight for turn    oldest  which
 docs/0           13         13         1        7    12.3 s  17 with_model
