@@ -14,8 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::{World, eventually};
 
-/// A window of 20 documents, a reference of 20 windows; eight statistics have 40,000 chances in 100,000 documents, and C(24, 4) is 10,626: four
-/// windows in a row keep false alarms to 3.8, where five are allowed.
+/// A window of 20 documents, a reference of 20 windows; nine statistics have 45,000 chances in 100,000 documents, and C(24, 4) is 10,626: four
+/// windows in a row keep false alarms to 4.2, where five are allowed.
 const WATCHES: [&str; 3] = [
     "drift.window_documents=20",
     "drift.reference_documents=400",
