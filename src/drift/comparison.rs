@@ -129,8 +129,13 @@ pub fn told(signal: &Signal, before: &Counts, after: &Counts) -> String {
         Kind::Number(unit) => format!("median {} → {} {unit}", before.median(), after.median()),
         Kind::Category(categories) => {
             let moved = |bin: usize| (after.share(bin) - before.share(bin)).abs();
-            let bins =
-                (0..categories.len()).max_by(|one, other| moved(*one).total_cmp(&moved(*other)));
+            // Of those that have moved as far, the most frequent.
+            let order = |one: &usize, other: &usize| {
+                let (one, other) = (*one, *other);
+                let by_share = after.share(one).total_cmp(&after.share(other));
+                moved(one).total_cmp(&moved(other)).then(by_share)
+            };
+            let bins = (0..categories.len()).max_by(order);
             let bin = bins.unwrap_or(0);
             format!(
                 "{} {:.1} % → {:.1} %",

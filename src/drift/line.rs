@@ -69,7 +69,7 @@ pub struct Line {
     signals: Arc<[Signal]>,
     config: DriftConfig,
     /// The one that answered last comes first.
-    generations: Vec<Box<Watched>>,
+    generations: Vec<Watched>,
     windows: u64,
 }
 
@@ -160,7 +160,7 @@ impl Line {
                     phase: Phase::Collecting(Vec::new()),
                     comparison,
                 };
-                self.generations.insert(0, Box::new(new));
+                self.generations.insert(0, new);
                 self.generations.truncate(GENERATIONS_MAX);
             }
         }

@@ -42,7 +42,7 @@ pub(super) struct Count {
     pub(super) attempts: u32,
     pub(super) ending: Ending,
     /// What drift is looked for in; `None` where nobody looks, or nothing was asked.
-    pub(super) sample: Option<Sample>,
+    pub(super) sample: Option<Box<Sample>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -267,10 +267,7 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         Count {
             attempts,
             ending: Ending::DeadLetter(reason),
-            sample: services
-                .drift
-                .is_some()
-                .then(|| sample::dead_letter(reason, at)),
+            sample: sample::dead_letter(services.drift.as_ref(), reason, at),
         },
     )
 }
@@ -291,10 +288,9 @@ impl Answered {
         let output_cut = completion.finish_reason == "length";
         let document_cut = matches!(completion.long, Some(LongSummary::Truncate { .. }));
         let cut = output_cut || document_cut;
-        let status = if cut {
-            ResultStatus::Truncated
-        } else {
-            ResultStatus::Ok
+        let status = match cut {
+            true => ResultStatus::Truncated,
+            false => ResultStatus::Ok,
         };
         let timing = ResultTiming {
             queued_ms: millis(self.sent_at.saturating_duration_since(work.fetched_at)),
@@ -314,10 +310,7 @@ impl Answered {
             template: &self.prompt_hash,
             schema: services.schema_hash.as_deref(),
         };
-        let sample = services
-            .drift
-            .as_ref()
-            .and_then(|drift| sample::answer(drift, asked, &completion, completed_at));
+        let sample = sample::answer(services.drift.as_ref(), asked, &completion, completed_at);
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,

@@ -16,16 +16,14 @@ pub(super) struct Asked<'a> {
     pub(super) schema: Option<&'a str>,
 }
 
-/// `None` for an answer that was given before: it says nothing new of the model.
+/// `None` where nobody looks, and for an answer that was given before: it says nothing new of the model.
 pub(super) fn answer(
-    drift: &Monitor,
+    drift: Option<&Monitor>,
     asked: Asked<'_>,
     completion: &Completion,
     at: Timestamp,
-) -> Option<Sample> {
-    if completion.cached {
-        return None;
-    }
+) -> Option<Box<Sample>> {
+    let drift = drift.filter(|_| !completion.cached)?;
     let (characters, refused, fields) =
         content(&completion.text, completion.data.as_ref(), drift.fields());
     let answer = Answer {
@@ -44,15 +42,22 @@ pub(super) fn answer(
         finish_reason: FinishReason::of(&completion.finish_reason),
         fields,
     };
-    Some(Sample {
+    Some(Box::new(Sample {
         at,
         ending: Ending::Answer(Box::new(answer)),
-    })
+    }))
 }
 
-pub(super) const fn dead_letter(reason: DeadLetterReason, at: Timestamp) -> Sample {
-    Sample {
-        at,
-        ending: Ending::DeadLetter(reason),
-    }
+/// `None` where nobody looks.
+pub(super) fn dead_letter(
+    drift: Option<&Monitor>,
+    reason: DeadLetterReason,
+    at: Timestamp,
+) -> Option<Box<Sample>> {
+    drift.map(|_| {
+        Box::new(Sample {
+            at,
+            ending: Ending::DeadLetter(reason),
+        })
+    })
 }

@@ -7,7 +7,7 @@ use crate::cli::output::{Terminal, Tone, harmless};
 use super::report::{GenerationReport, PairReport, Report, SignalReport, TopicReport, Verdict};
 
 /// Where the second column begins.
-const LABEL: usize = 12;
+const LABEL: usize = 14;
 
 pub(super) fn write(
     report: &Report,
