@@ -71,7 +71,7 @@ fn changes() -> Vec<(&'static str, &'static str, Model)> {
     ]
 }
 
-/// The table of `docs/drift.md`: `cargo test --release --test drift -- --ignored --nocapture`.
+/// What makes every window stand out.
 #[test]
 fn what_is_plain_is_told_within_the_stated_number_of_documents() {
     let config = DriftConfig::default();
@@ -126,6 +126,7 @@ fn what_is_plain_is_told_within_the_stated_number_of_documents() {
     }
 }
 
+/// The table of `docs/drift.md`, with `DRIFT_TABLE=1`.
 #[test]
 fn table() {
     if std::env::var("DRIFT_TABLE").is_err() {
