@@ -3,6 +3,7 @@
 mod observe;
 mod reload;
 mod services;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,6 +29,7 @@ use crate::telemetry::holds::Holds;
 use crate::telemetry::registry::new_registry;
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
+use crate::telemetry::traces::{TraceMetrics, Traces};
 use crate::telemetry::{AdminServer, Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::error_chain;
 
@@ -91,6 +93,7 @@ pub struct App {
     holds: Holds,
     pipeline_metrics: PipelineMetrics,
     pause: PauseSwitch,
+    traces: Option<Traces>,
     admin: Option<AdminServer>,
     sink_layer: SinkLayer,
     shutdown: CancellationToken,
@@ -108,6 +111,7 @@ impl App {
         let board = StatusBoard::new(&mut registry);
         let pipeline_metrics = PipelineMetrics::new(&mut registry);
         let llm_metrics = LlmMetrics::new(&mut registry);
+        let trace_metrics = TraceMetrics::new(&mut registry);
         let setting = |error: &dyn std::error::Error| {
             anyhow::Error::msg(settings.origins.named_in(error_chain(error)))
         };
@@ -143,6 +147,8 @@ impl App {
             status: board.clone(),
             pause: pause.clone(),
         };
+        let instance = instance_name();
+        let traces = traces::start(&settings, &instance, trace_metrics)?;
         let admin = AdminServer::start(&settings.admin, sources, shutdown.child_token())?;
         let cluster = Cluster::new(&settings.kafka);
         let holds = Holds::new(board.clone());
@@ -150,7 +156,7 @@ impl App {
         let settings_generation = settings.generation();
         Ok(Self {
             settings,
-            instance: instance_name(),
+            instance,
             driver,
             asking: Asking::new(input_topics, settings_generation),
             schema_hash,
@@ -162,6 +168,7 @@ impl App {
             holds,
             pipeline_metrics,
             pause,
+            traces,
             admin,
             sink_layer: SinkLayer::default(),
             shutdown,
@@ -229,6 +236,9 @@ impl App {
         let summary = board.summary();
         self.shutdown.cancel();
         helpers.shutdown().await;
+        if let Some(traces) = self.traces {
+            traces.end().await;
+        }
         if let Some(admin) = self.admin {
             admin.stop().await;
         }

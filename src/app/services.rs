@@ -163,6 +163,7 @@ impl App {
             metrics: self.pipeline_metrics.clone(),
             board: self.board.clone(),
             holds: self.holds.clone(),
+            spans: self.spans(),
             instance: self.instance.clone(),
         }
     }

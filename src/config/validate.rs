@@ -29,6 +29,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
         problems.extend(own.map(|problem| format!("input.topics `{}`: {problem}", topic.name)));
     }
     problems.extend(settings.long_documents.validate());
+    problems.extend(settings.telemetry.validate());
     problems
 }
 

@@ -15,6 +15,7 @@ mod read_ahead;
 mod supervisor;
 mod take_over;
 mod topics;
+mod traced;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -28,6 +29,7 @@ use self::outcome::{Count, Ending};
 use crate::kafka::{Sink, Source};
 use crate::llm::Complete;
 use crate::offsets::{CommitStore, Guarantee};
+use crate::spans::Spans;
 use crate::telemetry::StatusBoard;
 use crate::telemetry::holds::Holds;
 use crate::types::{Offset, TopicPartition};
@@ -45,6 +47,7 @@ pub use ownership::Ownership;
 pub use read_ahead::ReadAhead;
 pub use supervisor::{PipelineEnd, run};
 pub use topics::{Topics, Weight, WeightError};
+pub use traced::document_span;
 
 /// What all partitions share.
 #[derive(Debug)]
@@ -83,6 +86,8 @@ pub struct Services {
     pub board: StatusBoard,
     /// What is waited for.
     pub holds: Holds,
+    /// Makes the spans of documents.
+    pub spans: Spans,
     /// Name of this run of the process, in commit records.
     pub instance: String,
 }

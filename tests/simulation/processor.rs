@@ -11,6 +11,7 @@ use kafka_llm_processor::pipeline::{
     PipelineMetrics, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::records::dead_letter::HeaderStyle;
+use kafka_llm_processor::spans::Spans;
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
 use kafka_llm_processor::telemetry::{Health, StatusBoard};
@@ -133,6 +134,7 @@ fn services(instance: &Arc<Instance>) -> Services {
         metrics: PipelineMetrics::new(&mut registry),
         holds: Holds::new(board.clone()),
         board,
+        spans: Spans::default(),
         instance: instance.name.clone(),
     }
 }
