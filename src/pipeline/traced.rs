@@ -103,7 +103,9 @@ impl Traced {
 /// through, as its fields are those of warnings too.
 #[must_use]
 pub fn document_span(position: &SourcePosition) -> tracing::Span {
+    // Not below the partition's span, which says nothing more.
     tracing::error_span!(
+        parent: None,
         "document",
         topic = %position.topic_partition.topic,
         partition = position.topic_partition.partition,
