@@ -9,6 +9,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::post;
 use kafka_llm_processor::app::RunEnd;
+use kafka_llm_processor::records::result::{ResultOutput, ResultRecord};
 use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, VllmConfig};
 use kafka_llm_processor::types::{Header, Record};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
@@ -167,27 +168,9 @@ fn header<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
     Some(std::str::from_utf8(value).unwrap())
 }
 
-#[tokio::test]
-async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
-    let (world, collector) = (World::new(1).await, Collector::start().await);
-    let parent = format!("00-{TRACE}-{PARENT}-01");
-    let came_with = [("traceparent", parent.as_str()), ("tracestate", "vendor=1")];
-    put(
-        &world,
-        7,
-        "A hush-hush report of revenue of 7 million.",
-        &came_with,
-    );
-    let running = world.start(&[
-        &collector.endpoint,
-        "telemetry.otlp_headers=authorization=Bearer%20hush-key,x-tenant=a",
-        "telemetry.service_name=filings",
-        "llm.max_tokens=64",
-        "llm.seed=5",
-        "llm.top_p=0.5",
-    ]);
-    drained(&world, running).await;
+const TEXT: &str = "A hush-hush report of revenue of 7 million.";
 
+fn the_process(collector: &Collector) -> Span {
     let process = collector.the("process");
     assert_eq!(process.name, "process docs");
     assert_eq!(process.kind, i32::from(SpanKind::Consumer));
@@ -195,7 +178,7 @@ async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
     assert_eq!(hex(&process.parent_span_id), PARENT);
     assert_eq!(process.trace_state, "vendor=1");
     assert!(!is_error(&process));
-    let value = json(7, "A hush-hush report of revenue of 7 million.");
+    let value = json(7, TEXT);
     assert_attributes(
         &process,
         &[
@@ -212,13 +195,15 @@ async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
             ("klp.attempts", "1"),
         ],
     );
+    process
+}
 
+fn the_chat(collector: &Collector, process: &Span, world: &World, result: &ResultRecord) -> Span {
     let chat = collector.the("chat");
     assert_eq!(chat.name, "chat mistralai/Mistral-7B-Instruct-v0.2");
     assert_eq!(chat.kind, i32::from(SpanKind::Client));
     assert_eq!(chat.trace_id, process.trace_id);
     assert_eq!(chat.parent_span_id, process.span_id);
-    let result = &world.results()[&(0, 0)][0];
     let server = world.vllm.address();
     assert_attributes(
         &chat,
@@ -251,18 +236,10 @@ async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
             ("klp.request_id", &result.request_id),
         ],
     );
-    let called = world.vllm.requests();
-    let called = called
-        .iter()
-        .filter_map(|request| request.traceparent.as_deref());
-    assert_eq!(called.collect::<Vec<_>>(), [traceparent(&chat)]);
+    chat
+}
 
-    let (_, _, written) = world.records(OUTPUT).remove(0);
-    assert_eq!(
-        header(&written, "traceparent"),
-        Some(&*traceparent(&process))
-    );
-    assert_eq!(header(&written, "tracestate"), Some("vendor=1"));
+fn assert_flush(collector: &Collector, process: &Span) {
     let send = collector.the("send");
     assert_eq!(send.name, "send results");
     assert_eq!(send.kind, i32::from(SpanKind::Producer));
@@ -291,7 +268,9 @@ async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
             ("messaging.batch.message_count", "1"),
         ],
     );
+}
 
+fn assert_export(collector: &Collector, result: &ResultRecord) {
     let taken = collector.taken.lock().unwrap();
     assert_eq!(taken.resources[0]["service.name"], "filings");
     let sent = &taken.headers[0];
@@ -301,11 +280,46 @@ async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
     // Neither what was asked nor what was answered.
     let text = String::from_utf8_lossy(&taken.bytes);
     assert!(text.contains("klp.document.id") && !text.contains("hush"));
-    let kafka_llm_processor::records::result::ResultOutput::Text(answer) = &result.output else {
+    let ResultOutput::Text(answer) = &result.output else {
         panic!("{result:?}")
     };
     let answer: String = answer.chars().take(30).collect();
     assert!(!text.contains(&answer), "{answer}");
+}
+
+#[tokio::test]
+async fn a_documents_trace_goes_from_its_record_over_the_call_to_the_result() {
+    let (world, collector) = (World::new(1).await, Collector::start().await);
+    let parent = format!("00-{TRACE}-{PARENT}-01");
+    let came_with = [("traceparent", parent.as_str()), ("tracestate", "vendor=1")];
+    put(&world, 7, TEXT, &came_with);
+    let running = world.start(&[
+        &collector.endpoint,
+        "telemetry.otlp_headers=authorization=Bearer%20hush-key,x-tenant=a",
+        "telemetry.service_name=filings",
+        "llm.max_tokens=64",
+        "llm.seed=5",
+        "llm.top_p=0.5",
+    ]);
+    drained(&world, running).await;
+
+    let result = world.results().remove(&(0, 0)).unwrap().remove(0);
+    let process = the_process(&collector);
+    let chat = the_chat(&collector, &process, &world, &result);
+    let called = world.vllm.requests();
+    let called = called
+        .iter()
+        .filter_map(|request| request.traceparent.as_deref());
+    assert_eq!(called.collect::<Vec<_>>(), [traceparent(&chat)]);
+
+    let (_, _, written) = world.records(OUTPUT).remove(0);
+    assert_eq!(
+        header(&written, "traceparent"),
+        Some(&*traceparent(&process))
+    );
+    assert_eq!(header(&written, "tracestate"), Some("vendor=1"));
+    assert_flush(&collector, &process);
+    assert_export(&collector, &result);
 }
 
 #[tokio::test]
