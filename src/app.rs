@@ -227,7 +227,8 @@ impl App {
         let end = match self.start(&drain, fail_fast).await {
             Ok(Some(topics)) => {
                 topics_latch.release();
-                self.work(topics, partitions_latch, drain).await
+                // On the heap: it is most of what a caller would hold.
+                Box::pin(self.work(topics, partitions_latch, drain)).await
             }
             Ok(None) => RunEnd::Drained,
             Err(error) => RunEnd::Failed(error),

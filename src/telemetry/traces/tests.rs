@@ -52,7 +52,8 @@ fn fixture(answers: &[Result<CollectorReply, String>]) -> Fixture {
         posts: Mutex::default(),
     });
     let config = TelemetryConfig::default();
-    let traces = Traces::start(&config, "i-1", collector.clone(), metrics);
+    let posted: Arc<dyn Collector> = Arc::<Scripted>::clone(&collector);
+    let traces = Traces::start(&config, "i-1", posted, metrics);
     Fixture {
         collector,
         metrics: Metrics::new(registry),
