@@ -132,7 +132,7 @@ fn call(bencher: divan::Bencher, concurrency: Concurrency, tells_load: bool) {
         scope: prompt.scope(&context),
         prompt: Arc::new(prompt),
         content: sentence.repeat(1024 / sentence.len() + 1),
-        traceparent: None,
+        trace: Default::default(),
     };
     bencher
         .with_inputs(|| request.clone())

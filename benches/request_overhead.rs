@@ -210,7 +210,7 @@ impl Sides {
             scope: prompt.scope(&context),
             prompt: Arc::new(prompt),
             content: sentence.repeat(1024 / sentence.len() + 1),
-            traceparent: None,
+            trace: Default::default(),
         };
         let client = |transport| {
             let metrics = LlmMetrics::new(&mut Registry::default());

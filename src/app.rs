@@ -4,6 +4,7 @@ mod drift;
 mod observe;
 mod reload;
 mod services;
+mod traces;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use crate::telemetry::holds::Holds;
 use crate::telemetry::registry::new_registry;
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
+use crate::telemetry::traces::{TraceMetrics, Traces};
 use crate::telemetry::{AdminServer, Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::error_chain;
 
@@ -94,6 +96,7 @@ pub struct App {
     pipeline_metrics: PipelineMetrics,
     drift: Option<Monitor>,
     pause: PauseSwitch,
+    traces: Option<Traces>,
     admin: Option<AdminServer>,
     sink_layer: SinkLayer,
     shutdown: CancellationToken,
@@ -111,6 +114,7 @@ impl App {
         let board = StatusBoard::new(&mut registry);
         let pipeline_metrics = PipelineMetrics::new(&mut registry);
         let llm_metrics = LlmMetrics::new(&mut registry);
+        let trace_metrics = TraceMetrics::new(&mut registry);
         let setting = |error: &dyn std::error::Error| {
             anyhow::Error::msg(settings.origins.named_in(error_chain(error)))
         };
@@ -147,6 +151,8 @@ impl App {
             status: board.clone(),
             pause: pause.clone(),
         };
+        let instance = instance_name();
+        let traces = traces::start(&settings, &instance, trace_metrics)?;
         let admin = AdminServer::start(&settings.admin, sources, shutdown.child_token())?;
         let cluster = Cluster::new(&settings.kafka);
         let holds = Holds::new(board.clone());
@@ -154,7 +160,7 @@ impl App {
         let settings_generation = settings.generation();
         Ok(Self {
             settings,
-            instance: instance_name(),
+            instance,
             driver,
             asking: Asking::new(input_topics, settings_generation),
             schema_hash,
@@ -167,6 +173,7 @@ impl App {
             pipeline_metrics,
             drift,
             pause,
+            traces,
             admin,
             sink_layer: SinkLayer::default(),
             shutdown,
@@ -226,7 +233,8 @@ impl App {
         let end = match self.start(&drain, fail_fast).await {
             Ok(Some(topics)) => {
                 topics_latch.release();
-                self.work(topics, partitions_latch, drain).await
+                // On the heap: it is most of what a caller would hold.
+                Box::pin(self.work(topics, partitions_latch, drain)).await
             }
             Ok(None) => RunEnd::Drained,
             Err(error) => RunEnd::Failed(error),
@@ -235,6 +243,9 @@ impl App {
         let summary = board.summary();
         self.shutdown.cancel();
         helpers.shutdown().await;
+        if let Some(traces) = self.traces {
+            traces.end().await;
+        }
         if let Some(admin) = self.admin {
             admin.stop().await;
         }

@@ -22,7 +22,7 @@
 //! offsets
 //! kafka  llm  drift  telemetry  records
 //! retry
-//! types  clock
+//! types  clock  spans
 //! ```
 //!
 //! `sandbox` stands beside the ladder: it imports `types` and `clock` alone and is used by `cli`, tests, examples and benches.
@@ -44,5 +44,6 @@ pub mod records;
 pub mod retry;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+pub mod spans;
 pub mod telemetry;
 pub mod types;

@@ -17,6 +17,7 @@ use kafka_llm_processor::llm::{
     LlmConfig, LlmError, LlmMetrics, LongDocumentsConfig, LongPolicy, OnTruncated, Prompt,
     PromptConfig, Scope, Setup, VllmClient,
 };
+use kafka_llm_processor::spans::{Trace, TraceHeaders};
 use kafka_llm_processor::types::{
     DeadLetterReason, Offset, Secret, SourcePosition, TopicPartition,
 };
@@ -149,7 +150,10 @@ fn request(offset: i64, text: &str) -> CompletionRequest {
         prompt: prompt(None),
         scope: Scope::default(),
         content: text.to_owned(),
-        traceparent: Some("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".to_owned()),
+        trace: Trace::passed_on(TraceHeaders::parse(
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            None,
+        )),
     }
 }
 

@@ -26,6 +26,7 @@ use kafka_llm_processor::pipeline::{
     PipelineConfig, PipelineEnd, PipelineMetrics, ProcessingConfig, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::records::dead_letter::HeaderStyle;
+use kafka_llm_processor::spans::Spans;
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
 use kafka_llm_processor::telemetry::{Health, StatusBoard};
@@ -125,6 +126,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
         holds: Holds::new(board.clone()),
         board,
         drift: None,
+        spans: Spans::default(),
         instance: group.to_owned(),
     };
     let drain = CancellationToken::new();

@@ -299,7 +299,7 @@ fn request(number: i64, prompt: Arc<Prompt>, scope: Scope) -> CompletionRequest 
         prompt,
         scope,
         content: content.join(" "),
-        traceparent: None,
+        trace: Default::default(),
     }
 }
 

@@ -164,6 +164,7 @@ impl App {
             board: self.board.clone(),
             drift: self.drift.clone(),
             holds: self.holds.clone(),
+            spans: self.spans(),
             instance: self.instance.clone(),
         }
     }

@@ -79,9 +79,12 @@ async fn until_stopped(
     let drain = CancellationToken::new();
     let running = app.run(drain.clone(), fail_fast);
     tokio::pin!(running);
+    let losses = log.losses().clone().tell();
+    tokio::pin!(losses);
     let (end, summary) = loop {
         tokio::select! {
             ended = &mut running => break ended,
+            () = &mut losses => {}
             () = reloads.next() => reloader.reload(&load),
             signal = signals.next() => {
                 if drain.is_cancelled() {

@@ -52,6 +52,9 @@ impl Settings {
         if self.llm.api_key != new.llm.api_key {
             changes.fixed.push("llm.api_key".to_owned());
         }
+        if self.telemetry.otlp_headers != new.telemetry.otlp_headers {
+            changes.fixed.push("telemetry.otlp_headers".to_owned());
+        }
         changes.fixed.dedup();
         changes
     }

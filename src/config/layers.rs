@@ -19,11 +19,26 @@ pub(super) const PROMISED: [(&str, &str); 6] = [
     ("MODEL_NAME", "llm.model"),
     ("LLM_TIMEOUT", "llm.timeout"),
 ];
+/// OpenTelemetry's own variables, which yield to ours; of two for one key the later one holds.
+const OPEN_TELEMETRY: [(&str, &str); 6] = [
+    ("OTEL_EXPORTER_OTLP_ENDPOINT", "telemetry.otlp_endpoint"),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+        "telemetry.otlp_traces_endpoint",
+    ),
+    ("OTEL_EXPORTER_OTLP_HEADERS", "telemetry.otlp_headers"),
+    (
+        "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+        "telemetry.otlp_headers",
+    ),
+    ("OTEL_SERVICE_NAME", "telemetry.service_name"),
+    ("OTEL_RESOURCE_ATTRIBUTES", "telemetry.resource_attributes"),
+];
 /// All other keys: `KLP_PIPELINE__ORDER` sets `pipeline.order`.
 pub(super) const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 13] = [
+pub(super) const OPTIONAL_TEXT: [&str; 15] = [
     "admin.token_file",
     "kafka.sasl_password",
     "llm.api_key",
@@ -37,6 +52,8 @@ pub(super) const OPTIONAL_TEXT: [&str; 13] = [
     "prompt.system_file",
     "prompt.map",
     "prompt.reduce",
+    "telemetry.otlp_headers",
+    "telemetry.otlp_headers_file",
 ];
 
 /// A setting from the command line.
@@ -165,11 +182,13 @@ impl Variables {
         let defaults = defaults();
         let (mut dict, mut names) = (Dict::new(), Names::new());
         let mut variables: Vec<_> = environment.into_iter().collect();
-        variables.sort();
+        // Those of others come first, so that ours hold.
+        variables.sort_by_cached_key(|(name, _)| (standard(name).is_none(), name.clone()));
         for (name, value) in variables {
             let promised = PROMISED.iter().find(|(variable, _)| *variable == name);
-            let key = match (promised, name.strip_prefix(PREFIX)) {
-                (Some((_, key)), _) => (*key).to_owned(),
+            let named = promised.map(|(_, key)| *key).or_else(|| standard(&name));
+            let key = match (named, name.strip_prefix(PREFIX)) {
+                (Some(key), _) => key.to_owned(),
                 (None, Some(path)) => path.to_lowercase().replace("__", "."),
                 (None, None) => continue,
             };
@@ -192,6 +211,14 @@ impl Provider for Variables {
     fn data(&self) -> figment::Result<Map<Profile, Dict>> {
         Ok(Profile::Default.collect(self.dict.clone()))
     }
+}
+
+/// The key that a variable of OpenTelemetry's sets.
+fn standard(name: &str) -> Option<&'static str> {
+    let found = OPEN_TELEMETRY
+        .iter()
+        .find(|(variable, _)| *variable == name);
+    found.map(|(_, key)| *key)
 }
 
 /// What the command line sets.

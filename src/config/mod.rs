@@ -25,7 +25,7 @@ use crate::pipeline::{
     Assignment, DeadLettersConfig, InputConfig, IsolationLevel, OutputConfig, PipelineConfig,
     ProcessingConfig, StaticShare,
 };
-use crate::telemetry::{AdminConfig, LogConfig};
+use crate::telemetry::{AdminConfig, LogConfig, TelemetryConfig};
 
 pub use changes::Changes;
 pub use effective::Effective;
@@ -60,6 +60,8 @@ pub struct Settings {
     pub admin: AdminConfig,
     /// Logs.
     pub log: LogConfig,
+    /// Traces.
+    pub telemetry: TelemetryConfig,
     /// Where the values came from, for messages about what a setting leads to, such as a file.
     #[serde(skip)]
     pub origins: Origins,

@@ -220,6 +220,13 @@ pub const KEYS: &[Key] = &[
     key("log.format", "`human`, `json`", "of the log's lines"),
     key("log.file", "path, `auto`, `off`", "`auto` writes `logs/kafka-llm-processor.log` where it can, not in containers"),
     key("log.max_files", "files", "daily ones that are kept"),
+    key("telemetry.otlp_endpoint", "URL", "of a collector that takes OTLP over HTTP, such as `http://localhost:4318`: spans go to `/v1/traces` below it; `OTEL_EXPORTER_OTLP_ENDPOINT` sets it too").absent("no traces"),
+    key("telemetry.otlp_traces_endpoint", "URL", "where spans go exactly, instead; `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` sets it too"),
+    key("telemetry.otlp_headers", "secret", "of each export: `name=value`, comma separated, values percent-encoded; `OTEL_EXPORTER_OTLP_HEADERS` sets it too"),
+    key("telemetry.otlp_headers_file", "file", "holds them, instead of `telemetry.otlp_headers`; read at the start"),
+    key("telemetry.sample_ratio", "0 to 1", "the share of documents that are traced; one whose record has a `traceparent` is traced when that says so"),
+    key("telemetry.service_name", "name", "`service.name` of the spans; `OTEL_SERVICE_NAME` sets it too").absent("`kafka-llm-processor`"),
+    key("telemetry.resource_attributes", "`name=value`, comma separated", "more about the service, values percent-encoded; `OTEL_RESOURCE_ATTRIBUTES` sets it too"),
 ];
 
 #[cfg(test)]

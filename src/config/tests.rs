@@ -365,3 +365,38 @@ fn settings_that_were_put_together_in_code_are_checked_too() {
     let refused = crate::app::App::build(settings).unwrap_err();
     assert!(refused.to_string().contains("output.topic"), "{refused}");
 }
+
+#[test]
+fn open_telemetrys_variables_are_honoured_and_yield_to_ours() {
+    let load = |variables: &[(&str, &str)]| {
+        let environment = variables.iter();
+        let environment =
+            environment.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::load(None, environment.collect::<Vec<_>>(), &[]).unwrap()
+    };
+    let settings = load(&[
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "a=2"),
+        ("OTEL_SERVICE_NAME", "filings"),
+        (
+            "OTEL_RESOURCE_ATTRIBUTES",
+            "deployment.environment.name=prod",
+        ),
+        ("OTEL_BSP_SCHEDULE_DELAY", "5000"),
+    ]);
+    let telemetry = &settings.telemetry;
+    let endpoint = telemetry.endpoint();
+    assert_eq!(endpoint.as_deref(), Some("http://c:4318/v1/traces"));
+    assert_eq!(telemetry.otlp_headers.as_ref().unwrap().expose(), "a=2");
+    assert_eq!(telemetry.service_name, "filings");
+    let attributes = "deployment.environment.name=prod";
+    assert_eq!(telemetry.resource_attributes, attributes);
+    let settings = load(&[
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://t/x"),
+        ("OTEL_SERVICE_NAME", "theirs"),
+        ("KLP_TELEMETRY__SERVICE_NAME", "ours"),
+    ]);
+    assert_eq!(settings.telemetry.endpoint().as_deref(), Some("http://t/x"));
+    assert_eq!(settings.telemetry.service_name, "ours");
+}

@@ -30,6 +30,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
     }
     problems.extend(settings.long_documents.validate());
     problems.extend(settings.drift.validate());
+    problems.extend(settings.telemetry.validate());
     problems
 }
 

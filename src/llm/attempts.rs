@@ -1,5 +1,6 @@
 //! The way of one question through its attempts: slot, call, judgement, wait, and again.
 
+mod chat_span;
 mod trial;
 
 use std::sync::atomic::Ordering;
@@ -22,6 +23,7 @@ use super::refusals::Refused;
 use super::suspicion::{Company, Suspicion};
 use super::turns::Kind;
 use super::{Class, CompleteError, Completion, GiveUp, Message, OnTruncated, Usage};
+use crate::spans::{Span, Trace};
 use crate::types::{DeadLetterReason, SourcePosition};
 
 /// How often a truncated answer is asked for again, with twice the tokens each time.
@@ -32,14 +34,12 @@ const LOOK_AROUND: Duration = Duration::from_secs(5);
 /// One question to the model.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Question<'a> {
-    /// The document's name, for logs.
-    pub(super) document_id: &'a str,
     /// Where it came from.
     pub(super) position: &'a SourcePosition,
     /// Whose turns its calls take.
     pub(super) class: Class,
-    /// W3C trace context of the input record.
-    pub(super) traceparent: Option<&'a str>,
+    /// Where in a trace its calls stand.
+    pub(super) trace: &'a Trace,
     /// What it is for, as a document may take hundreds of calls.
     pub(super) step: Step,
     pub(super) messages: &'a [Message],
@@ -332,16 +332,14 @@ impl<'a> Attempts<'a> {
             step_name(self.question.step),
             short_random()
         );
-        let span = tracing::info_span!(
+        // Of a level that every filter lets through, as its fields are those of warnings too. The document's own are around it.
+        let span = tracing::error_span!(
             "attempt",
-            document_id = %self.question.document_id,
-            topic = %position.topic_partition.topic,
-            partition = position.topic_partition.partition,
-            offset = position.offset.value(),
             attempt,
             request_id = %request_id,
             url = endpoint.url(),
         );
+        let chat = self.chat_span(endpoint, attempt, &request_id);
         let parameters = &client.common.parameters;
         let body = parameters.body(
             self.question.messages,
@@ -354,12 +352,14 @@ impl<'a> Attempts<'a> {
         let outcome = {
             let _running = client.runs();
             let _begun = client.refusals.begin(self.flow());
-            let traceparent = self.question.traceparent;
+            let below = chat.as_ref().map(Span::trace);
+            let trace = below.as_ref().unwrap_or(self.question.trace).headers();
             endpoint
-                .chat(body, &request_id, traceparent, self.history.timeout())
+                .chat(body, &request_id, trace, self.history.timeout())
                 .instrument(span.clone())
                 .await
         };
+        chat_span::end(chat, &outcome);
         self.request_id = Some(request_id);
         if let Some(reservation) = reservation {
             match &outcome {

@@ -234,10 +234,9 @@ impl Asked<'_> {
         on_truncated: OnTruncated,
     ) -> Result<Completion, CompleteError> {
         let question = Question {
-            document_id: &self.request.document_id,
             position: &self.request.position,
             class: self.request.class,
-            traceparent: self.request.traceparent.as_deref(),
+            trace: &self.request.trace,
             step,
             messages,
             max_tokens,
@@ -288,7 +287,6 @@ impl Asked<'_> {
             Err(violation) => violation,
         };
         tracing::debug!(
-            position = %self.request.position,
             violation = violation.label(),
             "the answer breaks the schema: the model is asked to mend it"
         );

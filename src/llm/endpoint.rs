@@ -30,6 +30,7 @@ use super::suspicion::Shown;
 use super::transport::{Call, Reply, Transport, TransportError};
 use super::{AnswerSchema, BreakerState, Concurrency, LlmConfig, LlmError, Message, ServedModel};
 use crate::clock;
+use crate::spans::TraceHeaders;
 
 /// The longest that listing the models may take; it decides nothing when it takes longer.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -42,6 +43,7 @@ static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-format");
 /// W3C trace context.
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What a request is made of, as far as a chat template may refuse it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -469,18 +471,26 @@ impl Endpoint {
         &self,
         body: Bytes,
         request_id: &str,
-        traceparent: Option<&str>,
+        trace: Option<&TraceHeaders>,
         within: Duration,
     ) -> Result<Answered, Failure> {
-        let mut headers = HeaderMap::with_capacity(5);
+        let mut headers = HeaderMap::with_capacity(6);
         if let Some(key) = self.common.authorization.header() {
             headers.insert(AUTHORIZATION, key);
         }
         if let Ok(value) = HeaderValue::from_str(request_id) {
             headers.insert(REQUEST_ID.clone(), value);
         }
-        if let Some(Ok(value)) = traceparent.map(HeaderValue::from_str) {
-            headers.insert(TRACEPARENT.clone(), value);
+        if let Some(trace) = trace {
+            let mut set = |name: &HeaderName, value: &str| {
+                if let Ok(value) = HeaderValue::from_str(value) {
+                    headers.insert(name.clone(), value);
+                }
+            };
+            set(&TRACEPARENT, &trace.traceparent);
+            if let Some(state) = &trace.tracestate {
+                set(&TRACESTATE, state);
+            }
         }
         if self.controller.is_some() {
             headers.insert(LOAD_FORMAT.clone(), HeaderValue::from_static("JSON"));

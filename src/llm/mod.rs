@@ -58,6 +58,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::spans::Trace;
 use crate::types::{DeadLetterReason, SourcePosition};
 
 /// One chat message.
@@ -84,8 +85,8 @@ pub struct CompletionRequest {
     pub scope: Scope,
     /// The document's text.
     pub content: String,
-    /// W3C trace context of the input record, carried through.
-    pub traceparent: Option<String>,
+    /// Where in a trace its calls stand.
+    pub trace: Trace,
 }
 
 /// Tokens of one document, over all its calls.

@@ -16,6 +16,7 @@ mod sample;
 mod supervisor;
 mod take_over;
 mod topics;
+mod traced;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -30,6 +31,7 @@ use crate::drift::Monitor;
 use crate::kafka::{Sink, Source};
 use crate::llm::Complete;
 use crate::offsets::{CommitStore, Guarantee};
+use crate::spans::Spans;
 use crate::telemetry::StatusBoard;
 use crate::telemetry::holds::Holds;
 use crate::types::{Offset, TopicPartition};
@@ -47,6 +49,7 @@ pub use ownership::Ownership;
 pub use read_ahead::ReadAhead;
 pub use supervisor::{PipelineEnd, run};
 pub use topics::{Topics, Weight, WeightError};
+pub use traced::document_span;
 
 /// What all partitions share.
 #[derive(Debug)]
@@ -87,6 +90,8 @@ pub struct Services {
     pub drift: Option<Monitor>,
     /// What is waited for.
     pub holds: Holds,
+    /// Makes the spans of documents.
+    pub spans: Spans,
     /// Name of this run of the process, in commit records.
     pub instance: String,
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 
 use super::config::Partitioner;
 use super::sample;
+use super::traced::Traced;
 use super::{Services, Topics};
 use crate::clock;
 use crate::drift::Sample;
@@ -15,13 +16,14 @@ use crate::llm::{
 };
 use crate::offsets::Output;
 use crate::records::dead_letter::{self, DeadLetter, HeaderStyle};
-use crate::records::document::{Document, Parsed, SkipReason};
+use crate::records::document::{Document, Parsed, SkipReason, document_id};
 use crate::records::headers;
 use crate::records::partitioner::partition_for_key;
 use crate::records::result::{
     ResultOutput, ResultRecord, ResultSource, ResultStatus, ResultTiming, ResultUsage,
     SCHEMA_VERSION,
 };
+use crate::spans::Trace;
 use crate::telemetry::status::ResultCount;
 use crate::types::{DeadLetterReason, Offset, Record, SourcePosition, TopicPartition};
 
@@ -145,7 +147,12 @@ pub(super) struct Work {
 }
 
 /// Takes a record to its end: parse, render, complete, and build what is written.
-pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Outcome {
+pub(super) async fn process(
+    services: &Services,
+    work: &Work,
+    slot: Slot,
+    traced: &mut Traced,
+) -> Outcome {
     let config = &services.input;
     let document = match Document::parse(
         &work.record,
@@ -155,26 +162,30 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
     ) {
         Parsed::Document(document) => document,
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
-        Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
+        Parsed::Bad(reason, detail) => {
+            traced.name(&document_id(&work.record, &work.position));
+            return give_up(services, work, traced, bad(reason, detail));
+        }
     };
+    traced.name(&document.id);
     let asked = services.asking.now();
-    let request = request(&asked.topics, *document, &work.position, &work.record);
+    let mut request = request(&asked.topics, *document, &work.position, &work.record);
+    request.trace = traced.trace().clone();
     let prompt = Arc::clone(&request.prompt);
-    let (document_id, traceparent) = (request.document_id.clone(), request.traceparent.clone());
+    let document_id = request.document_id.clone();
     let sent_at = Instant::now();
     match services.complete.complete(request, slot).await {
         Ok(completion) => {
             let answered = Answered {
                 document_id,
-                traceparent,
                 sent_at,
                 prompt_hash: prompt.template_hash().to_owned(),
                 generation: asked.generation.clone(),
                 completion,
             };
-            answered.into_outcome(services, work)
+            answered.into_outcome(services, work, traced.trace())
         }
-        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, reason),
+        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, traced, reason),
         Err(CompleteError::Abandoned) => Outcome::Abandoned,
     }
 }
@@ -197,7 +208,7 @@ pub fn request(
         prompt: Arc::clone(prompt),
         scope: prompt.scope(&context),
         content: document.text,
-        traceparent: headers::traceparent(record).map(str::to_owned),
+        trace: Trace::passed_on(headers::trace(record)),
     }
 }
 
@@ -228,7 +239,8 @@ fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
     Prompt::context(document.fields.clone(), &document.id, kafka)
 }
 
-fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
+fn give_up(services: &Services, work: &Work, traced: &mut Traced, reason: GiveUp) -> Outcome {
+    traced.give_up(&reason);
     let GiveUp {
         reason,
         detail,
@@ -239,7 +251,6 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
     } = reason;
     let at = clock::now();
     tracing::warn!(
-        position = %work.position,
         %reason,
         detail,
         attempts,
@@ -259,7 +270,11 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
     };
     let destinations = &services.destinations;
     let (group_id, style) = (&destinations.group_id, destinations.header_style);
-    let record = letter.record(&work.record, group_id, style);
+    let mut record = letter.record(&work.record, group_id, style);
+    let trace = traced.trace();
+    if let Some(trace) = trace.headers().filter(|_| trace.is_ours()) {
+        headers::set_trace(&mut record.headers, trace);
+    }
     let output =
         destinations.dead_letter(&work.position.topic_partition, record, work.position.offset);
     Outcome::Output(
@@ -275,7 +290,6 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
 /// An answer with what is needed to write it down.
 struct Answered {
     document_id: String,
-    traceparent: Option<String>,
     sent_at: Instant,
     prompt_hash: String,
     generation: String,
@@ -283,7 +297,7 @@ struct Answered {
 }
 
 impl Answered {
-    fn into_outcome(self, services: &Services, work: &Work) -> Outcome {
+    fn into_outcome(self, services: &Services, work: &Work, trace: &Trace) -> Outcome {
         let completion = self.completion;
         let output_cut = completion.finish_reason == "length";
         let document_cut = matches!(completion.long, Some(LongSummary::Truncate { .. }));
@@ -349,7 +363,7 @@ impl Answered {
             request_id: completion.request_id,
             completed_at,
         }
-        .into_record(work.record.key.clone(), self.traceparent.as_deref());
+        .into_record(work.record.key.clone(), trace.headers());
         let output = services.destinations.result(
             &work.position.topic_partition,
             record,

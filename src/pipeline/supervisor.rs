@@ -234,7 +234,7 @@ impl Supervisor {
             // One that was told to stop finishes nothing.
             let is_finishing = share.drain.is_cancelled() || share.stop.is_none();
             if !self.ours.contains(partition) && !is_finishing {
-                tracing::info!(%partition, "the group gives it to another member: what is in flight is finished first");
+                tracing::info!(topic = %partition.topic, partition = partition.partition, "the group gives it to another member: what is in flight is finished first");
                 share.finish_by(stop_at);
             }
         }
@@ -258,7 +258,7 @@ impl Supervisor {
             let Some(place) = self.places.get(&partition).cloned() else {
                 continue;
             };
-            let span = tracing::info_span!("partition", %partition);
+            let span = tracing::error_span!("partition", topic = %partition.topic, partition = partition.partition);
             // Not a child of the whole process's drain: it is told when its own time to finish begins.
             let drain = CancellationToken::new();
             let (stop, stopped) = oneshot::channel();
@@ -305,10 +305,10 @@ impl Supervisor {
                 continue;
             }
             if let Some(place) = place_of_added(&self.places, partition) {
-                tracing::info!(%partition, "added to its topic since the start");
+                tracing::info!(topic = %partition.topic, partition = partition.partition, "added to its topic since the start");
                 self.places.insert(partition.clone(), place);
             } else {
-                tracing::error!(%partition, "the group gives it to this instance, whose input.topics does not name its topic: nobody works on it; set the same input.topics for all instances of the group");
+                tracing::error!(topic = %partition.topic, partition = partition.partition, "the group gives it to this instance, whose input.topics does not name its topic: nobody works on it; set the same input.topics for all instances of the group");
             }
         }
     }
@@ -362,17 +362,17 @@ impl Supervisor {
         match end {
             PartitionEnd::Drained | PartitionEnd::Dropped => {}
             PartitionEnd::Again(reason) => {
-                tracing::warn!(%partition, reason, "the partition is taken over anew");
+                tracing::warn!(topic = %partition.topic, partition = partition.partition, reason, "the partition is taken over anew");
                 after = AGAIN_AFTER;
             }
             PartitionEnd::InputLost(lost) => {
-                tracing::error!(%partition, "{}; the partition is taken over anew", lost.reason);
+                tracing::error!(topic = %partition.topic, partition = partition.partition, "{}; the partition is taken over anew", lost.reason);
                 if let Some(place) = self.places.get_mut(partition) {
                     place.lost = Some(lost);
                 }
             }
             PartitionEnd::GivenUp(detail) => {
-                tracing::warn!(%partition, detail, "the group has given the partition to another member");
+                tracing::warn!(topic = %partition.topic, partition = partition.partition, detail, "the group has given the partition to another member");
             }
             PartitionEnd::Fenced(detail) => return Some(self.fenced(&detail)),
             PartitionEnd::Broken(detail) => return Some(PipelineEnd::Broken { detail }),
@@ -444,7 +444,7 @@ impl Supervisor {
         let now = Instant::now();
         for (partition, share) in &mut self.shares {
             if share.stop_at.is_some_and(|at| at <= now) {
-                tracing::warn!(%partition, "not through before pipeline.drain_timeout: what is in flight is given up, its next owner does it again");
+                tracing::warn!(topic = %partition.topic, partition = partition.partition, "not through before pipeline.drain_timeout: what is in flight is given up, its next owner does it again");
                 share.stop(Stop::Drop);
             }
         }

@@ -22,9 +22,11 @@ use super::intake::Intaken;
 use super::outcome::{Count, Outcome, Work, process};
 use super::pace::between_flushes;
 use super::read_ahead::OpenToken;
+use super::traced::{FlushSpans, Traced};
 use super::{Services, reading_ahead, ready, writing};
 use crate::llm::{Class, Slot};
 use crate::offsets::{Committer, Flush, FlushError, Output, Tracker};
+use crate::spans::Trace;
 use crate::telemetry::status::{Head, PartitionStatus, Stage};
 use crate::types::{Offset, Record, SourcePosition, TopicPartition};
 
@@ -48,6 +50,7 @@ pub(super) enum WorkerError {
 struct Finished {
     offset: Offset,
     outcome: Outcome,
+    trace: Option<Box<Trace>>,
     open: OpenToken,
 }
 
@@ -62,6 +65,7 @@ struct Fetched {
 struct Gathered {
     output: Output,
     count: Count,
+    trace: Option<Box<Trace>>,
     open: OpenToken,
 }
 
@@ -102,7 +106,7 @@ pub(super) struct Worker {
     admissions: FuturesUnordered<BoxFuture<'static, Slot>>,
     class: Class,
     calls: JoinSet<Finished>,
-    order: OrderBuffer<(Outcome, OpenToken)>,
+    order: OrderBuffer<(Outcome, Option<Box<Trace>>, OpenToken)>,
     gathered: Vec<Gathered>,
 
     /// Here, unless a flush has it.
@@ -292,11 +296,13 @@ impl Worker {
             return;
         };
         let services = Arc::clone(&self.services);
-        let span = tracing::info_span!("document", position = %work.position);
+        let mut traced = Traced::begin(&services, &work);
+        let span = traced.log_span(&work.position);
         let task = async move {
-            let outcome = process(&services, &work, slot).await;
+            let outcome = process(&services, &work, slot, &mut traced).await;
             Finished {
                 offset: work.position.offset,
+                trace: traced.end(&outcome),
                 outcome,
                 open,
             }
@@ -308,27 +314,30 @@ impl Worker {
         let Finished {
             offset,
             outcome,
+            trace,
             open,
         } = finished;
         // An abandoned document stays open: the commit offset does not pass it, and it is asked again after the restart.
         if !matches!(outcome, Outcome::Abandoned) {
-            self.order.finish(offset, (outcome, open));
+            self.order.finish(offset, (outcome, trace, open));
         }
     }
 
     /// Outcomes whose turn it is gather for the next flush.
     fn emit(&mut self) {
-        while let Some((offset, (outcome, open))) = self.order.take_ready() {
+        while let Some((offset, (outcome, trace, open))) = self.order.take_ready() {
             match outcome {
                 Outcome::Output(output, count) => {
                     self.gathered.push(Gathered {
                         output,
                         count,
+                        trace,
                         open,
                     });
                 }
                 Outcome::Skipped(reason) => {
-                    tracing::debug!(%offset, reason = reason.as_str(), "record skipped");
+                    let TopicPartition { topic, partition } = &self.partition;
+                    tracing::debug!(%topic, partition, %offset, reason = reason.as_str(), "record skipped");
                     self.services.board.count_skipped();
                     self.tracker.finish(offset);
                 }
@@ -375,11 +384,13 @@ impl Worker {
         let count = self.gathered.len();
         let mut outputs = Vec::with_capacity(count);
         let mut counts = Vec::with_capacity(count);
+        let mut traces = Vec::with_capacity(count);
         let mut open = Vec::with_capacity(count);
         for gathered in self.gathered.drain(..) {
             self.tracker.finish(gathered.output.source);
             outputs.push(gathered.output);
             counts.push(gathered.count);
+            traces.push(gathered.trace);
             open.push(gathered.open);
         }
         let position = self.tracker.position();
@@ -389,6 +400,7 @@ impl Worker {
             count,
             began,
         });
+        let spans = FlushSpans::begin(&self.services, &self.partition, &outputs, &traces);
         let services = Arc::clone(&self.services);
         let what = writing(&self.partition);
         self.flush = Some(Box::pin(async move {
@@ -399,6 +411,7 @@ impl Worker {
             if told {
                 services.holds.release(&what);
             }
+            spans.end(&result);
             (
                 committer,
                 Flushed {

@@ -96,8 +96,8 @@ impl DeadLetter {
     #[must_use]
     pub fn pointer(&self, original: &Record, group_id: &str, style: HeaderStyle) -> Record {
         let mut headers = Vec::new();
-        if let Some(traceparent) = headers::traceparent(original) {
-            headers::set(&mut headers, headers::TRACEPARENT, traceparent);
+        if let Some(trace) = headers::trace(original) {
+            headers::set_trace(&mut headers, &trace);
         }
         for name in [REPLAY_COUNT, ORIGINAL_TIMESTAMP] {
             if let Some(value) = headers::text(original, name) {

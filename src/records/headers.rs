@@ -4,6 +4,7 @@ use std::str;
 
 use bytes::Bytes;
 
+use crate::spans::TraceHeaders;
 use crate::types::{Header, Offset, Record, SourcePosition, TopicPartition};
 
 /// Topic that the document was read from.
@@ -18,12 +19,10 @@ pub const DOCUMENT_ID: &str = "klp.document.id";
 pub const SCHEMA: &str = "klp.schema";
 /// `ok` or `truncated`, so that a consumer can choose without reading the value.
 pub const STATUS: &str = "klp.status";
-/// W3C trace context, passed through as it came.
+/// W3C trace context.
 pub const TRACEPARENT: &str = "traceparent";
-
-/// The longest trace context that is passed through: today's format has 55 characters, later versions may append.
-const TRACEPARENT_BYTES_MAX: usize = 128;
-const TRACEPARENT_BYTES_MIN: usize = 55;
+/// What vendors add to it.
+pub const TRACESTATE: &str = "tracestate";
 
 /// Sets a header: what was there under that name is replaced.
 pub fn set(headers: &mut Vec<Header>, name: &str, value: impl Into<String>) {
@@ -63,15 +62,19 @@ pub fn source(record: &Record) -> Option<SourcePosition> {
     })
 }
 
-/// The trace context of a record, when it has the form of one. Anything else is dropped: it goes into an HTTP header next.
+/// The trace context of a record, when it has one. Anything else is left out: it goes into an HTTP header next.
 #[must_use]
-pub fn traceparent(record: &Record) -> Option<&str> {
-    let value = text(record, TRACEPARENT)?;
-    let well_formed = (TRACEPARENT_BYTES_MIN..=TRACEPARENT_BYTES_MAX).contains(&value.len())
-        && value
-            .bytes()
-            .all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-    well_formed.then_some(value)
+pub fn trace(record: &Record) -> Option<TraceHeaders> {
+    TraceHeaders::parse(text(record, TRACEPARENT)?, text(record, TRACESTATE))
+}
+
+/// Sets the trace context, and takes away what was there of another.
+pub fn set_trace(headers: &mut Vec<Header>, trace: &TraceHeaders) {
+    headers.retain(|header| header.name != TRACESTATE);
+    set(headers, TRACEPARENT, trace.traceparent.as_str());
+    if let Some(state) = &trace.tracestate {
+        set(headers, TRACESTATE, state.as_str());
+    }
 }
 
 #[cfg(test)]
@@ -109,21 +112,24 @@ mod tests {
     }
 
     #[test]
-    fn only_a_well_formed_trace_context_passes() {
-        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let pass = |value: &'static [u8]| {
-            let record = Record {
-                headers: vec![Header::new(TRACEPARENT, value)],
-                ..Record::default()
-            };
-            traceparent(&record).map(str::to_owned)
+    fn a_trace_context_is_set_whole_and_only_a_well_formed_one_is_read() {
+        let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        let mut record = Record {
+            headers: vec![
+                Header::new(TRACEPARENT, "of another"),
+                Header::new(TRACESTATE, "of=another"),
+            ],
+            ..Record::default()
         };
-        assert_eq!(pass(good.as_bytes()).as_deref(), Some(good));
-        assert_eq!(pass(b"00-short"), None);
-        assert_eq!(
-            pass(b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\nX-Evil: 1"),
-            None
-        );
-        assert_eq!(pass(&[0xff; 60]), None);
+        assert_eq!(trace(&record), None);
+        let mut context = TraceHeaders::parse(parent, None).unwrap();
+        set_trace(&mut record.headers, &context);
+        assert_eq!(trace(&record).as_ref(), Some(&context));
+        context.tracestate = Some("a=1".to_owned());
+        set_trace(&mut record.headers, &context);
+        assert_eq!(trace(&record), Some(context));
+        assert_eq!(record.headers.len(), 2);
+        record.headers = vec![Header::new(TRACEPARENT, vec![0xff; 60])];
+        assert_eq!(trace(&record), None);
     }
 }

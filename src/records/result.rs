@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::records::headers;
+use crate::spans::TraceHeaders;
 use crate::types::{Offset, Record, SourcePosition, TopicPartition};
 
 /// Version of the value's schema. It rises when a field changes its meaning; new fields leave it.
@@ -194,19 +195,19 @@ impl ResultRecord {
     /// # Panics
     /// Never: text, numbers and JSON values can always be written to memory.
     #[must_use]
-    pub fn into_record(self, key: Option<Bytes>, traceparent: Option<&str>) -> Record {
+    pub fn into_record(self, key: Option<Bytes>, trace: Option<&TraceHeaders>) -> Record {
         #[allow(
             clippy::expect_used,
             reason = "text, numbers and JSON values can always be written to memory"
         )]
         let value = serde_json::to_vec(&self).expect("a result is plain data");
-        let mut headers = Vec::with_capacity(7);
+        let mut headers = Vec::with_capacity(8);
         headers::set_source(&mut headers, &self.source.position());
         headers::set(&mut headers, headers::DOCUMENT_ID, self.document_id);
         headers::set(&mut headers, headers::SCHEMA, self.schema.to_string());
         headers::set(&mut headers, headers::STATUS, self.status.as_str());
-        if let Some(traceparent) = traceparent {
-            headers::set(&mut headers, headers::TRACEPARENT, traceparent);
+        if let Some(trace) = trace {
+            headers::set_trace(&mut headers, trace);
         }
         Record {
             key,
@@ -307,7 +308,8 @@ mod tests {
     #[test]
     fn key_headers_and_trace_context_are_set() {
         let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-        let record = result().into_record(Some(Bytes::from_static(b"k")), Some(traceparent));
+        let trace = TraceHeaders::parse(traceparent, Some("a=1")).unwrap();
+        let record = result().into_record(Some(Bytes::from_static(b"k")), Some(&trace));
         assert_eq!(record.key.as_deref(), Some(b"k".as_slice()));
         assert_eq!(headers::source(&record), Some(result().source.position()));
         assert_eq!(
@@ -316,7 +318,7 @@ mod tests {
         );
         assert_eq!(headers::text(&record, headers::SCHEMA), Some("1"));
         assert_eq!(headers::text(&record, headers::STATUS), Some("ok"));
-        assert_eq!(headers::traceparent(&record), Some(traceparent));
+        assert_eq!(headers::trace(&record), Some(trace));
         assert_eq!(record.timestamp_ms, 1_700_000_001_000);
     }
 

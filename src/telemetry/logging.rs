@@ -1,7 +1,13 @@
 //! Logs: to standard error for people or collectors, and to a file that turns over daily.
 //!
-//! Both are written by a thread of their own behind a bounded queue: a blocked terminal or a slow disk never stops the work. When
-//! the queue is full, lines are dropped and counted, and the count is told at the end.
+//! Both are written by a thread of their own behind a bounded queue: a blocked terminal, a slow disk or a full one never stops the work.
+//! Lines that are lost are counted, and the count is told while it grows and at the end.
+//!
+//! Levels are by what an operator has to do: ERROR at once, WARN soon, INFO nothing (milestones), DEBUG is what becomes of each document.
+//! Prompts, answers and secrets are in no line.
+
+mod json;
+mod losses;
 
 use std::fmt;
 use std::fs;
@@ -9,16 +15,21 @@ use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_appender::rolling::{RollingFileAppender, Rotation};
+use tracing_subscriber::field::RecordFields;
 use tracing_subscriber::filter::LevelFilter;
-use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::FormatFields;
+use tracing_subscriber::fmt::format::{DefaultFields, JsonFields, Writer};
 use tracing_subscriber::fmt::time::FormatTime;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt as layer};
 
 use crate::clock;
+
+use json::FlatJson;
+pub use losses::Losses;
 
 /// Lines that wait to be written, for each of console and file: some 2 MiB at most.
 const QUEUED_LINES_MAX: usize = 8192;
@@ -153,7 +164,7 @@ pub enum LogError {
 #[must_use = "dropping the guard ends the log"]
 pub struct LogGuard {
     workers: Vec<WorkerGuard>,
-    dropped: Vec<ErrorCounter>,
+    losses: Losses,
     file: Option<PathBuf>,
 }
 
@@ -161,7 +172,7 @@ impl fmt::Debug for LogGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LogGuard")
             .field("file", &self.file)
-            .field("dropped_lines", &self.dropped_lines())
+            .field("losses", &self.losses)
             .finish_non_exhaustive()
     }
 }
@@ -173,10 +184,10 @@ impl LogGuard {
         self.file.as_deref()
     }
 
-    /// Lines that were dropped because a queue was full.
+    /// Lines that were lost so far.
     #[must_use]
-    pub fn dropped_lines(&self) -> usize {
-        self.dropped.iter().map(ErrorCounter::dropped_lines).sum()
+    pub const fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     fn queue<W: Write + Send + 'static>(&mut self, writer: W, name: &str) -> NonBlocking {
@@ -184,22 +195,38 @@ impl LogGuard {
             .buffered_lines_limit(QUEUED_LINES_MAX)
             .lossy(true)
             .thread_name(name)
-            .finish(writer);
+            .finish(self.losses.count_in(writer));
         self.workers.push(worker);
-        self.dropped.push(queue.error_counter());
+        self.losses.watch(queue.error_counter());
         queue
     }
 }
 
 impl Drop for LogGuard {
     fn drop(&mut self) {
-        let dropped = self.dropped_lines();
         self.workers.clear();
-        if dropped > 0 {
+        let (dropped, unwritten) = (self.losses.dropped(), self.losses.unwritten());
+        if dropped + unwritten > 0 {
             // The log itself is closed by now; a standard error that is closed too has no reader to miss it.
-            let line = format!("log: {dropped} lines were dropped because a queue was full\n");
+            let line = format!(
+                "log: {dropped} lines were dropped because a queue was full, {unwritten} could not be written\n"
+            );
             drop(io::stderr().write_all(line.as_bytes()));
         }
+    }
+}
+
+/// The outputs, as far as their spans are written apart.
+const CONSOLE: u8 = 0;
+const FILE: u8 = 1;
+
+/// Fields of spans as people read them. Of one type for both outputs they would be written once: with the console's colours, and twice what
+/// becomes known later.
+struct SpanFields<const OUTPUT: u8>;
+
+impl<'writer, const OUTPUT: u8> FormatFields<'writer> for SpanFields<OUTPUT> {
+    fn format_fields<R: RecordFields>(&self, writer: Writer<'writer>, fields: R) -> fmt::Result {
+        DefaultFields::new().format_fields(writer, fields)
     }
 }
 
@@ -241,16 +268,16 @@ where
 {
     let mut guard = LogGuard {
         workers: Vec::new(),
-        dropped: Vec::new(),
+        losses: Losses::default(),
         file: None,
     };
     let filter = filter(&config.level)?;
     let file = open_file(config, surroundings)?;
     let console = guard.queue(console(), "log-console");
-    let mut layers = vec![lines(config.format, console, surroundings.color)];
+    let mut layers = vec![lines::<CONSOLE>(config.format, console, surroundings.color)];
     if let Some((path, appender)) = file {
         let queue = guard.queue(appender, "log-file");
-        layers.push(lines(config.format, queue, false));
+        layers.push(lines::<FILE>(config.format, queue, false));
         guard.file = Some(path);
     }
     Ok((
@@ -259,7 +286,7 @@ where
     ))
 }
 
-fn lines(
+fn lines<const OUTPUT: u8>(
     format: LogFormat,
     writer: NonBlocking,
     color: bool,
@@ -269,11 +296,13 @@ fn lines(
         .with_writer(writer)
         .with_ansi(color);
     match format {
-        LogFormat::Human => lines.with_target(false).boxed(),
+        LogFormat::Human => lines
+            .with_target(false)
+            .fmt_fields(SpanFields::<OUTPUT>)
+            .boxed(),
         LogFormat::Json => lines
-            .json()
-            .flatten_event(true)
-            .with_span_list(false)
+            .fmt_fields(JsonFields::new())
+            .event_format(FlatJson)
             .boxed(),
     }
 }

@@ -10,6 +10,7 @@ pub mod registry;
 pub mod server;
 pub mod status;
 mod status_metrics;
+pub mod traces;
 pub mod watchdog;
 
 pub use health::{Health, Latch};
@@ -18,3 +19,4 @@ pub use pause::{PauseSwitch, Turned};
 pub use registry::Metrics;
 pub use server::{AdminConfig, AdminServer};
 pub use status::StatusBoard;
+pub use traces::TelemetryConfig;

@@ -23,7 +23,7 @@ async fn world(latency: Duration) -> World {
 }
 
 /// Status and body of the answer to one question.
-fn get(running: &Running, path: &str) -> (u16, String) {
+pub fn get(running: &Running, path: &str) -> (u16, String) {
     let address = running.board.snapshot().info["admin"].clone();
     let mut stream = TcpStream::connect(&address).unwrap();
     write!(

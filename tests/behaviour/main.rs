@@ -31,3 +31,4 @@ mod reloads;
 mod resets;
 mod several_topics;
 mod topics;
+mod traces;

@@ -114,7 +114,7 @@ pub(crate) fn request_with(prompt: Arc<Prompt>, offset: i64, content: &str) -> C
         scope: prompt.scope(&context),
         prompt,
         content: content.to_owned(),
-        traceparent: None,
+        trace: Default::default(),
     }
 }
 

@@ -11,6 +11,7 @@ use kafka_llm_processor::pipeline::{
     PipelineMetrics, ReadAhead, Services, Topics,
 };
 use kafka_llm_processor::records::dead_letter::HeaderStyle;
+use kafka_llm_processor::spans::Spans;
 use kafka_llm_processor::telemetry::holds::Holds;
 use kafka_llm_processor::telemetry::registry::new_registry;
 use kafka_llm_processor::telemetry::{Health, StatusBoard};
@@ -134,6 +135,7 @@ fn services(instance: &Arc<Instance>) -> Services {
         holds: Holds::new(board.clone()),
         board,
         drift: None,
+        spans: Spans::default(),
         instance: instance.name.clone(),
     }
 }

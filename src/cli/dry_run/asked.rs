@@ -7,9 +7,11 @@ use futures::future::join_all;
 use serde::Serialize;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
 
 use super::DryRunError;
 use crate::llm::{Complete as _, CompletionRequest, HttpTransport, LlmMetrics, Setup, VllmClient};
+use crate::pipeline::document_span;
 use crate::telemetry::registry::new_registry;
 
 /// What the answers took.
@@ -43,8 +45,10 @@ pub(super) async fn ask(
     let documents = requests.len();
     let began = Instant::now();
     let answers = requests.into_iter().map(async |request| {
+        let span = document_span(&request.position);
+        span.record("document_id", request.document_id.as_str());
         let slot = client.admit(request.class).await;
-        client.complete(request, slot).await
+        client.complete(request, slot).instrument(span).await
     });
     let Ok(answers) = timeout(deadline, join_all(answers)).await else {
         let held = client.state().held;

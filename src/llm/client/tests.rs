@@ -135,7 +135,7 @@ fn document(offset: i64, text: &str) -> CompletionRequest {
         prompt: bare_prompt(),
         scope: Scope::default(),
         content: text.to_owned(),
-        traceparent: None,
+        trace: Default::default(),
     }
 }
 

@@ -355,7 +355,7 @@ impl<A: Ask + ?Sized> Job<'_, A> {
             let after = total(&notes);
             if after > budget && after > most {
                 tracing::warn!(
-                    level = level + 1,
+                    merge_level = level + 1,
                     notes = notes.len(),
                     tokens = after,
                     tokens_before = before,

@@ -175,7 +175,10 @@ fn a_named_file_that_cannot_be_written_is_an_error() {
 fn a_second_init_does_no_harm() {
     let first = init(&off()).unwrap();
     let second = init(&off()).unwrap();
-    assert_eq!((first.dropped_lines(), second.dropped_lines()), (0, 0));
+    assert_eq!(
+        (first.losses().dropped(), second.losses().dropped()),
+        (0, 0)
+    );
 }
 
 #[test]
@@ -188,4 +191,129 @@ fn the_file_setting_is_a_word_or_a_path() {
         assert_eq!(LogFile::from(text.to_owned()), file);
         assert_eq!(String::from(file), text);
     }
+}
+
+/// The file that is written today.
+fn todays(folder: &Path, prefix: &str) -> PathBuf {
+    let day = clock::now().to_string();
+    let day = day.split('T').next().unwrap();
+    folder.join(format!("{prefix}.{day}.log"))
+}
+
+fn log_of_a_document() {
+    let document = tracing::error_span!(
+        "document",
+        topic = "docs",
+        partition = 0,
+        offset = 7,
+        document_id = tracing::field::Empty
+    );
+    let _document = document.entered();
+    tracing::Span::current().record("document_id", "d-7");
+    let attempt = tracing::error_span!("attempt", attempt = 2, request_id = "r");
+    let _attempt = attempt.entered();
+    tracing::warn!(request_id = "nearer", status = 500, "the attempt failed");
+}
+
+#[test]
+fn a_json_line_has_the_fields_of_its_spans_beside_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = LogConfig {
+        // Spans are there whatever the level.
+        level: "warn".to_owned(),
+        format: LogFormat::Json,
+        file: LogFile::Path(folder.path().join("klp.log")),
+        ..LogConfig::default()
+    };
+    let console = logged(&config, &surroundings(folder.path()), log_of_a_document);
+    let file = fs::read_to_string(todays(folder.path(), "klp")).unwrap();
+    for lines in [console, file] {
+        let line: Value = serde_json::from_str(&lines).unwrap();
+        for (name, value) in [
+            ("level", Value::from("WARN")),
+            ("message", "the attempt failed".into()),
+            ("topic", "docs".into()),
+            ("partition", 0.into()),
+            ("offset", 7.into()),
+            ("document_id", "d-7".into()),
+            ("attempt", 2.into()),
+            ("status", 500.into()),
+            ("request_id", "nearer".into()),
+        ] {
+            assert_eq!(line[name], value, "{name} in {line}");
+        }
+        assert!(lines.starts_with(r#"{"timestamp":"#), "{lines}");
+    }
+}
+
+#[test]
+fn the_file_has_no_colours_and_says_nothing_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let colored = Surroundings {
+        color: true,
+        ..surroundings(folder.path())
+    };
+    let config = LogConfig {
+        file: LogFile::Path(folder.path().join("klp.log")),
+        ..LogConfig::default()
+    };
+    logged(&config, &colored, log_of_a_document);
+    let file = fs::read_to_string(todays(folder.path(), "klp")).unwrap();
+    let (_, line) = file.split_once("WARN ").unwrap();
+    assert_eq!(
+        line,
+        "document{topic=\"docs\" partition=0 offset=7 document_id=\"d-7\"}:attempt{attempt=2 request_id=\"r\"}: \
+         the attempt failed request_id=\"nearer\" status=500\n"
+    );
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn lines_for_a_full_disk_are_counted_and_the_others_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink("/dev/full", todays(folder.path(), "klp")).unwrap();
+    let config = LogConfig {
+        file: LogFile::Path(folder.path().join("klp.log")),
+        ..LogConfig::default()
+    };
+    let console = Console::default();
+    let (subscriber, guard) =
+        build(&config, &surroundings(folder.path()), || console.clone()).unwrap();
+    tracing::subscriber::with_default(subscriber, || {
+        (0..50).for_each(|number| tracing::info!(number, "hello"));
+    });
+    let losses = guard.losses().clone();
+    drop(guard);
+    assert_eq!((losses.dropped(), losses.unwritten()), (0, 50));
+    let lines = String::from_utf8(console.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(lines.lines().count(), 50);
+}
+
+#[test]
+fn as_many_daily_files_are_kept_as_is_set() {
+    let folder = tempfile::tempdir().unwrap();
+    for day in 1..=9 {
+        fs::write(folder.path().join(format!("klp.2020-01-0{day}.log")), "old").unwrap();
+    }
+    fs::write(folder.path().join("other.2020-01-01.log"), "not ours").unwrap();
+    let config = LogConfig {
+        file: LogFile::Path(folder.path().join("klp.log")),
+        max_files: 3,
+        ..LogConfig::default()
+    };
+    logged(&config, &surroundings(folder.path()), || {
+        tracing::info!("hello")
+    });
+    let names = fs::read_dir(folder.path()).unwrap();
+    let names: Vec<_> = names
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    let daily = names.iter().filter(|name| name.starts_with("klp.2"));
+    assert_eq!(daily.count(), 3, "{names:?}");
+    assert!(todays(folder.path(), "klp").exists(), "{names:?}");
+    let others = ["klp.log", "other.2020-01-01.log"];
+    assert!(
+        others.iter().all(|name| names.iter().any(|n| n == name)),
+        "{names:?}"
+    );
 }
