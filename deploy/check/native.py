@@ -27,7 +27,7 @@ HEALTHY_WITHIN = 90
 
 
 class Loader(yaml.SafeLoader):
-    """Compose's own tag takes away what it stands at."""
+    """With Compose's own tag, which takes away what it stands at."""
 
 
 Loader.add_constructor("!reset", lambda loader, node: None)
@@ -71,7 +71,6 @@ class Machine:
             (r"localhost:9090\b", local["prometheus"]),
             (r"/opt/kafka/bin/([\w-]+)\.sh", rf"{TOOLS}/tool.sh \1"),
             (r"^/kafka-llm-processor$", BINARY),
-            (r"/bin/promtool", "promtool"),
             (r"^/prometheus\b|(?<==)/prometheus\b", f"{self.folder}/prometheus"),
             (r"/etc/prometheus/", f"{self.folder}/"),
         ]
