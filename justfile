@@ -12,15 +12,19 @@ sandbox_log := "target/sandbox.log"
 default:
     @{{ just_executable() }} --list --unsorted
 
-# infrastructure only: Kafka on localhost:9092, vLLM on localhost:8000
-up:
+# infrastructure only: Kafka on localhost:9092, vLLM on localhost:8000; just up cpu, or just up sim without a model
+up model="gpu":
     #!/usr/bin/env bash
     set -euo pipefail
+    case {{ model }} in gpu | cpu | sim) ;; *) echo "just up [gpu|cpu|sim]" >&2; exit 64 ;; esac
     if docker info > /dev/null 2>&1 && docker compose version > /dev/null 2>&1; then
-        echo "Starting Kafka and vLLM in containers; the first start downloads the model."
-        docker compose up --detach --wait kafka vllm || {
-            echo "Not everything came up; docker compose logs tells why. vLLM needs a GPU and NVIDIA's container toolkit." >&2
-            echo "To try the processor without them: just down, then just sandbox-start" >&2
+        case {{ model }} in
+            sim) echo "Starting Kafka and a SIMULATED vLLM in containers: its answers come from no model." ;;
+            *) echo "Starting Kafka and vLLM in containers; the first start downloads the model." ;;
+        esac
+        docker compose --profile {{ model }} up --detach --wait --build || {
+            echo "Not everything came up; docker compose logs tells why. vLLM needs a GPU and NVIDIA's container toolkit: just up cpu needs neither." >&2
+            echo "To try the processor without a model: just down, then just up sim" >&2
             exit 1
         }
         echo "Ready: Kafka on localhost:9092, vLLM on http://localhost:8000. Next: just run"
@@ -30,8 +34,8 @@ up:
     echo "starting the sandbox instead, an in-memory Kafka and a SIMULATED vLLM. Its answers come from no model."
     {{ just_executable() }} cargo={{ cargo }} binary={{ binary }} sandbox-start
 
-# everything in containers, the processor too
-up-all:
+# everything in containers, the processor and monitoring too: just up-all, just up-all cpu, just up-all sim
+up-all model="gpu":
     #!/usr/bin/env bash
     set -euo pipefail
     docker info > /dev/null 2>&1 && docker compose version > /dev/null 2>&1 || {
@@ -43,7 +47,8 @@ up-all:
         echo "Something listens on port {{ admin_port }}: a processor seems to run on this host. Stop it first; two would share one input." >&2
         exit 1
     fi
-    docker compose --profile processor up --detach --wait --build
+    docker compose --profile {{ model }} --profile processor --profile monitoring up --detach --wait --build
+    echo "Ready: the dashboard is on http://localhost:3000. Next: just produce, just results"
 
 # the processor on this host, in the foreground; ctrl-c drains it
 run *arguments:
@@ -89,7 +94,7 @@ down:
     set -euo pipefail
     {{ just_executable() }} sandbox-stop
     if docker info > /dev/null 2>&1 && docker compose version > /dev/null 2>&1; then
-        docker compose --profile processor down
+        docker compose --profile '*' down
     fi
 
 # all tests; nothing else to set up
@@ -190,6 +195,27 @@ lint:
 # the library's documentation
 doc:
     RUSTDOCFLAGS="-D warnings" {{ cargo }} doc --no-deps
+
+# compose.yaml and its override, as Compose itself reads them
+compose-check:
+    deploy/check/run compose
+
+# the services of compose.yaml as processes of this machine, on a real Apache Kafka: REAL_KAFKA_TOOLS names the folder of the scripts that start one
+compose-native:
+    {{ cargo }} build --release
+    deploy/check/run native
+
+# the Kubernetes files against current schemas, the rules with promtool
+kubernetes-check:
+    deploy/check/run kubernetes
+
+# the systemd unit, and how exposed it is
+systemd-check:
+    deploy/check/run systemd
+
+# what the image is made of: target/sbom.cdx.json (CycloneDX)
+sbom:
+    deploy/check/run sbom
 
 [private]
 sandbox-start:

@@ -588,6 +588,43 @@ fn a_port_in_use_ends_with_1_and_names_the_setting() {
     }
 }
 
+/// One of the two servers alone, as beside a Kafka that is there already, and what a health check of it says.
+#[test]
+fn the_sandbox_starts_one_part_and_its_probe_tells_whether_it_listens() {
+    let address = refused();
+    let alone = ["sandbox", "--only", "llm", "--llm-listen", &address];
+    let probe = |address| {
+        let arguments = ["sandbox", "--only", "llm", "--llm-listen", address];
+        let output = run(&[&arguments[..], &["--probe"]].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, said) = probe(&address);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains(&address), "{said}");
+
+    // Kafka's port is taken, which is nothing to a sandbox without it.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let kafka = taken.local_addr().unwrap().to_string();
+    let sandbox = Processor::start(&[&alone[..], &["--kafka-listen", &kafka]].concat());
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while probe(&address).0 != Some(0) {
+        assert!(Instant::now() < deadline, "nobody listens on {address}");
+    }
+    sandbox.signal("-TERM");
+    let (code, told) = sandbox.end();
+    assert_eq!(code, Some(0));
+    assert!(
+        told.contains("SIMULATED vLLM") && !told.contains("Kafka"),
+        "{told}"
+    );
+}
+
+/// What health checks of containers ask: the exit code is the answer, and the engine keeps the output.
+fn probed(address: &str, probe: &str) -> (Option<i32>, String) {
+    let output = run(&["status", probe, "--admin", address]);
+    (output.status.code(), text(&output.stdout))
+}
+
 /// The status of a running processor as text, as JSON and as an exit code; and what is said where none runs.
 #[test]
 fn status_tells_what_a_running_processor_does_and_whether_it_works() {
@@ -623,6 +660,8 @@ fn status_tells_what_a_running_processor_does_and_whether_it_works() {
     let page: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(page["state"], "running");
     assert!(page["limiting"]["factor"].is_string());
+    assert_eq!(probed(&address, "--ready"), (Some(0), "ready\n".to_owned()));
+    assert_eq!(probed(&address, "--live"), (Some(0), "alive\n".to_owned()));
 
     model.runtime.block_on(model.vllm.stop_listener());
     let record = Record {
@@ -644,7 +683,13 @@ fn status_tells_what_a_running_processor_does_and_whether_it_works() {
         held.contains("holding") && held.contains("LLM_URL"),
         "{held}"
     );
+    // An outage is no reason for a restart.
+    let (code, said) = probed(&address, "--ready");
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("on hold"), "{said}");
+    assert_eq!(probed(&address, "--live"), (Some(0), "alive\n".to_owned()));
     drop(processor);
+    assert_eq!(probed(&address, "--live").0, Some(1));
 
     let output = run(&asked);
     let message = text(&output.stderr);

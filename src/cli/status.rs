@@ -8,6 +8,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use clap::Args;
 use tokio::time::timeout;
 
@@ -22,6 +23,7 @@ use self::page::Page;
 const ANSWER_WITHIN: Duration = Duration::from_millis(4_500);
 /// More than the status of some ten thousand partitions has.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
+const STATUS: &str = "/status";
 
 /// Arguments of `status`.
 #[derive(Debug, Clone, Default, Args)]
@@ -32,6 +34,23 @@ pub struct StatusArgs {
     /// The JSON of /status as it is
     #[arg(long)]
     pub json: bool,
+    /// Only whether it is alive, as /livez says: for the health check of a container that is restarted
+    #[arg(long, conflicts_with_all = ["json", "ready"])]
+    pub live: bool,
+    /// Only whether documents can flow, as /readyz says
+    #[arg(long, conflicts_with = "json")]
+    pub ready: bool,
+}
+
+impl StatusArgs {
+    /// The path of the probe that is asked for.
+    const fn probe(&self) -> Option<&'static str> {
+        match (self.live, self.ready) {
+            (true, _) => Some("/livez"),
+            (false, true) => Some("/readyz"),
+            (false, false) => None,
+        }
+    }
 }
 
 /// Why there is no status to show.
@@ -65,7 +84,8 @@ pub enum StatusError {
     Out(#[from] io::Error),
 }
 
-/// Asks, and shows the answer; whether the processor works: it is alive, ready, held by nothing, and every partition makes progress.
+/// Asks, and shows the answer; whether the processor works: it is alive, ready, held by nothing, and every partition makes progress. With
+/// `live` or `ready`, whether that alone is so.
 ///
 /// # Errors
 /// As [`StatusError`] says.
@@ -79,7 +99,10 @@ pub async fn run(
     out: &mut (dyn Write + Send),
 ) -> Result<bool, StatusError> {
     let address = address(args, listen)?;
-    let body = ask(&address).await?;
+    if let Some(probe) = args.probe() {
+        return answers(&address, probe, out).await;
+    }
+    let body = page(&address).await?;
     let page: Page = serde_json::from_slice(&body).map_err(|error| StatusError::Foreign {
         address: address.clone(),
         why: format!("its /status is not what was expected ({error})"),
@@ -116,7 +139,37 @@ fn address(args: &StatusArgs, listen: Listen) -> Result<String, StatusError> {
     }
 }
 
-async fn ask(address: &str) -> Result<bytes::Bytes, StatusError> {
+/// Whether a probe is answered with 200; what it says is shown, as container engines keep the output of a health check.
+async fn answers(
+    address: &str,
+    probe: &'static str,
+    out: &mut (dyn Write + Send),
+) -> Result<bool, StatusError> {
+    let Reply { status, body, .. } = ask(address, probe).await?;
+    if !matches!(status, 200 | 503) {
+        return Err(foreign(address, probe, status));
+    }
+    out.write_all(&body)?;
+    out.flush()?;
+    Ok(status == 200)
+}
+
+async fn page(address: &str) -> Result<Bytes, StatusError> {
+    let Reply { status, body, .. } = ask(address, STATUS).await?;
+    if status == 200 {
+        return Ok(body);
+    }
+    Err(foreign(address, STATUS, status))
+}
+
+fn foreign(address: &str, path: &str, status: u16) -> StatusError {
+    StatusError::Foreign {
+        address: address.to_owned(),
+        why: format!("{path} answers {status}"),
+    }
+}
+
+async fn ask(address: &str, path: &'static str) -> Result<Reply, StatusError> {
     let no_answer = |why: String| StatusError::NoAnswer {
         address: address.to_owned(),
         why,
@@ -128,22 +181,15 @@ async fn ask(address: &str) -> Result<bytes::Bytes, StatusError> {
     let transport = HttpTransport::new(&config).map_err(|error| no_answer(error_chain(&error)))?;
     let call = Call {
         base: Arc::from(format!("http://{address}")),
-        path: "/status",
+        path,
         headers: Default::default(),
         body: None,
     };
-    let Reply { status, body, .. } = match timeout(ANSWER_WITHIN, transport.exchange(call)).await {
-        Ok(Ok(reply)) => reply,
-        Ok(Err(error)) => return Err(no_answer(error.to_string())),
-        Err(_elapsed) => return Err(no_answer(format!("silent for {ANSWER_WITHIN:?}"))),
-    };
-    if status == 200 {
-        return Ok(body);
+    match timeout(ANSWER_WITHIN, transport.exchange(call)).await {
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(error)) => Err(no_answer(error.to_string())),
+        Err(_elapsed) => Err(no_answer(format!("silent for {ANSWER_WITHIN:?}"))),
     }
-    Err(StatusError::Foreign {
-        address: address.to_owned(),
-        why: format!("/status answers {status}"),
-    })
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ fn the_address_is_that_of_the_settings_unless_one_is_given() {
     let none = StatusArgs::default();
     let given = StatusArgs {
         admin: Some("http://node-1:9105/".to_owned()),
-        json: false,
+        ..StatusArgs::default()
     };
     let asked = |args, at| address(args, listen(at)).unwrap();
     assert_eq!(asked(&none, "127.0.0.1:9100"), "127.0.0.1:9100");
