@@ -11,8 +11,9 @@ use crate::kafka::topics::Topics;
 use crate::kafka::wire::{GroupMember, Isolation, MembershipConfig, WireSink, WireSource};
 use crate::kafka::{Driver, Sink, Source};
 use crate::llm::Complete;
-use crate::offsets::{CommitStore, Guarantee};
-use crate::pipeline::{CommitOffsets, Destinations, IsolationLevel, ReadAhead, Services};
+use crate::offsets::{AuditWriter, CommitStore, Guarantee};
+use crate::pipeline::{Auditing, CommitOffsets, Destinations, IsolationLevel, ReadAhead, Services};
+use crate::records::audit::AuditParameters;
 use crate::types::TopicPartition;
 
 /// What a program that embeds the service puts around the driver's sink; nothing by default.
@@ -115,6 +116,23 @@ impl App {
         (Arc::new(source), Arc::new(sink))
     }
 
+    /// The audit trail, where one is kept.
+    fn auditing(&self, topics: &Topics) -> Option<Auditing> {
+        let settings = &self.settings;
+        let writer = AuditWriter {
+            topic: settings.audit.topic.as_str().into(),
+            partitions: topics.audit_partitions?,
+            group: settings.kafka.group_id.clone(),
+        };
+        let parameters = AuditParameters {
+            max_tokens: settings.llm.max_tokens,
+            temperature: settings.llm.temperature,
+            top_p: settings.llm.top_p,
+            seed: settings.llm.seed,
+        };
+        Some(Auditing::new(writer, &settings.llm.model, parameters))
+    }
+
     pub(super) fn services(
         &self,
         topics: &Topics,
@@ -150,6 +168,7 @@ impl App {
                 group_id: settings.kafka.group_id.clone(),
                 header_style: settings.dead_letters.header_style,
             },
+            audit: self.auditing(topics),
             order: settings.pipeline.order,
             commit_interval: settings.processing.commit_interval(),
             commit_bytes_max: settings.processing.commit_record_bytes_max,

@@ -3,7 +3,7 @@
 //! Dead letters stay where they are, whatever is done here. The topic is read by our own driver, each partition up to the end that it had at
 //! the start, a few megabytes at a time: their number bounds nothing but the time.
 
-mod cursor;
+pub(in crate::cli) mod cursor;
 mod filter;
 mod list;
 mod marks;

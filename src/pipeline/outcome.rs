@@ -6,12 +6,13 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use super::config::Partitioner;
-use super::{Services, Topics};
+use super::{Asked, Services, Topics};
 use crate::clock;
 use crate::llm::{
     CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
 };
 use crate::offsets::Output;
+use crate::records::audit::AuditEntry;
 use crate::records::dead_letter::{self, DeadLetter, HeaderStyle};
 use crate::records::document::{Document, Parsed, SkipReason};
 use crate::records::headers;
@@ -27,11 +28,30 @@ use crate::types::{DeadLetterReason, Offset, Record, SourcePosition, TopicPartit
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// With a record to write: a result or a dead letter.
-    Output(Output, Count),
+    Output {
+        output: Output,
+        count: Count,
+        /// What the audit trail says of it, where one is kept.
+        audit: Option<Box<AuditEntry>>,
+    },
     /// With nothing: it is no document.
     Skipped(SkipReason),
     /// Not at all: the process is stopping, and it will be asked again.
     Abandoned,
+}
+
+impl Outcome {
+    fn written(output: Output, count: Count, audit: Option<AuditEntry>) -> Self {
+        let audit = audit.map(|mut entry| {
+            entry.written(&output.to, &output.record);
+            Box::new(entry)
+        });
+        Self::Output {
+            output,
+            count,
+            audit,
+        }
+    }
 }
 
 /// What an outcome adds to the counts once it is durable.
@@ -151,7 +171,9 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
     ) {
         Parsed::Document(document) => document,
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
-        Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
+        Parsed::Bad(reason, detail) => {
+            return give_up(services, work, bad(reason, detail), None);
+        }
     };
     let asked = services.asking.now();
     let request = request(&asked.topics, *document, &work.position, &work.record);
@@ -170,7 +192,9 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
             };
             answered.into_outcome(services, work)
         }
-        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, reason),
+        Err(CompleteError::DeadLetter(reason)) => {
+            give_up(services, work, reason, Some((&asked, &prompt)))
+        }
         Err(CompleteError::Abandoned) => Outcome::Abandoned,
     }
 }
@@ -224,7 +248,13 @@ fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
     Prompt::context(document.fields.clone(), &document.id, kafka)
 }
 
-fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
+/// The document goes to the dead letters; `asked` is what it was asked with, when it was read as a document.
+fn give_up(
+    services: &Services,
+    work: &Work,
+    reason: GiveUp,
+    asked: Option<(&Asked, &Prompt)>,
+) -> Outcome {
     let GiveUp {
         reason,
         detail,
@@ -252,18 +282,18 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         at: clock::now(),
         source,
     };
+    let keeper = services.audit.as_ref();
+    let audit = keeper.map(|audit| audit.given_up(services, work, &letter, asked));
     let destinations = &services.destinations;
     let (group_id, style) = (&destinations.group_id, destinations.header_style);
     let record = letter.record(&work.record, group_id, style);
     let output =
         destinations.dead_letter(&work.position.topic_partition, record, work.position.offset);
-    Outcome::Output(
-        output,
-        Count {
-            attempts,
-            ending: Ending::DeadLetter(reason),
-        },
-    )
+    let count = Count {
+        attempts,
+        ending: Ending::DeadLetter(reason),
+    };
+    Outcome::written(output, count, audit)
 }
 
 /// An answer with what is needed to write it down.
@@ -306,7 +336,8 @@ impl Answered {
             llm: completion.llm_time,
             total: work.fetched_at.elapsed(),
         };
-        let record = ResultRecord {
+        let endpoint = completion.endpoint;
+        let result = ResultRecord {
             schema: SCHEMA_VERSION,
             document_id: self.document_id,
             status,
@@ -336,20 +367,20 @@ impl Answered {
             source: ResultSource::new(&work.position, work.record.timestamp_ms),
             request_id: completion.request_id,
             completed_at: clock::now(),
-        }
-        .into_record(work.record.key.clone(), self.traceparent.as_deref());
+        };
+        let keeper = services.audit.as_ref();
+        let audit = keeper.map(|audit| audit.answered(work, &result, &endpoint));
+        let record = result.into_record(work.record.key.clone(), self.traceparent.as_deref());
         let output = services.destinations.result(
             &work.position.topic_partition,
             record,
             work.position.offset,
         );
-        Outcome::Output(
-            output,
-            Count {
-                attempts,
-                ending: Ending::Result(count),
-            },
-        )
+        let count = Count {
+            attempts,
+            ending: Ending::Result(count),
+        };
+        Outcome::written(output, count, audit)
     }
 }
 

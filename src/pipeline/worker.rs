@@ -25,6 +25,7 @@ use super::read_ahead::OpenToken;
 use super::{Services, reading_ahead, ready, writing};
 use crate::llm::{Class, Slot};
 use crate::offsets::{Committer, Flush, FlushError, Output, Tracker};
+use crate::records::audit::AuditEntry;
 use crate::telemetry::status::{Head, PartitionStatus, Stage};
 use crate::types::{Offset, Record, SourcePosition, TopicPartition};
 
@@ -62,6 +63,7 @@ struct Fetched {
 struct Gathered {
     output: Output,
     count: Count,
+    audit: Option<Box<AuditEntry>>,
     open: OpenToken,
 }
 
@@ -71,6 +73,8 @@ type FlushOnItsWay = BoxFuture<'static, (Committer, Flushed)>;
 struct Flushed {
     result: Result<(), FlushError>,
     counts: Vec<Count>,
+    /// Records of the audit trail.
+    audited: usize,
     /// Dropped when the flush is through: only then do the documents cease to be open.
     open: Vec<OpenToken>,
     began: Instant,
@@ -320,10 +324,15 @@ impl Worker {
     fn emit(&mut self) {
         while let Some((offset, (outcome, open))) = self.order.take_ready() {
             match outcome {
-                Outcome::Output(output, count) => {
+                Outcome::Output {
+                    output,
+                    count,
+                    audit,
+                } => {
                     self.gathered.push(Gathered {
                         output,
                         count,
+                        audit,
                         open,
                     });
                 }
@@ -376,10 +385,12 @@ impl Worker {
         let mut outputs = Vec::with_capacity(count);
         let mut counts = Vec::with_capacity(count);
         let mut open = Vec::with_capacity(count);
+        let mut audit = Vec::new();
         for gathered in self.gathered.drain(..) {
             self.tracker.finish(gathered.output.source);
             outputs.push(gathered.output);
             counts.push(gathered.count);
+            audit.extend(gathered.audit.map(|entry| *entry));
             open.push(gathered.open);
         }
         let position = self.tracker.position();
@@ -392,7 +403,12 @@ impl Worker {
         let services = Arc::clone(&self.services);
         let what = writing(&self.partition);
         self.flush = Some(Box::pin(async move {
-            let flush = committer.flush(Flush { outputs, position });
+            let audited = audit.len();
+            let flush = committer.flush(Flush {
+                outputs,
+                audit,
+                position,
+            });
             let (result, told) = services
                 .patiently(&what, "append", Duration::ZERO, flush)
                 .await;
@@ -404,6 +420,7 @@ impl Worker {
                 Flushed {
                     result,
                     counts,
+                    audited,
                     open,
                     began,
                 },
@@ -418,6 +435,7 @@ impl Worker {
         self.services
             .metrics
             .flushed(flushed.counts.len(), flushed.began.elapsed());
+        self.services.metrics.audited(flushed.audited);
         flushed
             .counts
             .into_iter()

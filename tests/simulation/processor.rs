@@ -122,6 +122,7 @@ fn services(instance: &Arc<Instance>) -> Services {
             group_id: "simulation".to_owned(),
             header_style: HeaderStyle::default(),
         },
+        audit: None,
         order: scenario.order,
         commit_interval: scenario.commit_interval,
         read_ahead: ReadAhead::new(

@@ -48,6 +48,7 @@ fn healthy() -> Found {
             topic(Role::Commits, "commits"),
         ],
         commit_policy: Some(Ok("compact".to_owned())),
+        audit_policy: None,
         newest_commits: Ok(vec![commit(now() - SignedDuration::from_secs(12))]),
     }
 }
@@ -60,6 +61,7 @@ fn judged(found: &Found) -> Vec<CheckItem> {
         input_topics: &[],
         output_topic: "results",
         dead_letter_topic: "dead",
+        audit_topic: None,
     };
     judge::kafka(settings, found, now())
 }
@@ -178,6 +180,7 @@ async fn nobody_there_is_told_within_five_seconds() {
         input_topics: &["docs".to_owned()],
         output_topic: "results",
         dead_letter_topic: "dead",
+        audit_topic: None,
     };
     let started = Instant::now();
     let mut out = Vec::new();

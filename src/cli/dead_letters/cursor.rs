@@ -16,9 +16,9 @@ const STANDS_STILL_MAX: Duration = Duration::from_secs(30);
 
 /// Reads on from where it is.
 #[derive(Debug)]
-pub(super) struct Cursor<'a> {
+pub(in crate::cli) struct Cursor<'a> {
     reader: &'a dyn LogReader,
-    pub(super) partition: TopicPartition,
+    pub(in crate::cli) partition: TopicPartition,
     start: Offset,
     next: Offset,
     end: Offset,
@@ -26,7 +26,7 @@ pub(super) struct Cursor<'a> {
 
 impl<'a> Cursor<'a> {
     /// At the start of the partition, which ends where it ends now.
-    pub(super) async fn open(
+    pub(in crate::cli) async fn open(
         reader: &'a dyn LogReader,
         partition: TopicPartition,
     ) -> Result<Self, KafkaError> {
@@ -40,13 +40,25 @@ impl<'a> Cursor<'a> {
         })
     }
 
+    /// Whether the log does not begin with its first offset any more.
+    pub(in crate::cli) fn is_cut(&self) -> bool {
+        self.start > Offset::ZERO
+    }
+
+    /// From now on it ends where the partition ends now.
+    pub(in crate::cli) async fn extend(&mut self) -> Result<(), KafkaError> {
+        let (_, end) = self.reader.log_bounds(&self.partition).await?;
+        self.end = end.max(self.end);
+        Ok(())
+    }
+
     /// How many offsets there are, and how many of them are behind us.
-    pub(super) const fn length(&self) -> u64 {
+    pub(in crate::cli) const fn length(&self) -> u64 {
         self.start.distance_to(self.end)
     }
 
     /// How many offsets are behind us.
-    pub(super) const fn passed(&self) -> u64 {
+    pub(in crate::cli) const fn passed(&self) -> u64 {
         self.start.distance_to(self.next)
     }
 
@@ -54,7 +66,9 @@ impl<'a> Cursor<'a> {
     ///
     /// # Cancel safety
     /// Safe: the position moves only when records are handed out.
-    pub(super) async fn next(&mut self) -> Result<Option<Vec<(Offset, Record)>>, KafkaError> {
+    pub(in crate::cli) async fn next(
+        &mut self,
+    ) -> Result<Option<Vec<(Offset, Record)>>, KafkaError> {
         let deadline = Instant::now() + STANDS_STILL_MAX;
         let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(2));
         while self.next < self.end {

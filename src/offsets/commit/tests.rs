@@ -281,6 +281,7 @@ fn flush_of(offsets: std::ops::Range<i64>) -> Flush {
     let next_offset = Offset::new(offsets.end);
     Flush {
         outputs: offsets.map(output).collect(),
+        audit: Vec::new(),
         position: CommitPosition {
             next_offset,
             done: Vec::new(),
