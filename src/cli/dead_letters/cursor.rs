@@ -78,7 +78,8 @@ impl<'a> Cursor<'a> {
                 .await
             {
                 Ok(fetched) if fetched.next_offset > self.next => {
-                    self.next = fetched.next_offset;
+                    // What lies beyond the end is read again, should it be moved.
+                    self.next = fetched.next_offset.min(self.end);
                     let mut records = fetched.records;
                     records.retain(|(offset, _)| *offset < self.end);
                     return Ok(Some(records));
