@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use clap::Parser as _;
+use kafka_llm_processor::app::RunEnd;
 use kafka_llm_processor::cli::args::{Cli, Command};
 use kafka_llm_processor::cli::audit::{self, AuditError, Completion};
 use kafka_llm_processor::cli::output::Terminal;
@@ -13,7 +14,7 @@ use kafka_protocol::messages::ApiKey;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{COMMITS, DEAD, Flavour, OUTPUT, World, eventually, plain};
+use crate::harness::{COMMITS, DEAD, Flavour, OUTPUT, Running, World, eventually, plain};
 
 const AUDIT: &str = "llm-audit";
 const ON: &str = "audit.enabled=true";
@@ -181,24 +182,57 @@ async fn without_it_there_is_neither_topic_nor_record() {
     assert!(matches!(end, Err(AuditError::NoTopic { .. })));
 }
 
+/// Compaction would keep one record of each chain.
+#[tokio::test]
+async fn a_topic_that_loses_records_is_refused_and_a_missing_one_is_named() {
+    let world = World::new(1).await;
+    for topic in [OUTPUT, DEAD] {
+        world.broker.create_topic(topic, 1, &[]).unwrap();
+    }
+    let compact = [("cleanup.policy", "compact")];
+    world.broker.create_topic(COMMITS, 1, &compact).unwrap();
+    world.broker.create_topic(AUDIT, 1, &compact).unwrap();
+    for (set, what) in [
+        (vec![ON], "cleanup.policy = compact"),
+        (
+            vec![ON, "kafka.create_topics=false", "audit.topic=nowhere"],
+            "`nowhere` does not exist",
+        ),
+    ] {
+        let (end, _) = world.start(&set).end().await;
+        let RunEnd::Failed(error) = end else {
+            panic!("{end:?}")
+        };
+        let error = error.to_string();
+        assert!(
+            error.contains("audit.topic") && error.contains(what),
+            "{error}"
+        );
+    }
+}
+
 /// Stopped for good between the results with their audit trail and the commit record.
 #[tokio::test]
 async fn what_a_crash_leaves_behind_is_a_fork_at_least_once_and_nothing_exactly_once() {
     let world = World::new(1).await;
     world.produce(0..3, plain);
-    let running = world.start(&[ON]);
+    let (_running, freezer) = Running::start_apart(world.settings(&[ON]));
     eventually("the first are committed", || world.is_all_committed()).await;
     let commits = world.broker.faults().on(ApiKey::Produce).topic(COMMITS);
     let commits = commits.keep().hang_up_before();
     world.produce(3..8, plain);
     eventually("a commit does not get through", || commits.hits() > 0).await;
-    running.kill().await;
+    let _frozen = freezer.freeze().await;
+    let is_exactly_once = Flavour::current() == Flavour::ExactlyOnce;
+    // What it had sent has come by the time this is answered.
+    let chains = world.whole_chains().await;
+    assert_eq!(sum(&chains, "committed"), 3);
+    assert_eq!(sum(&chains, "uncommitted") > 0, !is_exactly_once);
     commits.remove();
 
     world.work(&[ON]).await;
     let chains = world.whole_chains().await;
     assert_eq!((sum(&chains, "length"), sum(&chains, "committed")), (8, 8));
-    let is_exactly_once = Flavour::current() == Flavour::ExactlyOnce;
     assert_eq!(sum(&chains, "forks"), u64::from(!is_exactly_once));
     let (_, text) = world.audit("verify").await;
     assert_eq!(

@@ -94,6 +94,20 @@ fn a_healthy_cluster_has_ticks_only() {
 }
 
 #[test]
+fn an_audit_topic_that_loses_records_is_a_cross() {
+    let mut found = healthy();
+    let audit = Some(described("audit", 4, 0));
+    found.topics.push((Role::Audit, "audit".to_owned(), audit));
+    found.audit_policy = Some(Ok("delete".to_owned()));
+    let items = judged(&found);
+    assert!(items.iter().all(|item| item.passed), "{items:?}");
+    found.audit_policy = Some(Ok("compact,delete".to_owned()));
+    let items = judged(&found);
+    let item = cross(&items, "audit topic");
+    assert!(item.detail.contains("compact,delete"), "{item:?}");
+}
+
+#[test]
 fn a_missing_topic_is_a_cross_with_its_setting() {
     let mut found = healthy();
     found.topics[0].2 = None;
