@@ -40,7 +40,7 @@ impl fmt::Debug for SinkLayer {
 impl App {
     /// Puts a sink of the caller's around the driver's, for programs that embed the service: whatever is appended goes through it.
     ///
-    /// Results, dead letters and commit records come as batches, told apart by [`Batch::to`](crate::kafka::Batch); the commit that claims a
+    /// Results, dead letters, audit records and commit records come as batches, told apart by [`Batch::to`](crate::kafka::Batch); the commit that claims a
     /// result is appended after it has succeeded. So what the layer keeps of a result before it passes the batch on is kept at least once
     /// for each document, whatever happens: keep it under the document's source position, and a repeat changes nothing. A layer has to pass
     /// commit records on, or nothing is remembered.
