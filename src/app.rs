@@ -459,6 +459,7 @@ pub fn wanted_topics(settings: &Settings) -> WantedTopics {
         output: settings.output.topic.clone(),
         dead_letters: settings.dead_letters.topic.clone(),
         commits: settings.kafka.commit_topic(),
+        audit: settings.audit.enabled.then(|| settings.audit.topic.clone()),
         create: settings.kafka.create_topics,
         replication_factor: settings.kafka.replication_factor,
     }

@@ -382,6 +382,7 @@ impl World {
             input_topics: &["docs".to_owned()],
             output_topic: "results",
             dead_letter_topic: "dead",
+            audit_topic: None,
         })
         .await;
         assert!(started.elapsed() < TOLD_WITHIN);
@@ -595,6 +596,7 @@ async fn the_commands_agree_about_a_running_processor() {
         input_topics: &inputs,
         output_topic: &settings.output.topic,
         dead_letter_topic: &settings.dead_letters.topic,
+        audit_topic: None,
     })
     .await;
     assert!(report.passed, "{report:#?}");

@@ -114,6 +114,7 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
             group_id: group.to_owned(),
             header_style: HeaderStyle::default(),
         },
+        audit: None,
         order,
         commit_interval: ProcessingConfig::default().commit_interval(),
         read_ahead: ReadAhead::new(
@@ -309,6 +310,7 @@ impl Complete for Work {
             finish_reason: "stop".to_owned(),
             model: "in-process".to_owned(),
             system_fingerprint: None,
+            endpoint: String::new(),
             usage: Usage::default(),
             long: None,
             cached: false,

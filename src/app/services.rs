@@ -11,8 +11,9 @@ use crate::kafka::topics::Topics;
 use crate::kafka::wire::{GroupMember, Isolation, MembershipConfig, WireSink, WireSource};
 use crate::kafka::{Driver, Sink, Source};
 use crate::llm::Complete;
-use crate::offsets::{CommitStore, Guarantee};
-use crate::pipeline::{CommitOffsets, Destinations, IsolationLevel, ReadAhead, Services};
+use crate::offsets::{AuditWriter, CommitStore, Guarantee};
+use crate::pipeline::{Auditing, CommitOffsets, Destinations, IsolationLevel, ReadAhead, Services};
+use crate::records::audit::AuditParameters;
 use crate::types::TopicPartition;
 
 /// What a program that embeds the service puts around the driver's sink; nothing by default.
@@ -39,7 +40,7 @@ impl fmt::Debug for SinkLayer {
 impl App {
     /// Puts a sink of the caller's around the driver's, for programs that embed the service: whatever is appended goes through it.
     ///
-    /// Results, dead letters and commit records come as batches, told apart by [`Batch::to`](crate::kafka::Batch); the commit that claims a
+    /// Results, dead letters, audit records and commit records come as batches, told apart by [`Batch::to`](crate::kafka::Batch); the commit that claims a
     /// result is appended after it has succeeded. So what the layer keeps of a result before it passes the batch on is kept at least once
     /// for each document, whatever happens: keep it under the document's source position, and a repeat changes nothing. A layer has to pass
     /// commit records on, or nothing is remembered.
@@ -115,6 +116,23 @@ impl App {
         (Arc::new(source), Arc::new(sink))
     }
 
+    /// The audit trail, where one is kept.
+    fn auditing(&self, topics: &Topics) -> Option<Auditing> {
+        let settings = &self.settings;
+        let writer = AuditWriter {
+            topic: settings.audit.topic.as_str().into(),
+            partitions: topics.audit_partitions?,
+            group: settings.kafka.group_id.clone(),
+        };
+        let parameters = AuditParameters {
+            max_tokens: settings.llm.max_tokens,
+            temperature: settings.llm.temperature,
+            top_p: settings.llm.top_p,
+            seed: settings.llm.seed,
+        };
+        Some(Auditing::new(writer, &settings.llm.model, parameters))
+    }
+
     pub(super) fn services(
         &self,
         topics: &Topics,
@@ -150,6 +168,7 @@ impl App {
                 group_id: settings.kafka.group_id.clone(),
                 header_style: settings.dead_letters.header_style,
             },
+            audit: self.auditing(topics),
             order: settings.pipeline.order,
             commit_interval: settings.processing.commit_interval(),
             commit_bytes_max: settings.processing.commit_record_bytes_max,

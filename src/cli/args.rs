@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+use super::audit::AuditArgs;
 use super::check::CheckArgs;
 use super::config::ConfigCommand;
 use super::dead_letters::DeadLettersArgs;
@@ -22,8 +23,8 @@ use crate::config::Override;
 const EXIT_CODES: &str = "\
 Exit codes:
    0  done or drained
-   1  failure at start, a check that did not pass, a status that is not well, documents that cannot be replayed,
-      or drift that --fail-on-shift asked for
+   1  failure at start, a check that did not pass, an audit trail that is broken, a status that is not well,
+      documents that cannot be replayed, or drift that --fail-on-shift asked for
    2  the drain deadline passed, a second signal, or a replay that was stopped
    3  another instance owns the partitions
   64  usage or configuration";
@@ -57,6 +58,8 @@ pub enum Command {
     Results(ResultsArgs),
     /// List documents that were given up, show one, or replay them
     DeadLetters(DeadLettersArgs),
+    /// Verify the audit trail, or show what it says about a document
+    Audit(AuditArgs),
     /// Check servers, topics and a running processor: a tick or a cross each, and what to do
     Check(CheckArgs),
     /// What a running processor does, and what limits it; exit code 0 while it works

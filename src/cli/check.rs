@@ -56,6 +56,8 @@ pub struct CheckSettings<'a> {
     pub output_topic: &'a str,
     /// The topic of the dead letters (`dead_letters.topic`).
     pub dead_letter_topic: &'a str,
+    /// The topic of the audit trail (`audit.topic`), where one is kept.
+    pub audit_topic: Option<&'a str>,
 }
 
 /// One tick or cross.
@@ -258,6 +260,8 @@ struct Found {
     topics: Vec<(judge::Role, String, Option<TopicDescription>)>,
     /// `cleanup.policy` of the commit topic, or why it is not known.
     commit_policy: Option<Result<String, String>>,
+    /// The same of the audit topic.
+    audit_policy: Option<Result<String, String>>,
     /// The newest commit of each owner, the youngest first, or why the commit topic cannot be read.
     newest_commits: Result<Vec<CommitRecord>, String>,
 }
@@ -272,6 +276,11 @@ async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, K
     names.push((judge::Role::Output, settings.output_topic));
     names.push((judge::Role::DeadLetters, settings.dead_letter_topic));
     names.push((judge::Role::Commits, &commits));
+    names.extend(
+        settings
+            .audit_topic
+            .map(|topic| (judge::Role::Audit, topic)),
+    );
     let asked: Vec<&str> = names.iter().map(|(_, name)| *name).collect();
     let (description, topics) = tokio::join!(
         cluster.cluster_description(),
@@ -286,11 +295,17 @@ async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, K
         None => (None, Ok(Vec::new())),
         Some(partitions) => {
             let (policy, newest) = tokio::join!(
-                commit_policy(cluster, &commits),
+                cleanup_policy(cluster, &commits),
                 newest_commits(cluster, &commits, partitions)
             );
             (Some(policy), newest)
         }
+    };
+    let audit = settings.audit_topic;
+    let audit = audit.filter(|topic| topics.get(*topic).is_some_and(Option::is_some));
+    let audit_policy = match audit {
+        Some(topic) => Some(cleanup_policy(cluster, topic).await),
+        None => None,
     };
     let topics = names
         .into_iter()
@@ -300,11 +315,12 @@ async fn look(cluster: &Cluster, settings: CheckSettings<'_>) -> Result<Found, K
         cluster_id: description.cluster_id,
         topics: topics.collect(),
         commit_policy,
+        audit_policy,
         newest_commits,
     })
 }
 
-async fn commit_policy(cluster: &Cluster, topic: &str) -> Result<String, String> {
+async fn cleanup_policy(cluster: &Cluster, topic: &str) -> Result<String, String> {
     const KEY: &str = "cleanup.policy";
     let configs = cluster.topic_configs(topic, &[KEY]).await;
     let mut configs = configs.map_err(|error| error_chain(&error))?;

@@ -1,6 +1,7 @@
 //! The command line.
 
 pub mod args;
+pub mod audit;
 pub mod check;
 pub mod config;
 mod contact;
@@ -124,6 +125,9 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Drift(args) => in_runtime(&settings, async |stop| {
             Box::pin(drift_report(args, &settings, &stop)).await
         }),
+        Command::Audit(args) => in_runtime(&settings, async |stop| {
+            audit::execute(args, &settings, &stop).await
+        }),
         Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
         Command::DryRun(args) => in_runtime(&settings, async |stop| {
@@ -221,6 +225,10 @@ async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
         input_topics: &inputs,
         output_topic: &settings.output.topic,
         dead_letter_topic: &settings.dead_letters.topic,
+        audit_topic: settings
+            .audit
+            .enabled
+            .then_some(settings.audit.topic.as_str()),
     };
     match check::run(args, checked, &Terminal::stdout(), &mut io::stdout()).await {
         Ok(true) => Ok(0),

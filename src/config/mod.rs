@@ -22,8 +22,8 @@ use crate::kafka::{DriverChoice, KafkaConfig, Needs, choose_driver};
 use crate::llm::{LlmConfig, LongDocumentsConfig, PromptConfig};
 use crate::offsets::Guarantee;
 use crate::pipeline::{
-    Assignment, DeadLettersConfig, InputConfig, IsolationLevel, OutputConfig, PipelineConfig,
-    ProcessingConfig, StaticShare,
+    Assignment, AuditConfig, DeadLettersConfig, InputConfig, IsolationLevel, OutputConfig,
+    PipelineConfig, ProcessingConfig, StaticShare,
 };
 use crate::telemetry::{AdminConfig, LogConfig, TelemetryConfig};
 
@@ -46,6 +46,8 @@ pub struct Settings {
     pub output: OutputConfig,
     /// Where documents go that are given up.
     pub dead_letters: DeadLettersConfig,
+    /// The audit trail.
+    pub audit: AuditConfig,
     /// Order and bounds.
     pub pipeline: PipelineConfig,
     /// The model server.

@@ -162,6 +162,8 @@ pub const KEYS: &[Key] = &[
     key("output.partitioner", "`key`, `source`", "a result's partition: by the key's hash as the Java client does it, or that of the source, which keeps the order of a whole partition"),
     key("dead_letters.topic", "topic", "documents that were given up"),
     key("dead_letters.header_style", "`connect`, `spring`, `share`", "the reason headers beside our own: Kafka Connect's, Spring's (`kafka_dlt-…`, numbers big-endian) or those of share groups (`__dlq.errors.…`)"),
+    key("audit.enabled", "`true`, `false`", "whether a record is kept of what became of each document: see [audit trail](#audit-trail)"),
+    key("audit.topic", "topic", "where these records are; with as many partitions as the input, and nothing of it is deleted, where it is created here"),
     key("processing.guarantee", "`at_least_once`, `exactly_once`", "see [guarantees](#guarantees-and-their-limits)"),
     key("processing.commit_interval_ms", "milliseconds", "least time between two commits of a partition while documents are on their way; longer after a large commit record").absent("10 at least once, 50 exactly once"),
     key("processing.commit_record_bytes_max", "bytes", "of a commit record at most: read-ahead waits before it could be passed"),

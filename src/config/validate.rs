@@ -94,6 +94,7 @@ fn topics(settings: &Settings, problems: &mut Vec<String>) {
         ),
         ("dead_letters.topic", settings.dead_letters.topic.as_str()),
         ("kafka.commit_topic", commit_topic.as_str()),
+        ("audit.topic", settings.audit.topic.as_str()),
     ];
     let inputs = settings
         .input

@@ -17,6 +17,9 @@ const COMMIT_TOPIC_CONFIGS: [(&str, &str); 3] = [
 /// A dead letter has the time stamp of its document, which may be old: the broker's usual week would delete it within minutes, and with it
 /// all that is left of the document.
 const DEAD_LETTER_TOPIC_CONFIGS: [(&str, &str); 1] = [("retention.ms", "-1")];
+/// What the audit trail proves it proves for as long as it is there: how long that is to be nobody but the operator can say.
+const AUDIT_TOPIC_CONFIGS: [(&str, &str); 2] =
+    [("cleanup.policy", "delete"), ("retention.ms", "-1")];
 /// Partitions of the commit topic, where there are more to read: each is read from its start, so that 32 MiB at most are left uncleaned. Each
 /// is read once for all whose commits are in it, and an open transaction of one hides nothing of another.
 const COMMIT_PARTITIONS_MAX: i32 = 32;
@@ -34,6 +37,8 @@ pub struct WantedTopics {
     pub dead_letters: String,
     /// Topic of the commits.
     pub commits: String,
+    /// Topic of the audit trail, where one is kept.
+    pub audit: Option<String>,
     /// Whether missing ones are created.
     pub create: bool,
     /// Replication factor of created ones; −1 takes the broker's default.
@@ -51,6 +56,8 @@ pub struct Topics {
     pub dead_letter_partitions: i32,
     /// Partitions of the commit topic.
     pub commit_partitions: i32,
+    /// Partitions of the audit topic, where one is kept.
+    pub audit_partitions: Option<i32>,
 }
 
 /// Why the topics cannot be used.
@@ -79,6 +86,16 @@ pub enum TopicsError {
         /// Its policy.
         policy: String,
     },
+    /// Compaction keeps one record of a chain, and takes the others away.
+    #[error(
+        "audit.topic: topic `{topic}` has cleanup.policy = {policy} and must have `delete`, or its records are taken away; change it with kafka-configs --alter --topic {topic} --add-config cleanup.policy=delete, or name another topic"
+    )]
+    Compacted {
+        /// The topic.
+        topic: String,
+        /// Its policy.
+        policy: String,
+    },
 }
 
 impl TopicsError {
@@ -86,7 +103,7 @@ impl TopicsError {
     #[must_use]
     pub const fn is_final(&self) -> bool {
         match self {
-            Self::Missing { .. } | Self::NotCompacted { .. } => true,
+            Self::Missing { .. } | Self::NotCompacted { .. } | Self::Compacted { .. } => true,
             Self::Kafka(_) => false,
         }
     }
@@ -103,6 +120,13 @@ pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, 
     let mut found = describe(cluster, wanted).await?;
     if found.contains_key(&wanted.commits) {
         check_compacted(cluster, &wanted.commits).await?;
+    }
+    if let Some(audit) = wanted
+        .audit
+        .as_ref()
+        .filter(|topic| found.contains_key(*topic))
+    {
+        check_not_compacted(cluster, audit).await?;
     }
     if !wanted.create {
         refuse_missing(wanted, &found)?;
@@ -125,7 +149,9 @@ pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, 
     partitions = partitions.max(1);
     let mut created = false;
     let commit_partitions = partitions.min(COMMIT_PARTITIONS_MAX);
-    for (topic, partitions, configs) in [
+    let audit = wanted.audit.iter();
+    let audit = audit.map(|topic| (topic, partitions, &AUDIT_TOPIC_CONFIGS[..]));
+    let others = [
         (&wanted.output, partitions, &[][..]),
         (
             &wanted.dead_letters,
@@ -137,7 +163,8 @@ pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, 
             commit_partitions,
             &COMMIT_TOPIC_CONFIGS[..],
         ),
-    ] {
+    ];
+    for (topic, partitions, configs) in others.into_iter().chain(audit) {
         if !found.contains_key(topic) {
             create(cluster, wanted, topic, partitions, configs).await?;
             created = true;
@@ -160,6 +187,10 @@ pub async fn ensure(cluster: &Cluster, wanted: &WantedTopics) -> Result<Topics, 
         output_partitions: get(&wanted.output)?.partitions,
         dead_letter_partitions: get(&wanted.dead_letters)?.partitions,
         commit_partitions: get(&wanted.commits)?.partitions,
+        audit_partitions: match &wanted.audit {
+            Some(audit) => Some(get(audit)?.partitions),
+            None => None,
+        },
     })
 }
 
@@ -173,6 +204,7 @@ async fn describe(
         &wanted.dead_letters,
         &wanted.commits,
     ]);
+    names.extend(wanted.audit.as_deref());
     let found = cluster.describe_topics(&names).await?;
     Ok(found
         .into_iter()
@@ -193,8 +225,11 @@ fn refuse_missing(
         .inputs
         .iter()
         .map(|topic| ("input.topics (INPUT_TOPIC)", topic));
+    let audit = wanted.audit.iter();
+    let audit = audit.map(|topic| ("audit.topic", topic));
     match inputs
         .chain(ours)
+        .chain(audit)
         .find(|(_, topic)| !found.contains_key(*topic))
     {
         Some((key, topic)) => Err(TopicsError::Missing {
@@ -207,11 +242,7 @@ fn refuse_missing(
 
 /// `compact` must be the whole policy: with `compact,delete` commits of quiet partitions would be deleted by age.
 async fn check_compacted(cluster: &Cluster, topic: &str) -> Result<(), TopicsError> {
-    let configs = cluster.topic_configs(topic, &["cleanup.policy"]).await?;
-    let policy = configs
-        .get("cleanup.policy")
-        .and_then(|config| config.value.clone())
-        .unwrap_or_else(|| "unknown".to_owned());
+    let policy = cleanup_policy(cluster, topic).await?;
     if policy == "compact" {
         return Ok(());
     }
@@ -219,6 +250,25 @@ async fn check_compacted(cluster: &Cluster, topic: &str) -> Result<(), TopicsErr
         topic: topic.to_owned(),
         policy,
     })
+}
+
+async fn check_not_compacted(cluster: &Cluster, topic: &str) -> Result<(), TopicsError> {
+    let policy = cleanup_policy(cluster, topic).await?;
+    if !policy.contains("compact") {
+        return Ok(());
+    }
+    Err(TopicsError::Compacted {
+        topic: topic.to_owned(),
+        policy,
+    })
+}
+
+async fn cleanup_policy(cluster: &Cluster, topic: &str) -> Result<String, KafkaError> {
+    let configs = cluster.topic_configs(topic, &["cleanup.policy"]).await?;
+    let policy = configs
+        .get("cleanup.policy")
+        .and_then(|config| config.value.clone());
+    Ok(policy.unwrap_or_else(|| "unknown".to_owned()))
 }
 
 async fn create(

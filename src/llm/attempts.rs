@@ -423,7 +423,7 @@ impl<'a> Attempts<'a> {
             match on_truncated {
                 OnTruncated::Accept => {}
                 OnTruncated::RetryLonger if self.may_ask_longer(&answer, time) => {
-                    self.kept = Some(Box::new(self.completion(answer, time)));
+                    self.kept = Some(Box::new(self.completion(permit, answer, time)));
                     return Next::Longer;
                 }
                 OnTruncated::RetryLonger => {}
@@ -442,10 +442,10 @@ impl<'a> Attempts<'a> {
                 }
             }
         }
-        Next::Done(Box::new(self.completion(answer, time)))
+        Next::Done(Box::new(self.completion(permit, answer, time)))
     }
 
-    fn completion(&self, answer: Answer, time: Duration) -> Completion {
+    fn completion(&self, permit: &Permit, answer: Answer, time: Duration) -> Completion {
         Completion {
             text: answer.content.unwrap_or_default(),
             data: None,
@@ -456,6 +456,7 @@ impl<'a> Attempts<'a> {
                 .model
                 .unwrap_or_else(|| self.client.common.parameters.model.clone()),
             system_fingerprint: answer.system_fingerprint,
+            endpoint: self.client.endpoint(permit.lane()).url().to_owned(),
             usage: self.usage,
             attempts: self.history.calls(),
             request_id: self.request_id.clone().unwrap_or_default(),

@@ -127,6 +127,8 @@ pub struct Completion {
     pub model: String,
     /// The server's build, when told.
     pub system_fingerprint: Option<String>,
+    /// Base URL of the server that answered.
+    pub endpoint: String,
     /// Tokens.
     pub usage: Usage,
     /// What was done to a document that is longer than the context; `None` when it was read whole in one call.

@@ -4,21 +4,23 @@
 //! appends the results, waits for every acknowledgement, and only then appends the commit record; whatever of that has an unknown outcome is
 //! written again, which can repeat a result and cannot lose one.
 
-use std::collections::{BTreeMap, VecDeque};
+mod lanes;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use self::lanes::Lanes;
+use super::audit::{AuditWriter, Chain};
 use super::record::{CommitPosition, CommitRecord, Guarantee, VERSION};
 use super::store::{ClaimError, CommitStore, Owner};
 use crate::clock;
 use crate::kafka::{Batch, End, KafkaError, PartitionSink, StepError};
+use crate::records::audit::{AuditEntry, AuditHead};
 use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition};
-
-/// Most records of one appended batch.
-const BATCH_RECORDS_MAX: usize = 1_000;
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
 const RETRY_CAP: Duration = Duration::from_secs(2);
@@ -39,6 +41,8 @@ pub struct Output {
 pub struct Flush {
     /// Outcomes, in the order in which their readers shall see them within a partition.
     pub outputs: Vec<Output>,
+    /// What the audit trail says of them, in their order; empty where there is none.
+    pub audit: Vec<AuditEntry>,
     /// What may be claimed once they are durable.
     pub position: CommitPosition,
 }
@@ -94,6 +98,8 @@ pub struct Committer {
     owner: Owner,
     topic_id: Uuid,
     committed: Option<CommitPosition>,
+    /// The audit trail of the partition. It advances with a flush that is durable, and only then.
+    chain: Chain,
     commit_bytes: usize,
     /// Whether the owner ends with its next commit record.
     releases: bool,
@@ -123,6 +129,7 @@ impl Committer {
         shrink: Box<Shrink>,
     ) -> Self {
         Self {
+            chain: Chain::new(partition.clone()),
             partition,
             sink,
             store,
@@ -134,6 +141,14 @@ impl Committer {
             observer,
             shrink,
         }
+    }
+
+    /// The same with the chain of the audit trail as the newest commit has it: it is kept also where nothing is written to it. `writer` is who
+    /// writes to it.
+    #[must_use]
+    pub fn with_audit(mut self, head: Option<AuditHead>, writer: Option<Arc<AuditWriter>>) -> Self {
+        self.chain.continue_from(head, writer);
+        self
     }
 
     /// Makes a flush durable; tries again until it is.
@@ -157,19 +172,16 @@ impl Committer {
             );
         }
         let mut attempt = Attempt::new(&self.partition);
-        if self.sink.is_transactional() {
-            self.flush_in_transaction(&flush, &mut attempt).await?;
+        let mut flush = flush;
+        let head = if self.sink.is_transactional() {
+            self.flush_in_transaction(&flush, &mut attempt).await?
         } else {
-            let mut lanes = Lanes::new(flush.outputs);
-            while let Err(error) = self.append_all(&mut lanes).await {
-                attempt.again("append", error, &*self.observer).await?;
-            }
-            let commit = self.commit_record(&flush.position)?;
-            self.append_commit(commit, &mut attempt).await?;
-        }
+            self.flush_in_steps(&mut flush, &mut attempt).await?
+        };
         if attempt.failed {
             self.observer.recovered();
         }
+        self.chain.advance(head, !flush.audit.is_empty());
         self.committed = Some(flush.position);
         Ok(())
     }
@@ -210,23 +222,40 @@ impl Committer {
         &self.owner
     }
 
-    fn commit_record(&self, position: &CommitPosition) -> Result<CommitRecord, FlushError> {
-        Ok(CommitRecord {
+    fn guarantee(&self) -> Guarantee {
+        if self.sink.is_transactional() {
+            Guarantee::ExactlyOnce
+        } else {
+            Guarantee::AtLeastOnce
+        }
+    }
+
+    fn commit_record(&self, position: &CommitPosition, audit: Option<AuditHead>) -> CommitRecord {
+        CommitRecord {
             v: VERSION,
             topic_id: self.topic_id,
             owner: self.owner.instance.clone(),
             owner_epoch: self.owner.epoch,
-            guarantee: if self.sink.is_transactional() {
-                Guarantee::ExactlyOnce
-            } else {
-                Guarantee::AtLeastOnce
-            },
+            guarantee: self.guarantee(),
             next_offset: position.next_offset,
             done: position.done.clone(),
-            audit: None,
+            audit,
             at: clock::now(),
             released: self.releases,
-        })
+        }
+    }
+
+    /// What the audit trail gets of the flush, behind its results in the lanes: what it says of one is known once that is written, as it may
+    /// have been replaced by a smaller one. Answers where the chain ends then.
+    fn seal(&self, flush: &Flush, lanes: &mut Lanes) -> Option<AuditHead> {
+        let (records, head) = self.chain.seal(
+            &flush.audit,
+            lanes.replaced(),
+            &self.owner,
+            self.guarantee(),
+        );
+        lanes.extend(records);
+        head
     }
 
     fn commit_batch(&mut self, commit: &CommitRecord) -> Result<Batch, FlushError> {
@@ -242,6 +271,34 @@ impl Committer {
             to: self.store.partition_of(&self.partition),
             records: vec![record],
         })
+    }
+
+    /// Results, then what the audit trail says of them, then the commit record, each once the one before is acknowledged: so nothing is said of
+    /// a result that is not there.
+    async fn flush_in_steps(
+        &mut self,
+        flush: &mut Flush,
+        attempt: &mut Attempt,
+    ) -> Result<Option<AuditHead>, FlushError> {
+        let mut lanes = Lanes::new(std::mem::take(&mut flush.outputs));
+        self.append_until_done(&mut lanes, attempt).await?;
+        // Once: whatever of it is written again is the same, byte for byte.
+        let head = self.seal(flush, &mut lanes);
+        self.append_until_done(&mut lanes, attempt).await?;
+        let commit = self.commit_record(&flush.position, head);
+        self.append_commit(commit, attempt).await?;
+        Ok(head)
+    }
+
+    async fn append_until_done(
+        &mut self,
+        lanes: &mut Lanes,
+        attempt: &mut Attempt,
+    ) -> Result<(), FlushError> {
+        while let Err(error) = self.append_all(lanes).await {
+            attempt.again("append", error, &*self.observer).await?;
+        }
+        Ok(())
     }
 
     /// Appends the commit record until it is acknowledged. Repeating it is harmless: it says the same.
@@ -283,12 +340,18 @@ impl Committer {
         let mut outcomes = self.sink.append(&batches).await.into_iter();
         self.observer.step_took("append", began.elapsed());
         let mut failure = None;
+        let (chain, shrink) = (&self.chain, &self.shrink);
+        // Of the audit trail every record is as small as it can be.
+        let shrink = move |output: Output| {
+            let is_audit = chain.is_written_to(&output.to);
+            if is_audit { None } else { shrink(output) }
+        };
         for batch in &batches {
             let sent = batch.records.len();
             match outcomes.next().unwrap_or_else(|| Err(no_outcome())) {
                 Ok(()) => lanes.acknowledged(&batch.to, sent),
                 Err(StepError::Refused(KafkaError::TooLarge { .. }))
-                    if lanes.make_smaller(&batch.to, sent, &*self.shrink, &*self.observer) => {}
+                    if lanes.make_smaller(&batch.to, sent, &shrink, &*self.observer) => {}
                 Err(error @ (StepError::Fenced | StepError::Expired(_))) => return Err(error),
                 Err(error) => {
                     if matches!(error, StepError::OutcomeUnknown(_)) {
@@ -301,18 +364,29 @@ impl Committer {
         failure.map_or(Ok(()), Err)
     }
 
+    /// As all of a transaction becomes visible at once or not at all, the commit record need not wait for the results: it goes out with the first
+    /// of them, which saves adding its partition and appending it by themselves. With an audit trail it waits for the results, and goes out with
+    /// what is said of them, as it names the end of the chain.
     async fn flush_in_transaction(
         &mut self,
         flush: &Flush,
         attempt: &mut Attempt,
-    ) -> Result<(), FlushError> {
-        let commit = self.commit_record(&flush.position)?;
-        let commit_batch = self.commit_batch(&commit)?;
+    ) -> Result<Option<AuditHead>, FlushError> {
         loop {
-            match self.write_in_transaction(flush, &commit_batch).await {
-                Ok(()) => {
+            let written = match self.begin_transaction(flush).await {
+                Ok(mut lanes) => {
+                    let head = self.seal(flush, &mut lanes);
+                    let commit = self.commit_record(&flush.position, head);
+                    let batch = self.commit_batch(&commit)?;
+                    let appended = self.append_with_commit(&mut lanes, &batch).await;
+                    appended.map(|()| commit)
+                }
+                Err(error) => Err(error),
+            };
+            match written {
+                Ok(commit) => {
                     if self.commit_transaction(&commit, attempt).await? {
-                        return Ok(());
+                        return Ok(commit.audit);
                     }
                 }
                 Err(error) => {
@@ -323,17 +397,23 @@ impl Committer {
         }
     }
 
-    /// Everything of a transaction but its end. As all of it becomes visible at once or not at all, the commit record need not wait for the
-    /// results: it goes out with the first of them, which saves adding its partition and appending it by themselves.
-    async fn write_in_transaction(
-        &mut self,
-        flush: &Flush,
-        commit: &Batch,
-    ) -> Result<(), StepError> {
+    /// Begins a transaction; answers with what it has to write beside audit trail and commit record.
+    async fn begin_transaction(&mut self, flush: &Flush) -> Result<Lanes, StepError> {
         self.sink.begin().await?;
         let mut lanes = Lanes::new(flush.outputs.clone());
-        self.append_heads(&mut lanes, Some(commit)).await?;
-        self.append_all(&mut lanes).await
+        if !flush.audit.is_empty() {
+            self.append_all(&mut lanes).await?;
+        }
+        Ok(lanes)
+    }
+
+    async fn append_with_commit(
+        &mut self,
+        lanes: &mut Lanes,
+        commit: &Batch,
+    ) -> Result<(), StepError> {
+        self.append_heads(lanes, Some(commit)).await?;
+        self.append_all(lanes).await
     }
 
     /// Ends the transaction; true when it was committed, false when it was not and the flush begins again. An unknown outcome is repeated
@@ -444,136 +524,6 @@ impl Attempt {
         observer.step_failed(step, &error);
         tokio::time::sleep(self.backoff.next_delay()).await;
         Ok(())
-    }
-}
-
-/// Outputs by the partition they go to, each lane in order.
-struct Lanes(BTreeMap<TopicPartition, Lane>);
-
-struct Lane {
-    waiting: VecDeque<Output>,
-    records_max: usize,
-    /// The size of the batch at the head whose outcome is unknown: it has to go out again as it was.
-    unresolved: usize,
-}
-
-impl Default for Lane {
-    fn default() -> Self {
-        Self {
-            waiting: VecDeque::new(),
-            records_max: BATCH_RECORDS_MAX,
-            unresolved: 0,
-        }
-    }
-}
-
-impl Lanes {
-    fn new(outputs: Vec<Output>) -> Self {
-        let mut lanes: BTreeMap<TopicPartition, Lane> = BTreeMap::new();
-        for output in outputs {
-            lanes
-                .entry(output.to.clone())
-                .or_default()
-                .waiting
-                .push_back(output);
-        }
-        Self(lanes)
-    }
-
-    fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-
-    /// The head of each lane, as much as one batch takes, and at least one record.
-    fn next_batches(&self, sink: &dyn PartitionSink) -> Vec<Batch> {
-        let heads = self.0.iter().map(|(to, lane)| {
-            let waiting = lane.waiting.iter().map(|output| output.record.size());
-            let bytes_max = sink.batch_bytes(waiting.sum());
-            let mut bytes = 0;
-            let fits = lane
-                .waiting
-                .iter()
-                .take(lane.records_max)
-                .take_while(|output| {
-                    bytes += output.record.size();
-                    bytes <= bytes_max
-                });
-            let count = match lane.unresolved {
-                0 => fits.count().max(1),
-                unresolved => unresolved,
-            };
-            let records = lane
-                .waiting
-                .iter()
-                .take(count)
-                .map(|output| output.record.clone())
-                .collect();
-            Batch {
-                to: to.clone(),
-                records,
-            }
-        });
-        heads.collect()
-    }
-
-    fn acknowledged(&mut self, to: &TopicPartition, count: usize) {
-        if let Some(lane) = self.0.get_mut(to) {
-            lane.waiting.drain(..count.min(lane.waiting.len()));
-            lane.records_max = BATCH_RECORDS_MAX;
-            lane.unresolved = 0;
-            if lane.waiting.is_empty() {
-                self.0.remove(to);
-            }
-        }
-    }
-
-    fn unresolved(&mut self, to: &TopicPartition, count: usize) {
-        if let Some(lane) = self.0.get_mut(to) {
-            lane.unresolved = count;
-        }
-    }
-
-    /// A batch was refused for its size: halve it, or replace its only record. False when nothing smaller can be made, as of a commit
-    /// record, which has no lane.
-    fn make_smaller(
-        &mut self,
-        to: &TopicPartition,
-        count: usize,
-        shrink: &Shrink,
-        observer: &dyn FlushObserver,
-    ) -> bool {
-        let Some(lane) = self.0.get_mut(to) else {
-            return false;
-        };
-        // What is too large now was not written before.
-        lane.unresolved = 0;
-        if count > 1 {
-            lane.records_max = (count / 2).max(1);
-            return true;
-        }
-        let Some(output) = lane.waiting.pop_front() else {
-            return true;
-        };
-        let source = output.source;
-        let smaller = shrink(output.clone());
-        observer.too_large(source, smaller.is_some());
-        match smaller {
-            // It may go elsewhere; where it goes on in the same lane it keeps its turn.
-            Some(smaller) if smaller.to == *to => lane.waiting.push_front(smaller),
-            Some(smaller) => {
-                if lane.waiting.is_empty() {
-                    self.0.remove(to);
-                }
-                let other = self.0.entry(smaller.to.clone()).or_default();
-                // Never into a batch whose outcome is unknown.
-                other.waiting.insert(other.unresolved, smaller);
-            }
-            None => {
-                lane.waiting.push_front(output);
-                return false;
-            }
-        }
-        true
     }
 }
 

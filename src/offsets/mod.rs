@@ -5,10 +5,12 @@
 //! 2. The commit offset never decreases within an owner epoch and never passes an unfinished record.
 //! 3. Results are acknowledged by all in-sync replicas before the commit record that claims them is sent.
 //! 4. Whoever reads a higher owner epoch than its own for a partition stops working on it.
+//! 5. The chain of the audit trail advances with a flush that is durable: the head in a commit record names a record that is durable too.
 //!
 //! Compaction keeps the last record of a key, whoever wrote it. A late write of a former owner claims only what is durable, so it costs
 //! repeats, never a loss.
 
+mod audit;
 mod commit;
 mod log;
 mod mirror;
@@ -20,6 +22,7 @@ mod seen;
 mod store;
 mod tracker;
 
+pub use audit::AuditWriter;
 pub use commit::{Committer, Flush, FlushError, FlushObserver, Output, Shrink};
 pub use mirror::mirror;
 pub use owner::{Standing, newest, standing};

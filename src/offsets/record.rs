@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::records::audit::AuditHead;
 use crate::types::{Offset, Record, TopicPartition};
 
 /// The version of the value's schema that this program writes and reads.
@@ -17,7 +18,8 @@ pub(super) const VERSION: u32 = 1;
 pub const COMMIT_BYTES_MAX: usize = 512 * 1024;
 
 /// What a commit record takes beside its ranges: its names and punctuation 110, the topic's id 36, three numbers of up to 20 digits, the
-/// guarantee 15, the time 30, and the owner: a host of up to 253 characters and 9 more, which JSON may write as six characters each.
+/// guarantee 15, the time 30, the end of the audit trail 110, and the owner: a host of up to 253 characters and 9 more, which JSON may write as
+/// six characters each.
 pub(super) const COMMIT_FIXED_BYTES_MAX: usize = 2 * 1024;
 
 /// The most bytes of a commit record with that many ranges, none of which names an offset beyond `far_end`. A range is written as
@@ -95,9 +97,9 @@ pub struct CommitRecord {
     pub next_offset: Offset,
     /// What is finished beyond `next_offset`; ends are exclusive.
     pub done: Vec<(Offset, Offset)>,
-    /// Head of the audit chain, when there is one.
+    /// Where the chain of the audit trail ends; null where it has no records.
     #[serde(default)]
-    pub audit: Option<serde_json::Value>,
+    pub audit: Option<AuditHead>,
     /// When it was written; an owner is live for a while after it.
     pub at: Timestamp,
     /// Whether its owner ended with it: nobody works on the partition for its sake.

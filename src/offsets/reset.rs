@@ -188,7 +188,9 @@ async fn try_reset(
         store.clone(),
         Box::new(Told(partition.clone())),
         Box::new(|_| None),
-    );
+    )
+    // What is done again gets records of its own, behind those that are there.
+    .with_audit(newest.and_then(|record| record.audit), None);
     let claim = before.clone().unwrap_or(CommitPosition {
         next_offset: order.uncommitted.0,
         done: Vec::new(),
@@ -264,6 +266,7 @@ fn lost(partition: &TopicPartition, loaded: &Loaded) -> ClaimError {
 const fn only(position: CommitPosition) -> Flush {
     Flush {
         outputs: Vec::new(),
+        audit: Vec::new(),
         position,
     }
 }

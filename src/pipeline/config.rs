@@ -196,6 +196,25 @@ impl Default for DeadLettersConfig {
     }
 }
 
+/// Section `[audit]`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditConfig {
+    /// Whether a record is kept of each document: who has done what to it, with which outcome.
+    pub enabled: bool,
+    /// Topic of these records.
+    pub topic: String,
+}
+
+impl Default for AuditConfig {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            topic: "llm-audit".to_owned(),
+        }
+    }
+}
+
 /// Section `[pipeline]`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -13,6 +13,7 @@ use super::read_ahead::OpenToken;
 use super::{Services, reading};
 use crate::kafka::{Fetched, KafkaError, RecordStream};
 use crate::offsets::is_same_topic;
+use crate::records::audit::AUDIT_BYTES;
 use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition, error_chain};
 
@@ -188,11 +189,13 @@ impl Intake {
             .map(|(_, record)| record.size())
             .sum();
         read_ahead.learn(self.index, asked, fetched.records.len(), bytes);
+        let audit = &self.services.audit;
+        let audit_bytes = audit.as_ref().map_or(0, |_kept| AUDIT_BYTES);
         let records = fetched
             .records
             .into_iter()
             .map(|(offset, record)| {
-                let open = read_ahead.hold(self.index, record.size());
+                let open = read_ahead.hold(self.index, record.size() + audit_bytes);
                 (offset, record, open)
             })
             .collect();

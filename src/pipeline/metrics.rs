@@ -65,6 +65,7 @@ impl OpenGauges {
 pub struct PipelineMetrics {
     flush_duration: Histogram,
     flushed: Counter,
+    audited: Counter,
     step_durations: Family<StepLabel, Histogram>,
     step_failures: Family<StepLabel, Counter>,
     rebalances: Family<EventLabel, Counter>,
@@ -78,6 +79,7 @@ impl PipelineMetrics {
         let metrics = Self {
             flush_duration: step_histogram(),
             flushed: Counter::default(),
+            audited: Counter::default(),
             step_durations: Family::new_with_constructor(step_histogram),
             step_failures: Family::default(),
             rebalances: Family::default(),
@@ -129,6 +131,11 @@ impl PipelineMetrics {
             metrics.flushed.clone(),
         );
         registry.register(
+            "audit_records",
+            "Records of the audit trail that are durable; none with audit.enabled = false",
+            metrics.audited.clone(),
+        );
+        registry.register(
             "kafka_step_failures",
             "Steps of the commit protocol that failed and were tried again",
             metrics.step_failures.clone(),
@@ -151,6 +158,11 @@ impl PipelineMetrics {
         self.flushed
             .inc_by(u64::try_from(records).unwrap_or(u64::MAX));
         self.flush_duration.observe(duration.as_secs_f64());
+    }
+
+    pub(super) fn audited(&self, records: usize) {
+        self.audited
+            .inc_by(u64::try_from(records).unwrap_or(u64::MAX));
     }
 
     pub(super) fn step_took(&self, step: &'static str, duration: Duration) {

@@ -2,6 +2,7 @@
 
 mod asking;
 mod assignment;
+mod audit;
 mod claims;
 mod config;
 mod emit;
@@ -38,9 +39,10 @@ use crate::types::{Offset, TopicPartition};
 
 pub use asking::{Asked, Asking};
 pub use assignment::{Assignment, StaticShare};
+pub use audit::Auditing;
 pub use config::{
-    DeadLettersConfig, InputConfig, InputTopic, IsolationLevel, OnDataLoss, OutputConfig,
-    Partitioner, PipelineConfig, ProcessingConfig,
+    AuditConfig, DeadLettersConfig, InputConfig, InputTopic, IsolationLevel, OnDataLoss,
+    OutputConfig, Partitioner, PipelineConfig, ProcessingConfig,
 };
 pub use emit::{Order, OrderBuffer};
 pub use metrics::{OpenGauges, PipelineMetrics};
@@ -72,6 +74,8 @@ pub struct Services {
     pub input: InputConfig,
     /// Where outcomes go.
     pub destinations: Destinations,
+    /// The audit trail, where one is kept.
+    pub audit: Option<Auditing>,
     /// In which order they go.
     pub order: Order,
     /// The least time between two flushes of a partition while documents are on their way.

@@ -8,13 +8,14 @@ use tokio::time::Instant;
 use super::config::Partitioner;
 use super::sample;
 use super::traced::Traced;
-use super::{Services, Topics};
+use super::{Asked, Services, Topics};
 use crate::clock;
 use crate::drift::Sample;
 use crate::llm::{
     CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
 };
 use crate::offsets::Output;
+use crate::records::audit::AuditEntry;
 use crate::records::dead_letter::{self, DeadLetter, HeaderStyle};
 use crate::records::document::{Document, Parsed, SkipReason, document_id};
 use crate::records::headers;
@@ -31,11 +32,30 @@ use crate::types::{DeadLetterReason, Offset, Record, SourcePosition, TopicPartit
 #[derive(Debug)]
 pub(super) enum Outcome {
     /// With a record to write: a result or a dead letter.
-    Output(Output, Count),
+    Output {
+        output: Output,
+        count: Count,
+        /// What the audit trail says of it, where one is kept.
+        audit: Option<Box<AuditEntry>>,
+    },
     /// With nothing: it is no document.
     Skipped(SkipReason),
     /// Not at all: the process is stopping, and it will be asked again.
     Abandoned,
+}
+
+impl Outcome {
+    fn written(output: Output, count: Count, audit: Option<AuditEntry>) -> Self {
+        let audit = audit.map(|mut entry| {
+            entry.written(&output.to, &output.record);
+            Box::new(entry)
+        });
+        Self::Output {
+            output,
+            count,
+            audit,
+        }
+    }
 }
 
 /// What an outcome adds to the counts once it is durable.
@@ -164,7 +184,7 @@ pub(super) async fn process(
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
         Parsed::Bad(reason, detail) => {
             traced.name(&document_id(&work.record, &work.position));
-            return give_up(services, work, traced, bad(reason, detail));
+            return give_up(services, work, traced, bad(reason, detail), None);
         }
     };
     traced.name(&document.id);
@@ -185,7 +205,9 @@ pub(super) async fn process(
             };
             answered.into_outcome(services, work, traced.trace())
         }
-        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, traced, reason),
+        Err(CompleteError::DeadLetter(reason)) => {
+            give_up(services, work, traced, reason, Some((&asked, &prompt)))
+        }
         Err(CompleteError::Abandoned) => Outcome::Abandoned,
     }
 }
@@ -239,7 +261,14 @@ fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
     Prompt::context(document.fields.clone(), &document.id, kafka)
 }
 
-fn give_up(services: &Services, work: &Work, traced: &mut Traced, reason: GiveUp) -> Outcome {
+/// The document goes to the dead letters; `asked` is what it was asked with, when it was read as a document.
+fn give_up(
+    services: &Services,
+    work: &Work,
+    traced: &mut Traced,
+    reason: GiveUp,
+    asked: Option<(&Asked, &Prompt)>,
+) -> Outcome {
     traced.give_up(&reason);
     let GiveUp {
         reason,
@@ -268,6 +297,8 @@ fn give_up(services: &Services, work: &Work, traced: &mut Traced, reason: GiveUp
         at,
         source,
     };
+    let keeper = services.audit.as_ref();
+    let audit = keeper.map(|audit| audit.given_up(services, work, &letter, asked));
     let destinations = &services.destinations;
     let (group_id, style) = (&destinations.group_id, destinations.header_style);
     let mut record = letter.record(&work.record, group_id, style);
@@ -277,14 +308,12 @@ fn give_up(services: &Services, work: &Work, traced: &mut Traced, reason: GiveUp
     }
     let output =
         destinations.dead_letter(&work.position.topic_partition, record, work.position.offset);
-    Outcome::Output(
-        output,
-        Count {
-            attempts,
-            ending: Ending::DeadLetter(reason),
-            sample: sample::dead_letter(services.drift.as_ref(), reason, at),
-        },
-    )
+    let count = Count {
+        attempts,
+        ending: Ending::DeadLetter(reason),
+        sample: sample::dead_letter(services.drift.as_ref(), reason, at),
+    };
+    Outcome::written(output, count, audit)
 }
 
 /// An answer with what is needed to write it down.
@@ -332,7 +361,8 @@ impl Answered {
             llm: completion.llm_time,
             total: work.fetched_at.elapsed(),
         };
-        let record = ResultRecord {
+        let endpoint = completion.endpoint;
+        let result = ResultRecord {
             schema: SCHEMA_VERSION,
             document_id: self.document_id,
             status,
@@ -362,21 +392,21 @@ impl Answered {
             source: ResultSource::new(&work.position, work.record.timestamp_ms),
             request_id: completion.request_id,
             completed_at,
-        }
-        .into_record(work.record.key.clone(), trace.headers());
+        };
+        let keeper = services.audit.as_ref();
+        let audit = keeper.map(|audit| audit.answered(work, &result, &endpoint));
+        let record = result.into_record(work.record.key.clone(), trace.headers());
         let output = services.destinations.result(
             &work.position.topic_partition,
             record,
             work.position.offset,
         );
-        Outcome::Output(
-            output,
-            Count {
-                attempts,
-                ending: Ending::Result(count),
-                sample,
-            },
-        )
+        let count = Count {
+            attempts,
+            ending: Ending::Result(count),
+            sample,
+        };
+        Outcome::written(output, count, audit)
     }
 }
 

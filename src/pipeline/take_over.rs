@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::audit::Auditing;
 use super::config::OnDataLoss;
 use super::ownership::Ownership;
 use super::partition::Place;
@@ -313,7 +314,9 @@ async fn claim(
     loaded: Loaded,
     position: CommitPosition,
 ) -> Result<(Committer, Claim), Failure> {
-    let newest = loaded.newest.map_or(0, |(_, record)| record.owner_epoch);
+    let newest = loaded.newest.map(|(_, record)| record);
+    let audit_head = newest.as_ref().and_then(|record| record.audit);
+    let newest = newest.map_or(0, |record| record.owner_epoch);
     let mut claim = Claim {
         partition: partition.clone(),
         owner: Owner {
@@ -334,9 +337,14 @@ async fn claim(
         services.store.clone(),
         Box::new(Observer::new(services, partition)),
         shrink(services, partition),
-    );
-    let outputs = Vec::new();
-    match committer.flush(Flush { outputs, position }).await {
+    )
+    .with_audit(audit_head, services.audit.as_ref().map(Auditing::writer));
+    let claiming = Flush {
+        outputs: Vec::new(),
+        audit: Vec::new(),
+        position,
+    };
+    match committer.flush(claiming).await {
         Ok(()) => {}
         Err(error @ FlushError::Expired { .. }) => return Err(again(&error)),
         Err(error @ FlushError::Fenced { .. }) => {
@@ -474,7 +482,7 @@ impl FlushObserver for Observer {
         if told.replace(source) != Some(source) {
             tracing::error!(
                 position,
-                "even the dead letter is larger than the topic's max.message.bytes: raise it, the partition waits"
+                "a record that cannot be made smaller, such as a dead letter, is larger than its topic's max.message.bytes: raise it, the partition waits"
             );
         }
     }

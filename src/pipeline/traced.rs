@@ -84,7 +84,7 @@ impl Traced {
     pub(super) fn end(self, outcome: &Outcome) -> Option<Box<Trace>> {
         let mut span = self.span?;
         let ending = match outcome {
-            Outcome::Output(_, count) => {
+            Outcome::Output { count, .. } => {
                 span.set("klp.attempts", i64::from(count.attempts));
                 match count.ending {
                     Ending::Result(_) => "result",

@@ -26,6 +26,7 @@ use super::traced::{FlushSpans, Traced};
 use super::{Services, reading_ahead, ready, writing};
 use crate::llm::{Class, Slot};
 use crate::offsets::{Committer, Flush, FlushError, Output, Tracker};
+use crate::records::audit::AuditEntry;
 use crate::spans::Trace;
 use crate::telemetry::status::{Head, PartitionStatus, Stage};
 use crate::types::{Offset, Record, SourcePosition, TopicPartition};
@@ -66,6 +67,7 @@ struct Gathered {
     output: Output,
     count: Count,
     trace: Option<Box<Trace>>,
+    audit: Option<Box<AuditEntry>>,
     open: OpenToken,
 }
 
@@ -75,6 +77,8 @@ type FlushOnItsWay = BoxFuture<'static, (Committer, Flushed)>;
 struct Flushed {
     result: Result<(), FlushError>,
     counts: Vec<Count>,
+    /// Records of the audit trail.
+    audited: usize,
     /// Dropped when the flush is through: only then do the documents cease to be open.
     open: Vec<OpenToken>,
     began: Instant,
@@ -327,11 +331,16 @@ impl Worker {
     fn emit(&mut self) {
         while let Some((offset, (outcome, trace, open))) = self.order.take_ready() {
             match outcome {
-                Outcome::Output(output, count) => {
+                Outcome::Output {
+                    output,
+                    count,
+                    audit,
+                } => {
                     self.gathered.push(Gathered {
                         output,
                         count,
                         trace,
+                        audit,
                         open,
                     });
                 }
@@ -386,11 +395,13 @@ impl Worker {
         let mut counts = Vec::with_capacity(count);
         let mut traces = Vec::with_capacity(count);
         let mut open = Vec::with_capacity(count);
+        let mut audit = Vec::new();
         for gathered in self.gathered.drain(..) {
             self.tracker.finish(gathered.output.source);
             outputs.push(gathered.output);
             counts.push(gathered.count);
             traces.push(gathered.trace);
+            audit.extend(gathered.audit.map(|entry| *entry));
             open.push(gathered.open);
         }
         let position = self.tracker.position();
@@ -404,7 +415,12 @@ impl Worker {
         let services = Arc::clone(&self.services);
         let what = writing(&self.partition);
         self.flush = Some(Box::pin(async move {
-            let flush = committer.flush(Flush { outputs, position });
+            let audited = audit.len();
+            let flush = committer.flush(Flush {
+                outputs,
+                audit,
+                position,
+            });
             let (result, told) = services
                 .patiently(&what, "append", Duration::ZERO, flush)
                 .await;
@@ -417,6 +433,7 @@ impl Worker {
                 Flushed {
                     result,
                     counts,
+                    audited,
                     open,
                     began,
                 },
@@ -431,6 +448,7 @@ impl Worker {
         self.services
             .metrics
             .flushed(flushed.counts.len(), flushed.began.elapsed());
+        self.services.metrics.audited(flushed.audited);
         flushed
             .counts
             .into_iter()

@@ -10,6 +10,7 @@
     reason = "a test binary: what is not as expected ends the test"
 )]
 
+mod audit;
 mod commits;
 mod data_loss;
 mod dead_letters;

@@ -19,6 +19,7 @@
     reason = "a test binary: what is not as expected ends the test"
 )]
 
+mod audit;
 mod broker;
 mod conductor;
 mod group;

@@ -107,6 +107,7 @@ impl Complete for Model {
             finish_reason: "stop".to_owned(),
             model: "simulated".to_owned(),
             system_fingerprint: None,
+            endpoint: String::new(),
             usage: Usage::default(),
             attempts: 1,
             request_id: position.to_string(),

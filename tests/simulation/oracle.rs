@@ -8,6 +8,7 @@ use kafka_llm_processor::pipeline::{OnDataLoss, Order};
 use kafka_llm_processor::records::headers;
 use kafka_llm_processor::types::{Offset, Record, TopicPartition};
 
+use crate::audit::{self, AUDIT};
 use crate::broker::Writer;
 use crate::log::Log;
 use crate::scenario::{Flavour, Scenario};
@@ -138,7 +139,8 @@ impl Oracle {
     pub fn durable(&mut self, writer: &Writer, records: Vec<(TopicPartition, Record)>, late: bool) {
         let now = self.tick();
         let by = &writer.instance;
-        for (to, record) in records.iter().filter(|(to, _)| &*to.topic != COMMITS) {
+        let is_outcome = |to: &TopicPartition| ![COMMITS, AUDIT].contains(&&*to.topic);
+        for (to, record) in records.iter().filter(|(to, _)| is_outcome(to)) {
             let Some(source) = headers::source(record) else {
                 self.violated(format!("a record in {to} does not say where it comes from"));
                 return;
@@ -294,6 +296,9 @@ impl Oracle {
 
     /// What readers with `read_committed` see in the end.
     pub fn check_logs(&mut self, logs: &BTreeMap<TopicPartition, Log>) {
+        if let Some(what) = audit::broken(logs, self.flavour) {
+            self.violated(what);
+        }
         let mut counts: BTreeMap<Place, usize> = BTreeMap::new();
         for (partition, log) in logs {
             if ![OUTPUT, DEAD_LETTERS].contains(&&*partition.topic) {

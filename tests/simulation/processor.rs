@@ -18,6 +18,7 @@ use kafka_llm_processor::telemetry::{Health, StatusBoard};
 use kafka_llm_processor::types::TopicPartition;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit;
 use crate::group::Member;
 use crate::instance::Instance;
 use crate::kafka::{KafkaEdge, TOPIC_ID};
@@ -123,6 +124,7 @@ fn services(instance: &Arc<Instance>) -> Services {
             group_id: "simulation".to_owned(),
             header_style: HeaderStyle::default(),
         },
+        audit: scenario.is_audited.then(|| audit::keeper(scenario)),
         order: scenario.order,
         commit_interval: scenario.commit_interval,
         read_ahead: ReadAhead::new(

@@ -99,6 +99,8 @@ pub struct Scenario {
     pub shares: Shares,
     /// Nothing happens that makes a document be done twice: all hand-overs are orderly.
     pub is_orderly: bool,
+    /// Whether an audit trail is kept.
+    pub is_audited: bool,
     pub order: Order,
     pub partitioner: Partitioner,
     pub input_partitions: i32,
@@ -158,6 +160,7 @@ impl Scenario {
             flavour: random.pick(flavours),
             shares,
             is_orderly,
+            is_audited: seed % 2 == 1,
             order: random.pick(&[Order::Input, Order::Key, Order::Completion]),
             partitioner: random.pick(&[Partitioner::Key, Partitioner::Source]),
             input_partitions,

@@ -16,6 +16,7 @@ pub(super) enum Role {
     Output,
     DeadLetters,
     Commits,
+    Audit,
 }
 
 impl Role {
@@ -25,6 +26,7 @@ impl Role {
             Self::Output => "output topic",
             Self::DeadLetters => "dead letters",
             Self::Commits => "commit topic",
+            Self::Audit => "audit topic",
         }
     }
 
@@ -34,6 +36,7 @@ impl Role {
             Self::Output => "OUTPUT_TOPIC",
             Self::DeadLetters => "dead_letters.topic",
             Self::Commits => "kafka.commit_topic",
+            Self::Audit => "audit.topic",
         }
     }
 }
@@ -84,6 +87,7 @@ pub(super) fn kafka(settings: CheckSettings<'_>, found: &Found, now: Timestamp) 
         let description = description.as_ref();
         items.push(match role {
             Role::Commits => commit_topic(settings, name, description, found),
+            Role::Audit => audit_topic(settings, name, description, found),
             Role::Input | Role::Output | Role::DeadLetters => {
                 topic(settings, *role, name, description)
             }
@@ -153,6 +157,33 @@ fn commit_topic(
             "allow DescribeConfigs on the topic",
         ),
         None => item,
+    }
+}
+
+fn audit_topic(
+    settings: CheckSettings<'_>,
+    name: &str,
+    description: Option<&TopicDescription>,
+    found: &Found,
+) -> CheckItem {
+    let item = topic(settings, Role::Audit, name, description);
+    if !item.passed {
+        return item;
+    }
+    match &found.audit_policy {
+        Some(Ok(policy)) if policy.contains("compact") => CheckItem::fail(
+            item.name,
+            format!(
+                "`{name}` has cleanup.policy={policy}: records of the audit trail would be taken away"
+            ),
+            format!("kafka-configs.sh --alter --topic {name} --add-config cleanup.policy=delete"),
+        ),
+        Some(Err(problem)) => CheckItem::fail(
+            item.name,
+            format!("`{name}`: {problem}"),
+            "allow DescribeConfigs on the topic",
+        ),
+        Some(Ok(_)) | None => item,
     }
 }
 

@@ -48,6 +48,7 @@ fn healthy() -> Found {
             topic(Role::Commits, "commits"),
         ],
         commit_policy: Some(Ok("compact".to_owned())),
+        audit_policy: None,
         newest_commits: Ok(vec![commit(now() - SignedDuration::from_secs(12))]),
     }
 }
@@ -60,6 +61,7 @@ fn judged(found: &Found) -> Vec<CheckItem> {
         input_topics: &[],
         output_topic: "results",
         dead_letter_topic: "dead",
+        audit_topic: None,
     };
     judge::kafka(settings, found, now())
 }
@@ -89,6 +91,20 @@ fn a_healthy_cluster_has_ticks_only() {
             "`host-1` runs: it committed 12s ago",
         ]
     );
+}
+
+#[test]
+fn an_audit_topic_that_loses_records_is_a_cross() {
+    let mut found = healthy();
+    let audit = Some(described("audit", 4, 0));
+    found.topics.push((Role::Audit, "audit".to_owned(), audit));
+    found.audit_policy = Some(Ok("delete".to_owned()));
+    let items = judged(&found);
+    assert!(items.iter().all(|item| item.passed), "{items:?}");
+    found.audit_policy = Some(Ok("compact,delete".to_owned()));
+    let items = judged(&found);
+    let item = cross(&items, "audit topic");
+    assert!(item.detail.contains("compact,delete"), "{item:?}");
 }
 
 #[test]
@@ -178,6 +194,7 @@ async fn nobody_there_is_told_within_five_seconds() {
         input_topics: &["docs".to_owned()],
         output_topic: "results",
         dead_letter_topic: "dead",
+        audit_topic: None,
     };
     let started = Instant::now();
     let mut out = Vec::new();

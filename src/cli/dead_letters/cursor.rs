@@ -48,6 +48,18 @@ impl<'a> Cursor<'a> {
         self.next = self.start;
     }
 
+    /// Whether the log does not begin with its first offset any more.
+    pub(in crate::cli) fn is_cut(&self) -> bool {
+        self.start > Offset::ZERO
+    }
+
+    /// From now on it ends where the partition ends now.
+    pub(in crate::cli) async fn extend(&mut self) -> Result<(), KafkaError> {
+        let (_, end) = self.reader.log_bounds(&self.partition).await?;
+        self.end = end.max(self.end);
+        Ok(())
+    }
+
     /// How many offsets there are, and how many of them are behind us.
     pub(in crate::cli) const fn length(&self) -> u64 {
         self.start.distance_to(self.end)
@@ -74,7 +86,8 @@ impl<'a> Cursor<'a> {
                 .await
             {
                 Ok(fetched) if fetched.next_offset > self.next => {
-                    self.next = fetched.next_offset;
+                    // What lies beyond the end is read again, should it be moved.
+                    self.next = fetched.next_offset.min(self.end);
                     let mut records = fetched.records;
                     records.retain(|(offset, _)| *offset < self.end);
                     return Ok(Some(records));

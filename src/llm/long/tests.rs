@@ -218,6 +218,7 @@ impl Ask for Server {
             text,
             model: "m".to_owned(),
             system_fingerprint: None,
+            endpoint: String::new(),
             usage: Usage {
                 prompt_tokens,
                 completion_tokens,

@@ -281,6 +281,7 @@ fn flush_of(offsets: std::ops::Range<i64>) -> Flush {
     let next_offset = Offset::new(offsets.end);
     Flush {
         outputs: offsets.map(output).collect(),
+        audit: Vec::new(),
         position: CommitPosition {
             next_offset,
             done: Vec::new(),
@@ -566,3 +567,5 @@ async fn a_batch_that_is_too_large_is_split_and_a_record_is_replaced() {
     assert_eq!(memory.log().visible("dead-letters").len(), 1);
     assert_eq!(memory.log().visible("commits").len(), 1);
 }
+
+mod audit;
