@@ -43,7 +43,10 @@ fn verdicts(logs: &BTreeMap<TopicPartition, Log>) -> BTreeMap<String, Verdict> {
     let mut commits = BTreeMap::new();
     for (partition, log) in logs {
         for (offset, record) in log.committed() {
-            let value = record.value.as_ref().unwrap();
+            // Tombstones of the input.
+            let Some(value) = record.value.as_ref() else {
+                continue;
+            };
             match &*partition.topic {
                 AUDIT => {
                     let seen = Seen::parse(value).unwrap();
