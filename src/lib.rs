@@ -21,7 +21,7 @@
 //! pipeline
 //! offsets
 //! kafka  llm  telemetry  records
-//! retry
+//! retry  tls
 //! types  clock
 //! ```
 //!
@@ -44,4 +44,5 @@ pub mod retry;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
 pub mod telemetry;
+pub mod tls;
 pub mod types;

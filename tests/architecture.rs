@@ -24,7 +24,7 @@ const LADDER: [&[&str]; 8] = [
     &["pipeline"],
     &["offsets"],
     &["kafka", "llm", "telemetry", "records"],
-    &["retry"],
+    &["retry", "tls"],
     &["types", "clock"],
 ];
 
@@ -141,11 +141,13 @@ fn no_file_is_a_drawer() {
 
 #[test]
 fn vendors_stay_in_their_rooms() {
-    let rooms: [(&str, &[&str]); 4] = [
+    let rooms: [(&str, &[&str]); 6] = [
         ("rskafka::client", &["kafka"]),
         ("kafka_protocol::", &["kafka", "sandbox"]),
         ("figment::", &["config"]),
         ("backoff::", &["retry"]),
+        ("rustls_graviola::", &["tls"]),
+        ("tokio_rustls::", &["kafka"]),
     ];
     for path in files("src", "rs") {
         let (module, text) = (module_of(&path), production(&path));
