@@ -209,10 +209,18 @@ async fn all_the_way(world: &World, program: &Program) {
     world.results(6).await;
     let (code, all, _) = program.start(&["results", "--count", "6"]).end().await;
     assert_eq!(code, Some(0), "{all}");
+    let listens = running.line(&["admin server listens"]).await;
+    let (_, admin) = listens.split_once("address=").expect("an address");
     let started = running.line(&["starting"]).await;
     assert!(started.contains("wire"), "{started}");
-    let (code, all, _) = program.start(&["check"]).end().await;
-    assert_eq!(code, Some(0), "{all}");
+    for command in [
+        &["check"][..],
+        &["status", "--json", "--admin", admin],
+        &["config", "show", "--json"],
+    ] {
+        let (code, all, _) = program.start(command).end().await;
+        assert_eq!(code, Some(0), "{command:?}: {all}");
+    }
     running.drain().await;
 }
 
