@@ -69,7 +69,11 @@ async fn a_token_opens_and_a_wrong_one_is_refused_in_two_steps() {
     let wrong = token("n,,\u{1}auth=Bearer wrong\u{1}\u{1}");
     let refused = wire.call(2, &wrong).await;
     assert_eq!(refused.error_code, 0);
-    assert!(refused.auth_bytes.starts_with(b"{\"status\":\"invalid_token\""));
+    assert!(
+        refused
+            .auth_bytes
+            .starts_with(b"{\"status\":\"invalid_token\"")
+    );
     assert_eq!(wire.call(2, &token("\u{1}")).await.error_code, 58);
     assert!(wire.receive_frame().await.is_none());
     broker.shutdown().await;
