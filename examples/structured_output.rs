@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     let mut settings = playground.settings();
     settings.llm.schema_file = Some(schema_file.clone());
     let app = App::build(settings)?;
-    let ended = run_until(app, DOCUMENTS).await;
+    let ended = Box::pin(run_until(app, DOCUMENTS)).await;
     std::fs::remove_file(&schema_file)?;
     let summary = ended?;
 

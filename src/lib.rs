@@ -21,7 +21,7 @@
 //! pipeline
 //! offsets
 //! kafka  llm  drift  telemetry  records
-//! retry
+//! retry  tls
 //! types  clock  spans
 //! ```
 //!
@@ -46,4 +46,5 @@ pub mod retry;
 pub mod sandbox;
 pub mod spans;
 pub mod telemetry;
+pub mod tls;
 pub mod types;

@@ -24,7 +24,7 @@ const LADDER: [&[&str]; 8] = [
     &["pipeline"],
     &["offsets"],
     &["kafka", "llm", "drift", "telemetry", "records"],
-    &["retry"],
+    &["retry", "tls"],
     &["types", "clock", "spans"],
 ];
 
@@ -141,12 +141,14 @@ fn no_file_is_a_drawer() {
 
 #[test]
 fn vendors_stay_in_their_rooms() {
-    let rooms: [(&str, &[&str]); 5] = [
+    let rooms: [(&str, &[&str]); 7] = [
         ("rskafka::client", &["kafka"]),
         ("kafka_protocol::", &["kafka", "sandbox"]),
         ("figment::", &["config"]),
         ("backoff::", &["retry"]),
         ("opentelemetry_proto::", &["telemetry"]),
+        ("rustls_graviola::", &["tls"]),
+        ("tokio_rustls::", &["kafka"]),
     ];
     for path in files("src", "rs") {
         let (module, text) = (module_of(&path), production(&path));

@@ -45,5 +45,7 @@ mod outage;
 mod sasl;
 #[path = "real_kafka/stop.rs"]
 mod stop;
+#[path = "real_kafka/tls.rs"]
+mod tls;
 #[path = "real_kafka/topic_log.rs"]
 mod topic_log;

@@ -21,8 +21,8 @@ use crate::cli::progress::{Progress, Task};
 use crate::cli::samples;
 use crate::clock;
 use crate::kafka::rskafka::RskafkaSink;
-use crate::kafka::wire::NewTopic;
-use crate::kafka::{Batch, KafkaConfig, KafkaError, PartitionSink, Sink, StepError};
+use crate::kafka::wire::{Cluster, NewTopic, WireSink};
+use crate::kafka::{Batch, DriverSetting, KafkaConfig, KafkaError, PartitionSink, Sink, StepError};
 use crate::records::partitioner::partition_for_key;
 use crate::retry::Backoff;
 use crate::types::{Record, TopicPartition};
@@ -175,7 +175,7 @@ pub async fn send_documents(
 ) -> Result<ProduceReport, ProduceError> {
     let total = documents::planned(documents, args.count).ok_or(ProduceError::Nothing)?;
     let (partitions, created_topic) = open_topic(target).await?;
-    let sink = RskafkaSink::new(target.kafka.clone());
+    let sink = sink(target.kafka);
     let started = Instant::now();
     let place = format!("to {}", target.topic);
     let task = Task {
@@ -192,7 +192,7 @@ pub async fn send_documents(
         next: 0,
         total,
     };
-    let outcome = send(&sink, &mut plan, args.rate, &mut progress, shutdown).await;
+    let outcome = send(&*sink, &mut plan, args.rate, &mut progress, shutdown).await;
     progress.finish().map_err(ProduceError::Output)?;
     outcome?;
     Ok(ProduceReport {
@@ -200,6 +200,15 @@ pub async fn send_documents(
         created_topic,
         elapsed: started.elapsed(),
     })
+}
+
+/// As for the processor's own output: rskafka unless a setting needs more.
+fn sink(kafka: &KafkaConfig) -> Box<dyn Sink> {
+    if kafka.driver == DriverSetting::Wire || kafka.needs_wire().is_some() {
+        Box::new(WireSink::idempotent(Cluster::new(kafka)))
+    } else {
+        Box::new(RskafkaSink::new(kafka.clone()))
+    }
 }
 
 async fn open_topic(target: ProduceTarget<'_>) -> Result<(i32, bool), ProduceError> {

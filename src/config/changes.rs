@@ -49,6 +49,16 @@ impl Settings {
         if self.kafka.sasl_password != new.kafka.sasl_password {
             changes.fixed.push("kafka.sasl_password".to_owned());
         }
+        let token_secret = |settings: &Self| {
+            settings
+                .kafka
+                .sasl_oauthbearer_client_credentials_client_secret
+                .clone()
+        };
+        if token_secret(self) != token_secret(new) {
+            let key = "kafka.sasl_oauthbearer_client_credentials_client_secret";
+            changes.fixed.push(key.to_owned());
+        }
         if self.llm.api_key != new.llm.api_key {
             changes.fixed.push("llm.api_key".to_owned());
         }
@@ -134,13 +144,20 @@ mod tests {
                 (vec![key.to_owned()], vec![])
             );
         }
-        let fixed: [(&str, Change); 7] = [
+        let fixed: [(&str, Change); 8] = [
             ("kafka.brokers", |s| {
                 s.kafka.brokers = "other:9092".to_owned()
             }),
             ("kafka.sasl_password", |s| {
                 s.kafka.sasl_password = Some(Secret::new("p"))
             }),
+            (
+                "kafka.sasl_oauthbearer_client_credentials_client_secret",
+                |s| {
+                    s.kafka.sasl_oauthbearer_client_credentials_client_secret =
+                        Some(Secret::new("p"));
+                },
+            ),
             ("llm.api_key", |s| s.llm.api_key = Some(Secret::new("k"))),
             ("llm.concurrency", |s| {
                 s.llm.concurrency = Concurrency::Adaptive

@@ -4,6 +4,8 @@ use std::fmt;
 
 use figment::error::Kind;
 
+use super::layers::SECRETS;
+
 /// One or more problems; each line names the key, the value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -31,6 +33,8 @@ impl ConfigError {
                 .as_ref()
                 .map_or_else(String::new, |metadata| format!(" (from {})", metadata.name));
             let what = match &error.kind {
+                // What was found is the secret.
+                _ if SECRETS.contains(&key.as_str()) => "is not text".to_owned(),
                 Kind::Message(message) => message.clone(),
                 Kind::InvalidType(_, expected) if expected.starts_with("struct ") => {
                     "is a section: set a key of it, such as pipeline.order".to_owned()

@@ -38,9 +38,16 @@ const OPEN_TELEMETRY: [(&str, &str); 6] = [
 pub(super) const PREFIX: &str = "KLP_";
 
 /// Keys without a default whose values are text even when they look like numbers.
-pub(super) const OPTIONAL_TEXT: [&str; 15] = [
+pub(super) const OPTIONAL_TEXT: [&str; 22] = [
     "admin.token_file",
+    "kafka.sasl_oauthbearer_client_credentials_client_secret",
+    "kafka.sasl_oauthbearer_client_credentials_client_secret_file",
+    "kafka.sasl_oauthbearer_token_file",
     "kafka.sasl_password",
+    "kafka.sasl_password_file",
+    "kafka.ssl_key_location",
+    "kafka.ssl_keystore_location",
+    "kafka.ssl_truststore_location",
     "llm.api_key",
     "llm.api_key_file",
     "llm.ca_file",
@@ -54,6 +61,14 @@ pub(super) const OPTIONAL_TEXT: [&str; 15] = [
     "prompt.reduce",
     "telemetry.otlp_headers",
     "telemetry.otlp_headers_file",
+];
+
+/// Keys whose values are in no message, and not taken from the command line, which everybody on the machine can read.
+pub(super) const SECRETS: [&str; 4] = [
+    "kafka.sasl_oauthbearer_client_credentials_client_secret",
+    "kafka.sasl_password",
+    "llm.api_key",
+    "telemetry.otlp_headers",
 ];
 
 /// A setting from the command line.
@@ -232,6 +247,10 @@ impl Flags {
         let defaults = defaults();
         let (mut dict, mut names) = (Dict::new(), Names::new());
         for Override { key, value, flag } in overrides {
+            if SECRETS.contains(&key.as_str()) {
+                problems.push(secret_in_the_open(key, flag));
+                continue;
+            }
             match lookup(&defaults, key) {
                 Some(default) => {
                     insert(&mut dict, key, typed(key, default, value));
@@ -260,14 +279,25 @@ pub(super) fn check_keys(
     problems: &mut Vec<String>,
 ) -> Result<(), ConfigError> {
     let data = layer.data().map_err(|error| {
-        // The parser's own words name line and column.
-        ConfigError::new(format!("file {name}: {}", error.kind))
+        // The parser's own words name line and column, and show the line, which may hold a secret.
+        let words = error.kind.to_string();
+        let told = words.lines().filter(|line| !shows_the_file(line));
+        let told: Vec<_> = told.collect();
+        ConfigError::new(format!("file {name}: {}", told.join(": ")))
     })?;
     let defaults = defaults();
     for dict in data.values() {
         check_dict(dict, "", &defaults, name, problems);
     }
     Ok(())
+}
+
+/// `3 | key = "value`, and what points into it.
+fn shows_the_file(line: &str) -> bool {
+    let rest = line
+        .trim_start()
+        .trim_start_matches(|c: char| c.is_ascii_digit());
+    rest.trim_start().starts_with('|')
 }
 
 fn check_dict(
@@ -325,6 +355,13 @@ fn typed(key: &str, default: &serde_json::Value, value: &str) -> Value {
             .parse()
             .unwrap_or_else(|_infallible| Value::from(value)),
     }
+}
+
+fn secret_in_the_open(key: &str, flag: &str) -> String {
+    let variable = key.to_uppercase().replace('.', "__");
+    format!(
+        "{key}: {flag} shows it to everybody on this machine; set {PREFIX}{variable} or {key}_file"
+    )
 }
 
 fn insert(dict: &mut Dict, key: &str, value: Value) {

@@ -127,6 +127,7 @@ impl Settings {
         let needs = Needs {
             transactions: self.processing.guarantee == Guarantee::ExactlyOnce,
             read_committed: self.input.isolation_level == IsolationLevel::ReadCommitted,
+            security: self.kafka.needs_wire(),
         };
         choose_driver(self.kafka.driver, needs).map_err(|setting| {
             format!("kafka.driver = rskafka: it cannot do {setting}; set kafka.driver = \"auto\"")

@@ -400,3 +400,108 @@ fn open_telemetrys_variables_are_honoured_and_yield_to_ours() {
     assert_eq!(settings.telemetry.endpoint().as_deref(), Some("http://t/x"));
     assert_eq!(settings.telemetry.service_name, "ours");
 }
+
+/// Everybody on a machine can read the command lines of its processes.
+#[test]
+fn secrets_are_not_taken_from_the_command_line() {
+    for (key, variable) in [
+        ("kafka.sasl_password", "KLP_KAFKA__SASL_PASSWORD"),
+        ("llm.api_key", "KLP_LLM__API_KEY"),
+        ("telemetry.otlp_headers", "KLP_TELEMETRY__OTLP_HEADERS"),
+        (
+            "kafka.sasl_oauthbearer_client_credentials_client_secret",
+            "KLP_KAFKA__SASL_OAUTHBEARER_CLIENT_CREDENTIALS_CLIENT_SECRET",
+        ),
+    ] {
+        let told = problem("", &[], &[(key, "hush")]);
+        assert!(told.starts_with(key) && told.contains("--set"), "{told}");
+        assert!(told.contains(variable), "{told}");
+        assert!(told.contains(&format!("{key}_file")), "{told}");
+        assert!(!told.contains("hush"), "{told}");
+    }
+}
+
+/// A mistake beside a secret shows where it is, and not what stands there.
+#[test]
+fn no_message_about_a_file_shows_a_secret() {
+    for file in [
+        "[kafka]\nsasl_password = 48151623\n",
+        "[kafka]\nsasl_password = \"48151623\n",
+        "[kafka]\nsasl_password = [\"48151623\"]\n",
+        "[llm]\napi_key = 48151623x\n",
+    ] {
+        let told = load(file, &[], &[]).unwrap_err().to_string();
+        assert!(!told.contains("48151623"), "{told}");
+        let placed = ["line 2", "kafka.sasl_password"];
+        assert!(placed.iter().any(|place| told.contains(place)), "{told}");
+    }
+}
+
+#[test]
+fn what_security_needs_of_each_other_is_told_with_the_key() {
+    let set = |file: &str| problem(&format!("[kafka]\n{file}"), &[], &[]);
+    for (file, key, says) in [
+        (
+            "security_protocol = \"SASL_SSL\"",
+            "kafka.security_protocol",
+            "kafka.sasl_password_file",
+        ),
+        (
+            "ssl_truststore_location = \"ca.pem\"",
+            "kafka.ssl_truststore_location",
+            "uses no TLS",
+        ),
+        (
+            "security_protocol = \"SSL\"\nssl_key_location = \"key.pem\"",
+            "kafka.ssl_key_location",
+            "kafka.ssl_keystore_location",
+        ),
+        (
+            "security_protocol = \"SSL\"\ndriver = \"rskafka\"",
+            "kafka.driver",
+            "kafka.security_protocol = SSL",
+        ),
+        (
+            "security_protocol = \"SASL_SSL\"\nsasl_mechanism = \"OAUTHBEARER\"",
+            "kafka.sasl_mechanism",
+            "kafka.sasl_oauthbearer_token_file",
+        ),
+        (
+            "security_protocol = \"SASL_SSL\"\nsasl_mechanism = \"OAUTHBEARER\"\nsasl_oauthbearer_token_endpoint_url = \"https://idp/token\"",
+            "kafka.sasl_oauthbearer_token_endpoint_url",
+            "client_id",
+        ),
+        (
+            "sasl_oauthbearer_token_endpoint_url = \"https://me:hush@idp/token\"",
+            "kafka.sasl_oauthbearer_token_endpoint_url",
+            "without a user",
+        ),
+        (
+            "sasl_oauthbearer_extensions = \"auth=other\"",
+            "kafka.sasl_oauthbearer_extensions",
+            "`auth`",
+        ),
+        (
+            "sasl_password = \"hush\"\nsasl_password_file = \"password\"",
+            "kafka.sasl_password_file",
+            "one of them",
+        ),
+        (
+            "ssl_endpoint_identification_algorithm = \"\"",
+            "kafka.ssl_endpoint_identification_algorithm",
+            "https, none",
+        ),
+    ] {
+        let told = set(file);
+        assert!(told.starts_with(key) && told.contains(says), "{told}");
+        assert!(!told.contains("hush"), "{told}");
+    }
+}
+
+#[test]
+fn tls_takes_the_wire_driver_and_says_why() {
+    let file = "[kafka]\nsecurity_protocol = \"SSL\"\n";
+    let choice = load(file, &[], &[]).unwrap().driver().unwrap();
+    assert_eq!(choice.driver, crate::kafka::Driver::Wire);
+    assert_eq!(choice.reason, "kafka.security_protocol = SSL");
+}

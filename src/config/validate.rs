@@ -1,7 +1,6 @@
 //! Checks of values, within a section and across sections. Each message begins with the key.
 
 use super::Settings;
-use crate::kafka::SecurityProtocol;
 use crate::llm::Concurrency;
 use crate::offsets::COMMIT_BYTES_MAX;
 
@@ -72,14 +71,7 @@ fn kafka(settings: &Settings, problems: &mut Vec<String>) {
             problems.push(format!("{key} = 0s: must be longer"));
         }
     }
-    if kafka.security_protocol == SecurityProtocol::SaslPlaintext
-        && (kafka.sasl_username.is_empty() || kafka.sasl_password.is_none())
-    {
-        problems.push(
-            "kafka.security_protocol = SASL_PLAINTEXT needs kafka.sasl_username and kafka.sasl_password (KLP_KAFKA__SASL_PASSWORD)"
-                .to_owned(),
-        );
-    }
+    problems.extend(kafka.validate_security());
 }
 
 fn topics(settings: &Settings, problems: &mut Vec<String>) {

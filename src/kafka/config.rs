@@ -1,49 +1,12 @@
 //! How to reach Kafka, and what to do there.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::security::{EndpointIdentification, SaslMechanism, SecurityProtocol};
 use crate::types::Secret;
-
-/// `security.protocol`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-pub enum SecurityProtocol {
-    /// Neither encryption nor authentication.
-    #[default]
-    #[serde(rename = "PLAINTEXT")]
-    Plaintext,
-    /// SASL without encryption.
-    #[serde(rename = "SASL_PLAINTEXT")]
-    SaslPlaintext,
-}
-
-/// `sasl.mechanism`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
-pub enum SaslMechanism {
-    /// User and password as they are.
-    #[default]
-    #[serde(rename = "PLAIN")]
-    Plain,
-    /// RFC 5802 with SHA-256.
-    #[serde(rename = "SCRAM-SHA-256")]
-    ScramSha256,
-    /// RFC 5802 with SHA-512.
-    #[serde(rename = "SCRAM-SHA-512")]
-    ScramSha512,
-}
-
-impl SaslMechanism {
-    /// Kafka's name for it.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "PLAIN",
-            Self::ScramSha256 => "SCRAM-SHA-256",
-            Self::ScramSha512 => "SCRAM-SHA-512",
-        }
-    }
-}
 
 /// `kafka.driver`: which client reads the input and writes the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -93,10 +56,34 @@ pub struct KafkaConfig {
     pub sasl_username: String,
     /// SASL password.
     pub sasl_password: Option<Secret>,
+    /// File with the SASL password, read at each new connection.
+    pub sasl_password_file: Option<PathBuf>,
+    /// `sasl.oauthbearer.token.endpoint.url`: where tokens are asked for.
+    pub sasl_oauthbearer_token_endpoint_url: String,
+    /// File with a token that somebody else keeps fresh, read at each authentication.
+    pub sasl_oauthbearer_token_file: Option<PathBuf>,
+    /// `sasl.oauthbearer.client.credentials.client.id`: who asks for tokens.
+    pub sasl_oauthbearer_client_credentials_client_id: String,
+    /// `sasl.oauthbearer.client.credentials.client.secret`.
+    pub sasl_oauthbearer_client_credentials_client_secret: Option<Secret>,
+    /// File with the client's secret, read whenever a token is asked for.
+    pub sasl_oauthbearer_client_credentials_client_secret_file: Option<PathBuf>,
+    /// `sasl.oauthbearer.scope`: what the token is asked for.
+    pub sasl_oauthbearer_scope: String,
+    /// `name=value`, comma separated: what goes to the broker beside the token (KIP-342).
+    pub sasl_oauthbearer_extensions: String,
+    /// `ssl.truststore.location`, PEM: the authorities that brokers' certificates may come from; without it, the system's.
+    pub ssl_truststore_location: Option<PathBuf>,
+    /// `ssl.keystore.location`, PEM: the certificate that says who we are with its chain, and the key unless that has a file of its own.
+    pub ssl_keystore_location: Option<PathBuf>,
+    /// `ssl.key.location`, PEM: the key of that certificate.
+    pub ssl_key_location: Option<PathBuf>,
+    /// `ssl.endpoint.identification.algorithm`: whether a certificate has to name the broker's host.
+    pub ssl_endpoint_identification_algorithm: EndpointIdentification,
     /// `request.timeout.ms`: the longest that any request may take, beyond what it waits on purpose.
     #[serde(with = "crate::types::duration")]
     pub request_timeout: Duration,
-    /// `socket.connection.setup.timeout.ms`: the longest that dialling and authenticating may take.
+    /// `socket.connection.setup.timeout.ms`: the longest that dialling, the TLS handshake and authenticating may take.
     #[serde(with = "crate::types::duration")]
     pub connect_timeout: Duration,
 }
@@ -118,6 +105,18 @@ impl Default for KafkaConfig {
             sasl_mechanism: SaslMechanism::default(),
             sasl_username: String::new(),
             sasl_password: None,
+            sasl_password_file: None,
+            sasl_oauthbearer_token_endpoint_url: String::new(),
+            sasl_oauthbearer_token_file: None,
+            sasl_oauthbearer_client_credentials_client_id: String::new(),
+            sasl_oauthbearer_client_credentials_client_secret: None,
+            sasl_oauthbearer_client_credentials_client_secret_file: None,
+            sasl_oauthbearer_scope: String::new(),
+            sasl_oauthbearer_extensions: String::new(),
+            ssl_truststore_location: None,
+            ssl_keystore_location: None,
+            ssl_key_location: None,
+            ssl_endpoint_identification_algorithm: EndpointIdentification::default(),
             request_timeout: Duration::from_secs(10),
             connect_timeout: Duration::from_secs(4),
         }

@@ -29,6 +29,8 @@ pub struct Needs {
     pub transactions: bool,
     /// `input.isolation_level = read_committed`.
     pub read_committed: bool,
+    /// What [`KafkaConfig::needs_wire`](super::KafkaConfig::needs_wire) says.
+    pub security: Option<&'static str>,
 }
 
 /// The driver, and why it was taken.
@@ -53,7 +55,7 @@ pub const fn choose_driver(
     } else if needs.read_committed {
         Some("input.isolation_level = read_committed")
     } else {
-        None
+        needs.security
     };
     match (setting, lacking) {
         (DriverSetting::Rskafka, Some(setting)) => Err(setting),
@@ -85,12 +87,18 @@ mod tests {
         let needs = |transactions, read_committed| Needs {
             transactions,
             read_committed,
+            security: None,
+        };
+        let encrypted = Needs {
+            security: Some("kafka.security_protocol = SSL"),
+            ..needs(false, false)
         };
         let auto = |needs| choose_driver(DriverSetting::Auto, needs).unwrap();
         assert_eq!(auto(needs(false, false)).driver, Driver::Rskafka);
         for (needs, setting) in [
             (needs(true, true), "processing.guarantee"),
             (needs(false, true), "input.isolation_level"),
+            (encrypted, "kafka.security_protocol"),
         ] {
             let choice = auto(needs);
             assert_eq!(choice.driver, Driver::Wire);

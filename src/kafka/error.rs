@@ -17,15 +17,27 @@ pub enum KafkaError {
         detail: String,
     },
     /// The broker does not accept who we are.
-    #[error(
-        "the broker refuses SASL {mechanism} for user `{username}` (kafka.sasl_username, kafka.sasl_password): {detail}"
-    )]
+    #[error("the broker refuses SASL {mechanism} for {who}: {detail}")]
     Authentication {
         /// Kafka's name of the mechanism.
         mechanism: &'static str,
-        /// The user name.
-        username: String,
+        /// Who we said we are, with the settings that say it.
+        who: String,
         /// What the broker said.
+        detail: String,
+    },
+    /// What proves who we are, or whom to trust, cannot be had: a file, a token, or what the processor lacks.
+    #[error("{detail}")]
+    Credentials {
+        /// Which setting leads to it, and what is wrong.
+        detail: String,
+    },
+    /// The broker was reached, and there is no TLS with it.
+    #[error("TLS with {broker} fails: {detail}")]
+    Tls {
+        /// Its address.
+        broker: String,
+        /// Why, and the setting to look at.
         detail: String,
     },
     /// No answer in time.
@@ -158,7 +170,10 @@ impl KafkaError {
             Self::Unreachable { .. }
             | Self::Timeout { .. }
             | Self::Disconnected { .. }
-            | Self::Stalled { .. } => true,
+            | Self::Stalled { .. }
+            // Certificates and tokens are renewed by others, without a setting.
+            | Self::Credentials { .. }
+            | Self::Tls { .. } => true,
             Self::Server { code, .. } => is_transient_code(*code),
             Self::Authentication { .. }
             | Self::Protocol { .. }

@@ -2,7 +2,7 @@
 //!
 //! - [`Source`] hands out a stream per input partition, [`Sink`] a writer per input partition. They are small steps; which
 //!   step follows which, and what an unknown outcome means, is written once, above the drivers, in `offsets`.
-//! - `rskafka` is the default driver: fetch loops and gzip appends, at least once.
+//! - `rskafka` is the default driver: fetch loops and gzip appends, at least once, without TLS.
 //! - `wire` is our own, on the `kafka-protocol` codecs: streams at `read_committed` too, idempotent and transactional appends, membership in
 //!   a group, administration, the mirror of the group's offset, and the reader of our own topics, and of input partitions that `rskafka`
 //!   turns out not to be able to read.
@@ -13,6 +13,7 @@ mod config;
 mod driver;
 mod error;
 pub mod rskafka;
+mod security;
 pub mod topics;
 pub mod wire;
 
@@ -26,9 +27,10 @@ use uuid::Uuid;
 
 use crate::types::{Offset, Record, TopicPartition};
 
-pub use config::{DriverSetting, KafkaConfig, SaslMechanism, SecurityProtocol};
+pub use config::{DriverSetting, KafkaConfig};
 pub use driver::{Driver, DriverChoice, Needs, choose_driver};
 pub use error::KafkaError;
+pub use security::{EndpointIdentification, SaslMechanism, SecurityProtocol};
 
 /// What a fetch brought.
 #[derive(Debug, Default)]

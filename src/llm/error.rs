@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::tls::UnsupportedCpu;
+
 /// Why a client cannot be built, or a server cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum LlmError {
@@ -69,13 +71,8 @@ pub enum LlmError {
         path: PathBuf,
     },
     /// The processor lacks instructions that the encryption needs.
-    #[error(
-        "llm.url uses https, and this processor lacks what the built-in encryption needs ({missing}): use http:// or another machine"
-    )]
-    UnsupportedCpu {
-        /// The missing features.
-        missing: String,
-    },
+    #[error("llm.url uses https, and {0}: use http:// or another machine")]
+    UnsupportedCpu(UnsupportedCpu),
     /// TLS cannot be set up.
     #[error("TLS cannot be set up")]
     Tls(#[source] rustls::Error),

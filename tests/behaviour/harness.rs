@@ -137,10 +137,17 @@ impl World {
             "llm.retry_backoff_max=50ms",
             "input.fetch_wait=50ms",
         ];
+        // Secrets are not taken from the command line.
+        let is_secret = |set: &&&str| set.starts_with("llm.api_key=");
+        let environment = set.iter().filter(is_secret).map(|set| {
+            let (_, value) = set.split_once('=').unwrap();
+            ("KLP_LLM__API_KEY".to_owned(), value.to_owned())
+        });
+        let environment: Vec<_> = environment.collect();
         let overrides: Vec<_> = fixed
             .iter()
             .chain(Flavour::current().settings())
-            .chain(set)
+            .chain(set.iter().filter(|set| !is_secret(set)))
             .map(|set| {
                 let (key, value) = set.split_once('=').unwrap();
                 Override {
@@ -150,7 +157,7 @@ impl World {
                 }
             })
             .collect();
-        Settings::load(None, [], &overrides).unwrap()
+        Settings::load(None, environment, &overrides).unwrap()
     }
 
     pub fn start(&self, set: &[&str]) -> Running {

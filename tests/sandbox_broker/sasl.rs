@@ -54,6 +54,31 @@ async fn a_bare_token_opens_too() {
     broker.shutdown().await;
 }
 
+/// RFC 7628: what is wrong comes first, the code after one byte more.
+#[tokio::test]
+async fn a_token_opens_and_a_wrong_one_is_refused_in_two_steps() {
+    let broker = secure_broker().await;
+    let mut wire = Wire::connect(&broker.bootstrap()).await;
+    assert_eq!(wire.call(1, &handshake("OAUTHBEARER")).await.error_code, 0);
+    let right = token("n,,\u{1}auth=Bearer secret\u{1}traceId=7\u{1}\u{1}");
+    let opened = wire.call(2, &right).await;
+    assert_eq!((opened.error_code, opened.auth_bytes.len()), (0, 0));
+    wire.call(12, &anything()).await;
+    let mut wire = Wire::connect(&broker.bootstrap()).await;
+    wire.call(1, &handshake("OAUTHBEARER")).await;
+    let wrong = token("n,,\u{1}auth=Bearer wrong\u{1}\u{1}");
+    let refused = wire.call(2, &wrong).await;
+    assert_eq!(refused.error_code, 0);
+    assert!(
+        refused
+            .auth_bytes
+            .starts_with(b"{\"status\":\"invalid_token\"")
+    );
+    assert_eq!(wire.call(2, &token("\u{1}")).await.error_code, 58);
+    assert!(wire.receive_frame().await.is_none());
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn wrong_credentials_are_answered_with_58_and_the_connection_ends() {
     let broker = secure_broker().await;
@@ -66,6 +91,8 @@ async fn wrong_credentials_are_answered_with_58_and_the_connection_ends() {
         ("SCRAM-SHA-256", "n,,n=bob,r=nonce"),
         ("SCRAM-SHA-256", "p=tls-unique,,n=alice,r=nonce"),
         ("SCRAM-SHA-512", "nonsense"),
+        ("OAUTHBEARER", "n,,\u{1}auth=Bearer secret"),
+        ("OAUTHBEARER", "n,,\u{1}user=alice\u{1}\u{1}"),
     ] {
         let mut wire = Wire::connect(&broker.bootstrap()).await;
         assert_eq!(wire.call(1, &handshake(mechanism)).await.error_code, 0);
@@ -90,7 +117,7 @@ async fn nothing_is_served_before_authentication() {
     assert!(wire.try_call(12, &anything()).await.is_none(), "no token");
     let mut wire = Wire::connect(&broker.bootstrap()).await;
     let unknown = wire.call(1, &handshake("GSSAPI")).await;
-    assert_eq!((unknown.error_code, unknown.mechanisms.len()), (33, 3));
+    assert_eq!((unknown.error_code, unknown.mechanisms.len()), (33, 4));
     assert!(wire.receive_frame().await.is_none());
     let mut wire = Wire::connect(&broker.bootstrap()).await;
     wire.stream

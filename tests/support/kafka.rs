@@ -49,14 +49,53 @@ pub(crate) fn tools() -> Option<PathBuf> {
 }
 
 fn is_resolved() -> bool {
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    cache
-        .or_else(home)
-        .is_some_and(|cache| cache.join("real-kafka").exists())
+    cache().exists()
 }
 
-/// A broker with all of the secure script's listeners, killed with all its processes when dropped.
+/// Where the scripts keep Kafka and the certificates.
+fn cache() -> PathBuf {
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache");
+    cache.unwrap_or_else(home).join("real-kafka")
+}
+
+/// What the script's broker lacks: a listener whose certificate has expired, and OAUTHBEARER with unsigned tokens (Kafka's own default, for
+/// tests) whose sessions end soon.
+fn more_properties(port: u16) -> Vec<String> {
+    let at = |name: &str, above: u16| format!("{name}://127.0.0.1:{}", port + above);
+    let open = [
+        at("PLAINTEXT", 0),
+        at("SASL_PLAINTEXT", 2),
+        at("SSL", 3),
+        at("SASL_SSL", 4),
+        at("MTLS", 5),
+        at("EXPIRED", 6),
+    ]
+    .join(",");
+    let expired = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/tls/expired.pem");
+    vec![
+        format!("listeners={open},{}", at("CONTROLLER", 1)),
+        format!("advertised.listeners={open}"),
+        "listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,SSL:SSL,SASL_SSL:SASL_SSL,MTLS:SSL,EXPIRED:SSL".to_owned(),
+        format!("listener.name.expired.ssl.keystore.location={expired}"),
+        "listener.name.sasl_ssl.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512,OAUTHBEARER".to_owned(),
+        "listener.name.sasl_ssl.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub=\"broker\";".to_owned(),
+        "listener.name.sasl_ssl.oauthbearer.connections.max.reauth.ms=2000".to_owned(),
+    ]
+}
+
+/// A listener with TLS.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Secured {
+    Ssl,
+    SaslSsl,
+    /// It wants a client certificate.
+    Mutual,
+    /// Its certificate has expired.
+    Expired,
+}
+
+/// A broker with all of the secure script's listeners and one more, killed with all its processes when dropped.
 ///
 /// It keeps its data over [`kill`](Self::kill) and [`restart`](Self::restart).
 pub(crate) struct Broker {
@@ -69,7 +108,7 @@ pub(crate) struct Broker {
 }
 
 impl Broker {
-    /// Starts one with empty data; its listeners are on `port` (plain) to `port + 5`.
+    /// Starts one with empty data; its listeners are on `port` (plain) to `port + 6`.
     pub(crate) async fn start(tools: &Path, port: u16) -> Self {
         let data = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("real-kafka-{port}"));
         if data.exists() {
@@ -94,6 +133,22 @@ impl Broker {
     /// Where clients with SASL and without TLS connect.
     pub(crate) fn sasl_address(&self) -> String {
         format!("127.0.0.1:{}", self.port + 2)
+    }
+
+    /// Where clients with TLS connect.
+    pub(crate) fn tls_address(&self, listener: Secured) -> String {
+        let above = match listener {
+            Secured::Ssl => 3,
+            Secured::SaslSsl => 4,
+            Secured::Mutual => 5,
+            Secured::Expired => 6,
+        };
+        format!("127.0.0.1:{}", self.port + above)
+    }
+
+    /// A certificate that the secure script has made, see there.
+    pub(crate) fn certificate(&self, name: &str) -> String {
+        cache().join("tls").join(name).display().to_string()
     }
 
     /// The process id of the broker itself.
@@ -203,6 +258,7 @@ async fn serve(tools: &Path, port: u16, data: &Path) -> (Child, String) {
     let mut command = process::mortal(tools.join("serve-secure.sh"));
     command
         .arg(port.to_string())
+        .args(more_properties(port))
         .env("KAFKA_DATA", data)
         .stdout(Stdio::piped())
         .stderr(errors.expect("a file for its log"))

@@ -62,7 +62,10 @@ pub(super) fn health(name: &str, url: &str, status: u16) -> CheckItem {
 pub(super) const fn kafka_remedy(error: &KafkaError) -> &'static str {
     match error {
         KafkaError::Authentication { .. } => {
-            "correct kafka.sasl_mechanism, kafka.sasl_username or kafka.sasl_password"
+            "correct kafka.sasl_mechanism, or the user and password, or the token, that is named here"
+        }
+        KafkaError::Credentials { .. } | KafkaError::Tls { .. } => {
+            "correct what is named here, or kafka.security_protocol"
         }
         KafkaError::Unreachable { .. }
         | KafkaError::Timeout { .. }

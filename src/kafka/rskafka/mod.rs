@@ -20,7 +20,7 @@ use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use super::{KafkaConfig, KafkaError, SaslMechanism, SecurityProtocol};
-use crate::types::{Secret, TopicPartition};
+use crate::types::TopicPartition;
 
 pub use append::RskafkaSink;
 pub use fetch::RskafkaSource;
@@ -52,12 +52,16 @@ impl Connector {
         if let Some(client) = &*client {
             return Ok(Arc::clone(client));
         }
+        // Never in the clear what is to be encrypted.
+        if let Some(setting) = self.config.needs_wire() {
+            return Err(cannot(setting));
+        }
         let mut builder = ClientBuilder::new(self.config.bootstrap())
             .client_id(self.config.client_id.as_str())
             .max_message_size(FRAME_BYTES_MAX)
             .backoff_config(self.backoff());
         if self.config.security_protocol == SecurityProtocol::SaslPlaintext {
-            builder = builder.sasl_config(sasl(&self.config));
+            builder = builder.sasl_config(sasl(&self.config).await?);
         }
         // A wrong password or an absent broker is retried without end in there.
         let built = timeout(self.config.connect_timeout, builder.build());
@@ -114,12 +118,19 @@ impl Connector {
     }
 }
 
-fn sasl(config: &KafkaConfig) -> SaslConfig {
-    let password = config.sasl_password.as_ref().map_or("", Secret::expose);
-    let credentials = Credentials::new(config.sasl_username.clone(), password.to_owned());
+async fn sasl(config: &KafkaConfig) -> Result<SaslConfig, KafkaError> {
+    let password = config.password().await?;
+    let credentials = Credentials::new(config.sasl_username.clone(), password.expose().to_owned());
     match config.sasl_mechanism {
-        SaslMechanism::Plain => SaslConfig::Plain(credentials),
-        SaslMechanism::ScramSha256 => SaslConfig::ScramSha256(credentials),
-        SaslMechanism::ScramSha512 => SaslConfig::ScramSha512(credentials),
+        SaslMechanism::Plain => Ok(SaslConfig::Plain(credentials)),
+        SaslMechanism::ScramSha256 => Ok(SaslConfig::ScramSha256(credentials)),
+        SaslMechanism::ScramSha512 => Ok(SaslConfig::ScramSha512(credentials)),
+        SaslMechanism::Oauthbearer => Err(cannot("kafka.sasl_mechanism = OAUTHBEARER")),
+    }
+}
+
+fn cannot(setting: &str) -> KafkaError {
+    KafkaError::Credentials {
+        detail: format!("the driver rskafka cannot do {setting}"),
     }
 }

@@ -21,6 +21,7 @@ use kafka_protocol::protocol::StrBytes;
 use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
+use super::access::Access;
 use super::api::{
     CONCURRENT_TRANSACTIONS, Call, check_code, only, server_error, waits_for_replicas,
 };
@@ -51,7 +52,7 @@ pub struct Cluster {
 
 #[derive(Debug)]
 struct Inner {
-    config: KafkaConfig,
+    access: Access,
     known: Mutex<Known>,
     pools: Pools,
     looks: SharedLooks,
@@ -119,10 +120,12 @@ impl Failure {
         }
     }
 
-    /// When no broker at all answers there is nothing to learn from trying at once again.
+    /// When no broker at all answers, or is trusted, or trusts us, there is nothing to learn from trying at once again.
     pub(super) fn routing(error: KafkaError) -> Self {
         match error {
-            KafkaError::Unreachable { .. } => Self::Final(error),
+            KafkaError::Unreachable { .. }
+            | KafkaError::Tls { .. }
+            | KafkaError::Credentials { .. } => Self::Final(error),
             other => Self::asking(other),
         }
     }
@@ -151,7 +154,7 @@ impl Cluster {
     pub fn new(config: &KafkaConfig) -> Self {
         Self {
             inner: Arc::new(Inner {
-                config: config.clone(),
+                access: Access::new(config.clone()),
                 known: Mutex::default(),
                 pools: Pools::default(),
                 looks: SharedLooks::default(),
@@ -160,7 +163,7 @@ impl Cluster {
     }
 
     pub(super) fn config(&self) -> &KafkaConfig {
-        &self.inner.config
+        &self.inner.access.config
     }
 
     /// The one loop that retries: finds the broker, asks, checks; on a passing failure forgets the way and starts over, until the
@@ -175,13 +178,19 @@ impl Cluster {
         build: impl Fn(Way) -> R,
         check: impl Fn(R::Response) -> Result<T, KafkaError>,
     ) -> Result<T, KafkaError> {
-        let deadline = Deadline::within(self.inner.config.request_timeout.saturating_add(wait));
+        let deadline = Deadline::within(
+            self.inner
+                .access
+                .config
+                .request_timeout
+                .saturating_add(wait),
+        );
         self.ask_until(deadline, target, wait, build, check).await
     }
 
     /// A deadline for what takes several requests.
     pub(super) fn deadline(&self) -> Deadline {
-        Deadline::within(self.inner.config.request_timeout)
+        Deadline::within(self.inner.access.config.request_timeout)
     }
 
     /// As [`ask`](Self::ask), with a deadline that more than one request may share.
@@ -264,10 +273,10 @@ impl Cluster {
 
     /// The versions that a broker speaks, any broker.
     pub(super) async fn versions(&self) -> Result<Arc<BrokerVersions>, KafkaError> {
-        let deadline = Deadline::within(self.inner.config.request_timeout);
+        let deadline = Deadline::within(self.inner.access.config.request_timeout);
         self.ask_any(deadline, |_| metadata_request(Some(&[])))
             .await?;
-        let candidates = self.known().candidates(&self.inner.config);
+        let candidates = self.known().candidates(&self.inner.access.config);
         let Some(address) = candidates.first() else {
             return Ok(Arc::default());
         };
@@ -284,7 +293,7 @@ impl Cluster {
         deadline: Deadline,
         build: impl Fn(Way) -> R,
     ) -> Result<R::Response, KafkaError> {
-        let candidates = self.known().candidates(&self.inner.config);
+        let candidates = self.known().candidates(&self.inner.access.config);
         let mut left = u32::try_from(candidates.len()).unwrap_or(u32::MAX);
         let mut details = Vec::new();
         for address in &candidates {
@@ -310,6 +319,8 @@ impl Cluster {
                 Err(error @ KafkaError::Timeout { .. }) if left > 0 => {
                     details.push(format!("{address}: {error}"));
                 }
+                // The certificate of one broker says nothing about the next.
+                Err(error @ KafkaError::Tls { .. }) if left > 0 => details.push(error.to_string()),
                 Err(error) => {
                     self.known().set_last_good(None);
                     return Err(error);
@@ -318,7 +329,7 @@ impl Cluster {
         }
         self.known().set_last_good(None);
         Err(KafkaError::Unreachable {
-            brokers: self.inner.config.brokers.clone(),
+            brokers: self.inner.access.config.brokers.clone(),
             detail: if details.is_empty() {
                 "the list is empty".to_owned()
             } else {
@@ -457,7 +468,7 @@ impl Cluster {
         let inner = &self.inner;
         inner
             .pools
-            .lend(address, lane, &inner.config, deadline)
+            .lend(address, lane, &inner.access, deadline)
             .await
     }
 

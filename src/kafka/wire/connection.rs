@@ -4,7 +4,7 @@
 //! 1. No frame is allocated before its length was checked against [`FRAME_BYTES_MAX`].
 //! 2. A connection whose last exchange did not end with its own, whole answer is never used again: an answer that comes late
 //!    would be taken for that of the next request.
-//! 3. Dialling, version agreement and authentication together end within `kafka.connect_timeout`.
+//! 3. Dialling, the TLS handshake, version agreement and authentication together end within `kafka.connect_timeout`.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -18,13 +18,16 @@ use kafka_protocol::messages::{
     ApiVersionsRequest, ApiVersionsResponse, RequestHeader, ResponseHeader,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::time::{Instant, timeout_at};
+use tokio_rustls::client::TlsStream;
 
+use super::access::Access;
 use super::api::Call;
-use super::{guard, sasl};
-use crate::kafka::{KafkaConfig, KafkaError, SecurityProtocol};
+use super::stream::Stream;
+use super::{guard, sasl, tls};
+use crate::kafka::{KafkaConfig, KafkaError};
 
 /// The largest answer that is read. Brokers refuse requests above 100 MiB (`socket.request.max.bytes`), so no batch in a log is larger.
 pub(super) const FRAME_BYTES_MAX: usize = 100 * 1024 * 1024;
@@ -101,7 +104,7 @@ impl BrokerVersions {
 #[derive(Debug)]
 pub(super) struct Connection {
     address: Arc<str>,
-    stream: TcpStream,
+    stream: Stream,
     client_id: StrBytes,
     correlation_id: i32,
     versions: Arc<BrokerVersions>,
@@ -111,16 +114,22 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Dials, agrees on versions and authenticates.
+    /// Dials, encrypts, agrees on versions and authenticates.
     pub(super) async fn open(
         address: &Arc<str>,
-        config: &KafkaConfig,
+        access: &Access,
         deadline: Deadline,
     ) -> Result<Self, KafkaError> {
+        let config = &access.config;
         let deadline = deadline.at_most(config.connect_timeout, "kafka.connect_timeout");
         let stream = dial(address, deadline)
             .await
             .map_err(|error| unreachable(address, &error))?;
+        let stream = if config.security_protocol.has_tls() {
+            Stream::Tls(Box::new(encrypt(stream, address, access, deadline).await?))
+        } else {
+            Stream::Plain(stream)
+        };
         let mut connection = Self {
             address: Arc::clone(address),
             stream,
@@ -130,7 +139,7 @@ impl Connection {
             is_usable: true,
             expires: None,
         };
-        match connection.greet(config, deadline).await {
+        match connection.greet(access, deadline).await {
             Ok(()) => Ok(connection),
             Err(KafkaError::Timeout { .. }) => Err(KafkaError::Unreachable {
                 brokers: address.to_string(),
@@ -141,13 +150,13 @@ impl Connection {
             }),
             Err(KafkaError::Disconnected { operation, detail }) => Err(KafkaError::Unreachable {
                 brokers: address.to_string(),
-                detail: format!("{operation}: {detail}"),
+                detail: format!("{operation}: {detail}{}", hint(config, operation)),
             }),
             Err(error) => Err(error),
         }
     }
 
-    async fn greet(&mut self, config: &KafkaConfig, deadline: Deadline) -> Result<(), KafkaError> {
+    async fn greet(&mut self, access: &Access, deadline: Deadline) -> Result<(), KafkaError> {
         let request = ApiVersionsRequest::default()
             .with_client_software_name(StrBytes::from_static_str(env!("CARGO_PKG_NAME")))
             .with_client_software_version(StrBytes::from_static_str(env!("CARGO_PKG_VERSION")));
@@ -155,25 +164,41 @@ impl Connection {
             .exchange(&request, ApiVersionsRequest::OURS.max, deadline)
             .await?;
         self.versions = Arc::new(check_versions(&response)?);
-        match config.security_protocol {
-            SecurityProtocol::Plaintext => Ok(()),
-            SecurityProtocol::SaslPlaintext => sasl::authenticate(self, config, deadline).await,
+        if access.config.security_protocol.has_sasl() {
+            sasl::authenticate(self, access, deadline).await?;
         }
+        Ok(())
+    }
+
+    /// Whether the broker wants to be authenticated to again before the next request.
+    pub(super) fn has_expired(&self) -> bool {
+        self.expires.is_some_and(|at| Instant::now() >= at)
+    }
+
+    /// Authenticates once more on a connection that stands (KIP-368).
+    ///
+    /// # Cancel safety
+    /// A dropped one leaves the connection unusable.
+    pub(super) async fn authenticate_again(
+        &mut self,
+        access: &Access,
+        deadline: Deadline,
+    ) -> Result<(), KafkaError> {
+        let patience = access.config.connect_timeout;
+        let deadline = deadline.at_most(patience, "kafka.connect_timeout");
+        sasl::authenticate(self, access, deadline).await?;
+        tracing::debug!(address = %self.address, "authenticated again");
+        Ok(())
     }
 
     pub(super) const fn versions(&self) -> &Arc<BrokerVersions> {
         &self.versions
     }
 
-    /// Whether nothing speaks against using it again: its last exchange was whole, its session lasts, and the broker has neither
-    /// closed it nor sent anything unasked.
-    pub(super) fn is_reusable(&self) -> bool {
-        let is_current = self.expires.is_none_or(|at| Instant::now() < at);
-        let is_quiet = matches!(
-            self.stream.try_read(&mut [0_u8; 1]),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock
-        );
-        self.is_usable && is_current && is_quiet
+    /// Whether nothing speaks against using it again: its last exchange was whole, and the broker has neither closed it nor sent anything
+    /// unasked.
+    pub(super) fn is_reusable(&mut self) -> bool {
+        self.is_usable && self.stream.is_quiet()
     }
 
     /// Sends a request and waits for its answer.
@@ -289,10 +314,13 @@ enum FrameError {
 impl FrameError {
     fn into_kafka(self, operation: &'static str, address: &str) -> KafkaError {
         match self {
-            Self::Io(error) => KafkaError::Disconnected {
-                operation,
-                detail: format!("{address}: {error}"),
-            },
+            // With TLS 1.3 a broker says only here what it thinks of the client's certificate.
+            Self::Io(error) => {
+                tls::broken(address, &error).unwrap_or_else(|| KafkaError::Disconnected {
+                    operation,
+                    detail: format!("{address}: {error}"),
+                })
+            }
             // An alert record of TLS 1.x: type 21, major version 3.
             Self::Length(length) if length.to_be_bytes().starts_with(&[21, 3]) => {
                 KafkaError::Protocol {
@@ -312,8 +340,8 @@ impl FrameError {
     }
 }
 
-async fn swap_frames(stream: &mut TcpStream, frame: &[u8]) -> Result<Bytes, FrameError> {
-    stream.write_all(frame).await.map_err(FrameError::Io)?;
+async fn swap_frames(stream: &mut Stream, frame: &[u8]) -> Result<Bytes, FrameError> {
+    stream.send(frame).await.map_err(FrameError::Io)?;
     let announced = stream.read_i32().await.map_err(FrameError::Io)?;
     let length = usize::try_from(announced)
         .ok()
@@ -331,6 +359,39 @@ async fn swap_frames(stream: &mut TcpStream, frame: &[u8]) -> Result<Bytes, Fram
         }
     }
     Ok(answer.freeze())
+}
+
+/// What a broker may mean that closes a fresh connection.
+fn hint(config: &KafkaConfig, operation: &str) -> String {
+    let is_first = operation == ApiVersionsRequest::OPERATION;
+    let has_certificate = config.ssl_keystore_location.is_some();
+    if config.security_protocol.has_tls() && is_first && !has_certificate {
+        format!(
+            " (a broker that wants a client certificate does that too: {})",
+            tls::KEYSTORE
+        )
+    } else {
+        String::new()
+    }
+}
+
+async fn encrypt(
+    stream: TcpStream,
+    address: &Arc<str>,
+    access: &Access,
+    deadline: Deadline,
+) -> Result<TlsStream<TcpStream>, KafkaError> {
+    let (host, _) = split_address(address).map_err(|error| unreachable(address, &error))?;
+    let connected = access.tls.connect(stream, address, host, &access.config);
+    timeout_at(deadline.at, connected)
+        .await
+        .map_err(|_elapsed| KafkaError::Unreachable {
+            brokers: address.to_string(),
+            detail: format!(
+                "connected, but no TLS handshake within {:?} ({}): does kafka.security_protocol fit this listener?",
+                deadline.after, deadline.setting
+            ),
+        })?
 }
 
 fn unreachable(address: &str, error: &io::Error) -> KafkaError {

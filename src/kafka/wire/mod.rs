@@ -12,8 +12,9 @@
 //!    that are there.
 //!
 //! # Not here
-//! TLS. Which step follows which when results are written: the commit protocol, in `offsets`.
+//! Which step follows which when results are written: the commit protocol, in `offsets`.
 
+mod access;
 mod admin;
 mod api;
 mod batch;
@@ -37,6 +38,9 @@ mod sasl;
 mod scan;
 mod sink;
 mod source;
+mod stream;
+mod tls;
+mod token;
 mod transaction;
 
 pub use admin::{

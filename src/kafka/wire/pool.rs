@@ -12,8 +12,9 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
+use super::access::Access;
 use super::connection::{Connection, Deadline};
-use crate::kafka::{KafkaConfig, KafkaError};
+use crate::kafka::KafkaError;
 
 /// Connections to one broker that carry a request at the same time; as many again may carry long polls, and as many writes.
 const CONNECTIONS_MAX: usize = 32;
@@ -65,7 +66,7 @@ impl Pools {
         &self,
         address: &Arc<str>,
         lane: Lane,
-        config: &KafkaConfig,
+        access: &Access,
         deadline: Deadline,
     ) -> Result<Lent, KafkaError> {
         let pool = Arc::clone(
@@ -86,11 +87,19 @@ impl Pools {
                 operation: "waiting for a free connection",
                 after: deadline.after,
             })?;
-        let idle = pool.take_idle();
+        let mut idle = pool.take_idle();
+        if let Some(connection) = &mut idle
+            && connection.has_expired()
+            && let Err(error) = connection.authenticate_again(access, deadline).await
+        {
+            // A new connection tells the same, or does better.
+            tracing::debug!(%error, %address, "a connection was not authenticated again");
+            idle = None;
+        }
         let was_idle = idle.is_some();
         let connection = match idle {
             Some(connection) => connection,
-            None => Connection::open(address, config, deadline).await?,
+            None => Connection::open(address, access, deadline).await?,
         };
         Ok(Lent {
             connection,
@@ -105,7 +114,7 @@ impl Pool {
     /// The connection that came back last and is still good; those that are not are closed on the way.
     fn take_idle(&self) -> Option<Connection> {
         let mut idle = lock(&self.idle);
-        while let Some((_, connection)) = idle.pop_back() {
+        while let Some((_, mut connection)) = idle.pop_back() {
             if connection.is_reusable() {
                 return Some(connection);
             }
@@ -114,7 +123,7 @@ impl Pool {
     }
 
     /// Keeps a connection for the next request, and closes those that nobody has needed for long.
-    fn put_back(&self, connection: Connection) {
+    fn put_back(&self, mut connection: Connection) {
         let now = Instant::now();
         let mut idle = lock(&self.idle);
         while idle

@@ -1,4 +1,4 @@
-//! Authentication of a fresh connection: SASL PLAIN and SCRAM in Kafka's frames (KIP-43, KIP-152).
+//! Authentication of a connection, fresh or in use (KIP-368): SASL PLAIN, SCRAM and OAUTHBEARER in Kafka's frames (KIP-43, KIP-152, KIP-255).
 
 use std::io::Cursor;
 use std::time::Duration;
@@ -12,30 +12,68 @@ use kafka_protocol::{ResponseError, error::ParseResponseErrorCode};
 use rsasl::config::SASLConfig;
 use rsasl::mechname::Mechname;
 use rsasl::prelude::{SASLClient, Session};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use super::access::Access;
 use super::api::Call;
 use super::connection::{Connection, Deadline};
-use crate::kafka::{KafkaConfig, KafkaError};
+use super::token;
+use crate::kafka::security::extensions;
+use crate::kafka::{KafkaConfig, KafkaError, SaslMechanism};
+use crate::types::Secret;
 
 /// More messages than any of our mechanisms exchanges: PLAIN one, SCRAM two and one empty.
 const STEPS_MAX: usize = 8;
+/// How much of what a broker says in its own words is passed on.
+const WORDS_MAX: usize = 300;
 
-/// Proves who we are. The password appears in no error.
+/// Proves who we are. No password and no token appears in an error.
 pub(super) async fn authenticate(
+    connection: &mut Connection,
+    access: &Access,
+    deadline: Deadline,
+) -> Result<(), KafkaError> {
+    let config = &access.config;
+    if config.sasl_mechanism == SaslMechanism::Oauthbearer {
+        let token = timeout_at(deadline.at, access.tokens.token(config));
+        let token = token.await.map_err(|_elapsed| KafkaError::Credentials {
+            detail: format!(
+                "{}: none within {:?} (kafka.connect_timeout)",
+                token::origin(config),
+                deadline.after
+            ),
+        })??;
+        handshake(connection, config, deadline).await?;
+        let shown = show_token(connection, config, &token, deadline).await;
+        if let Err(KafkaError::Authentication { .. }) = &shown {
+            access.tokens.refused(&token).await;
+        }
+        return shown;
+    }
+    let password = config.password().await?;
+    handshake(connection, config, deadline).await?;
+    prove_password(connection, config, &password, deadline).await
+}
+
+async fn handshake(
     connection: &mut Connection,
     config: &KafkaConfig,
     deadline: Deadline,
 ) -> Result<(), KafkaError> {
-    let mechanism = config.sasl_mechanism.as_str();
     let version = connection.versions().choose::<SaslHandshakeRequest>()?;
-    let request =
-        SaslHandshakeRequest::default().with_mechanism(StrBytes::from_static_str(mechanism));
+    let mechanism = StrBytes::from_static_str(config.sasl_mechanism.as_str());
+    let request = SaslHandshakeRequest::default().with_mechanism(mechanism);
     let response = connection.exchange(&request, version, deadline).await?;
-    check_handshake(&response).map_err(|detail| refused(config, detail))?;
+    check_handshake(&response).map_err(|detail| refused(config, detail))
+}
 
-    let mut session = start(config).map_err(|detail| refused(config, detail))?;
-    let version = connection.versions().choose::<SaslAuthenticateRequest>()?;
+async fn prove_password(
+    connection: &mut Connection,
+    config: &KafkaConfig,
+    password: &Secret,
+    deadline: Deadline,
+) -> Result<(), KafkaError> {
+    let mut session = start(config, password).map_err(|detail| refused(config, detail))?;
     let mut challenge: Option<Bytes> = None;
     for _ in 0..STEPS_MAX {
         let mut message = Cursor::new(Vec::new());
@@ -43,12 +81,8 @@ pub(super) async fn authenticate(
             .step(challenge.as_deref(), &mut message)
             .map_err(|error| refused(config, error.to_string()))?;
         if state.has_sent_message() {
-            let request =
-                SaslAuthenticateRequest::default().with_auth_bytes(message.into_inner().into());
-            let response = connection.exchange(&request, version, deadline).await?;
-            check_step(&response).map_err(|detail| refused(config, detail))?;
-            connection.expires = expiry(response.session_lifetime_ms);
-            challenge = Some(response.auth_bytes);
+            let answer = step(connection, config, message.into_inner(), deadline).await?;
+            challenge = Some(answer);
         }
         if state.is_finished() {
             return Ok(());
@@ -56,15 +90,83 @@ pub(super) async fn authenticate(
     }
     Err(KafkaError::Protocol {
         operation: SaslAuthenticateRequest::OPERATION,
-        detail: format!("{mechanism} did not end after {STEPS_MAX} messages"),
+        detail: format!(
+            "{} did not end after {STEPS_MAX} messages",
+            config.sasl_mechanism.as_str()
+        ),
     })
 }
 
-fn start(config: &KafkaConfig) -> Result<Session, String> {
-    let password = config
-        .sasl_password
-        .as_ref()
-        .ok_or("kafka.sasl_password is not set")?;
+/// RFC 7628: one message, and an answer that is empty unless the broker does not take the token. Then it waits for one byte more before
+/// it says so with a code.
+async fn show_token(
+    connection: &mut Connection,
+    config: &KafkaConfig,
+    token: &Secret,
+    deadline: Deadline,
+) -> Result<(), KafkaError> {
+    let late = || {
+        let since = token::expired_since(token);
+        since.map_or_else(String::new, |since| {
+            let since = humantime::format_duration(since);
+            format!("; it expired {since} ago by this machine's clock")
+        })
+    };
+    let tell = |error| match error {
+        KafkaError::Authentication {
+            mechanism,
+            who,
+            detail,
+        } => KafkaError::Authentication {
+            mechanism,
+            who,
+            detail: format!("{detail}{}", late()),
+        },
+        other => other,
+    };
+    let message = bearer_message(token, &config.sasl_oauthbearer_extensions)
+        .map_err(|detail| refused(config, detail))?;
+    let answer = step(connection, config, message, deadline);
+    let answer = answer.await.map_err(tell)?;
+    if answer.is_empty() {
+        return Ok(());
+    }
+    step(connection, config, vec![1], deadline)
+        .await
+        .map_err(tell)?;
+    let said = words(&String::from_utf8_lossy(&answer));
+    Err(tell(refused(config, said)))
+}
+
+fn bearer_message(token: &Secret, settings: &str) -> Result<Vec<u8>, String> {
+    let mut message = b"n,,\x01auth=Bearer ".to_vec();
+    message.extend_from_slice(token.expose().as_bytes());
+    for (name, value) in extensions(settings)? {
+        message.extend_from_slice(format!("\x01{name}={value}").as_bytes());
+    }
+    message.extend_from_slice(b"\x01\x01");
+    Ok(message)
+}
+
+/// Sends one message of the mechanism; answers with the broker's.
+async fn step(
+    connection: &mut Connection,
+    config: &KafkaConfig,
+    message: Vec<u8>,
+    deadline: Deadline,
+) -> Result<Bytes, KafkaError> {
+    let version = connection.versions().choose::<SaslAuthenticateRequest>()?;
+    let request = SaslAuthenticateRequest::default().with_auth_bytes(message.into());
+    let response = connection
+        .exchange(&request, version, deadline)
+        .await
+        .map_err(|error| hung_up(config, error))?;
+    check_step(&response).map_err(|detail| refused(config, detail))?;
+    connection.expires = expiry(response.session_lifetime_ms);
+    Ok(response.auth_bytes)
+}
+
+fn start(config: &KafkaConfig, password: &Secret) -> Result<Session, String> {
     let credentials = SASLConfig::with_credentials(
         None,
         config.sasl_username.clone(),
@@ -78,12 +180,48 @@ fn start(config: &KafkaConfig) -> Result<Session, String> {
         .map_err(|error| error.to_string())
 }
 
+/// Some brokers close without a word when they cannot read what they are shown.
+fn hung_up(config: &KafkaConfig, error: KafkaError) -> KafkaError {
+    match error {
+        KafkaError::Disconnected { operation, detail } => KafkaError::Disconnected {
+            operation,
+            detail: format!(
+                "{detail}, as SASL {} showed {}",
+                config.sasl_mechanism.as_str(),
+                who(config)
+            ),
+        },
+        other => other,
+    }
+}
+
 fn refused(config: &KafkaConfig, detail: String) -> KafkaError {
     KafkaError::Authentication {
         mechanism: config.sasl_mechanism.as_str(),
-        username: config.sasl_username.clone(),
+        who: who(config),
         detail,
     }
+}
+
+/// Who we say we are, with the settings that say it.
+fn who(config: &KafkaConfig) -> String {
+    if config.sasl_mechanism == SaslMechanism::Oauthbearer {
+        return token::origin(config).to_owned();
+    }
+    let password = match config.sasl_password_file {
+        Some(_) => "kafka.sasl_password_file",
+        None => "kafka.sasl_password",
+    };
+    format!(
+        "user `{}` (kafka.sasl_username, {password})",
+        config.sasl_username
+    )
+}
+
+/// What a broker says, without what a terminal would act on, and not without end.
+fn words(said: &str) -> String {
+    let printed = said.chars().filter(|character| !character.is_control());
+    printed.take(WORDS_MAX).collect()
 }
 
 fn check_handshake(response: &SaslHandshakeResponse) -> Result<(), String> {
@@ -111,12 +249,12 @@ fn check_step(response: &SaslAuthenticateResponse) -> Result<(), String> {
             .error_message
             .as_ref()
             .filter(|message| !message.is_empty())
-            .map_or_else(|| format!("{error:?}"), StrBytes::to_string)),
+            .map_or_else(|| format!("{error:?}"), |message| words(message))),
     }
 }
 
-/// The broker closes a connection that is used beyond its session's lifetime: 85 % of it, as Java clients have it, leaves room for
-/// a request on its way.
+/// When to authenticate again. The broker closes a connection that is used beyond its session's lifetime: 85 % of it, as Java clients have
+/// it, leaves room for a request on its way.
 fn expiry(session_lifetime_ms: i64) -> Option<Instant> {
     let lifetime = u64::try_from(session_lifetime_ms)
         .ok()
@@ -125,49 +263,4 @@ fn expiry(session_lifetime_ms: i64) -> Option<Instant> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::Secret;
-
-    fn config(password: Option<&str>) -> KafkaConfig {
-        KafkaConfig {
-            sasl_username: "alice".to_owned(),
-            sasl_password: password.map(Secret::new),
-            ..KafkaConfig::default()
-        }
-    }
-
-    #[test]
-    fn a_missing_password_names_its_setting() {
-        let detail = start(&config(None)).err().unwrap();
-        assert!(detail.contains("kafka.sasl_password"), "{detail}");
-        assert!(start(&config(Some("secret"))).is_ok());
-    }
-
-    #[test]
-    fn a_mechanism_that_is_not_enabled_names_those_that_are() {
-        let response = SaslHandshakeResponse::default()
-            .with_error_code(33)
-            .with_mechanisms(vec![StrBytes::from_static_str("SCRAM-SHA-512")]);
-        let detail = check_handshake(&response).unwrap_err();
-        assert!(detail.contains("SCRAM-SHA-512") && detail.contains("kafka.sasl_mechanism"));
-    }
-
-    #[test]
-    fn the_brokers_own_words_are_passed_on() {
-        let response = SaslAuthenticateResponse::default().with_error_code(58);
-        let plain = check_step(&response).unwrap_err();
-        assert_eq!(plain, "SaslAuthenticationFailed");
-        let worded = response.with_error_message(Some(StrBytes::from_static_str("who are you")));
-        assert_eq!(check_step(&worded).unwrap_err(), "who are you");
-    }
-
-    #[test]
-    fn a_session_ends_before_the_broker_ends_it() {
-        assert_eq!(expiry(0), None);
-        assert_eq!(expiry(-1), None);
-        let now = Instant::now();
-        let ends = expiry(10_000).unwrap() - now;
-        assert!(ends > Duration::from_secs(8) && ends < Duration::from_secs(9));
-    }
-}
+mod tests;

@@ -144,6 +144,8 @@ impl Shared {
         let in_the_way = match &found {
             Err(
                 error @ (KafkaError::Unreachable { .. }
+                | KafkaError::Tls { .. }
+                | KafkaError::Credentials { .. }
                 | KafkaError::Timeout { .. }
                 | KafkaError::Disconnected { .. }),
             ) => Err(error.clone()),

@@ -17,7 +17,10 @@ pub struct BrokerConfig {
     pub listen: SocketAddr,
     /// The host that clients are told to connect to. Default: the address it listens on.
     pub advertised_host: Option<String>,
-    /// With users, clients must authenticate with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512. Default: none, an open listener.
+    /// The port that clients are told to connect to, as behind a proxy. Default: the port it listens on.
+    pub advertised_port: Option<u16>,
+    /// With users, clients must authenticate with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, or with OAUTHBEARER, where a user's password is
+    /// the token. Default: none, an open listener.
     pub sasl: Option<SaslUsers>,
     /// Largest batch of a topic that does not set `max.message.bytes`. Kafka: `message.max.bytes`, 1048588.
     pub message_max_bytes: i32,
@@ -45,6 +48,7 @@ impl Default for BrokerConfig {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             advertised_host: None,
+            advertised_port: None,
             sasl: None,
             message_max_bytes: 1_048_588,
             auto_create_topics: false,

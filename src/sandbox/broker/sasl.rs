@@ -1,4 +1,4 @@
-//! Authentication of one connection: PLAIN (RFC 4616) and SCRAM (RFC 5802, 7677).
+//! Authentication of one connection: PLAIN (RFC 4616), SCRAM (RFC 5802, 7677) and OAUTHBEARER (RFC 7628).
 
 use bytes::Bytes;
 use kafka_protocol::error::ResponseError;
@@ -10,7 +10,7 @@ use super::scram::{Exchange, Hash, ScramError, Step};
 use super::state::Refusal;
 
 /// What a SASL listener offers.
-pub(super) const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+pub(super) const MECHANISMS: [&str; 4] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"];
 
 /// The authentication of one connection.
 #[derive(Debug)]
@@ -31,6 +31,10 @@ enum Stage {
     Plain,
     /// SCRAM was agreed on; its next message is awaited.
     Scram(Exchange),
+    /// OAUTHBEARER was agreed on; its one message is awaited.
+    Bearer,
+    /// The token was refused; Kafka waits for one byte before it says so with a code.
+    BearerRefused,
     /// An attempt has failed.
     Failed,
 }
@@ -53,7 +57,9 @@ impl Session {
         match self.stage {
             Stage::Open => true,
             Stage::Fresh => matches!(key, ApiVersionsRequest::KEY | SaslHandshakeRequest::KEY),
-            Stage::Plain | Stage::Scram(_) => key == SaslAuthenticateRequest::KEY,
+            Stage::Plain | Stage::Scram(_) | Stage::Bearer | Stage::BearerRefused => {
+                key == SaslAuthenticateRequest::KEY
+            }
             Stage::Failed => false,
         }
     }
@@ -65,7 +71,11 @@ impl Session {
 
     /// Whether the next frame is a bare token.
     pub(super) fn awaits_bare_token(&self) -> bool {
-        self.bare_tokens && matches!(self.stage, Stage::Plain | Stage::Scram(_))
+        self.bare_tokens
+            && matches!(
+                self.stage,
+                Stage::Plain | Stage::Scram(_) | Stage::Bearer | Stage::BearerRefused
+            )
     }
 
     /// Agrees on a mechanism.
@@ -78,6 +88,7 @@ impl Session {
             "PLAIN" => Stage::Plain,
             "SCRAM-SHA-256" => Stage::Scram(Exchange::new(Hash::Sha256)),
             "SCRAM-SHA-512" => Stage::Scram(Exchange::new(Hash::Sha512)),
+            "OAUTHBEARER" => Stage::Bearer,
             _ => {
                 self.stage = Stage::Failed;
                 return Err(ResponseError::UnsupportedSaslMechanism);
@@ -113,6 +124,15 @@ impl Session {
                     hash.mechanism()
                 ))),
             },
+            Stage::Bearer if is_known_token(users, message)? => {
+                self.stage = Stage::Open;
+                Ok(Bytes::new())
+            }
+            Stage::Bearer => {
+                self.stage = Stage::BearerRefused;
+                Ok(Bytes::from_static(br#"{"status":"invalid_token"}"#))
+            }
+            Stage::BearerRefused => Err(failed(r#"{"status":"invalid_token"}"#)),
             before @ (Stage::Open | Stage::Fresh | Stage::Failed) => {
                 self.stage = before;
                 Err(Refusal::new(
@@ -126,6 +146,22 @@ impl Session {
 
 fn failed(message: impl Into<String>) -> Refusal {
     Refusal::new(ResponseError::SaslAuthenticationFailed, message)
+}
+
+/// `n,,`, then `auth=Bearer TOKEN` and other pairs, each between two bytes 1.
+fn is_known_token(users: &SaslUsers, message: &[u8]) -> Result<bool, Refusal> {
+    let malformed = || failed("Invalid OAUTHBEARER client first message");
+    let pairs = message
+        .strip_prefix(b"n,,\x01")
+        .and_then(|rest| rest.strip_suffix(b"\x01\x01"))
+        .ok_or_else(malformed)?;
+    let token = pairs
+        .split(|byte| *byte == 1)
+        .find_map(|pair| pair.strip_prefix(b"auth=Bearer "))
+        .ok_or_else(malformed)?;
+    Ok(users
+        .values()
+        .any(|known| known.expose().as_bytes() == token))
 }
 
 /// `[authorisation id] NUL user NUL password`.

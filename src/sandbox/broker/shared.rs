@@ -81,6 +81,7 @@ impl Shared {
             None if self.address.ip().is_unspecified() => "localhost".to_owned(),
             None => self.address.ip().to_string(),
         };
-        (host, i32::from(self.address.port()))
+        let port = self.config.advertised_port;
+        (host, i32::from(port.unwrap_or(self.address.port())))
     }
 }

@@ -8,7 +8,12 @@ const SECOND: Duration = Duration::from_secs(1);
 
 async fn open(broker: &FakeBroker) -> Result<Connection, KafkaError> {
     let address = broker.address.to_string().into();
-    Connection::open(&address, &broker.config(), Deadline::within(SECOND)).await
+    Connection::open(
+        &address,
+        &Access::new(broker.config()),
+        Deadline::within(SECOND),
+    )
+    .await
 }
 
 async fn metadata(connection: &mut Connection) -> Result<MetadataResponse, KafkaError> {
@@ -161,7 +166,12 @@ async fn a_broker_that_accepts_and_is_silent_is_unreachable_in_time() {
         ..KafkaConfig::default()
     };
     let started = Instant::now();
-    let error = Connection::open(&address, &config, Deadline::within(10 * SECOND)).await;
+    let error = Connection::open(
+        &address,
+        &Access::new(config),
+        Deadline::within(10 * SECOND),
+    )
+    .await;
     let error = error.unwrap_err();
     assert!(matches!(error, KafkaError::Unreachable { .. }), "{error:?}");
     assert!(error.to_string().contains("kafka.connect_timeout"));
@@ -198,7 +208,10 @@ async fn what_the_broker_sends_unasked_spoils_the_connection() {
     .await;
     let mut connection = open(&broker).await.unwrap();
     metadata(&mut connection).await.unwrap();
-    connection.stream.readable().await.unwrap();
+    let Stream::Plain(stream) = &connection.stream else {
+        unreachable!("no TLS was asked for");
+    };
+    stream.readable().await.unwrap();
     assert!(!connection.is_reusable());
 }
 
@@ -207,7 +220,12 @@ async fn each_address_of_a_name_is_tried() {
     // Where the name stands for ::1 too, that one refuses.
     let broker = FakeBroker::start(|_| empty_metadata()).await;
     let address = format!("localhost:{}", broker.address.port()).into();
-    let opened = Connection::open(&address, &broker.config(), Deadline::within(SECOND)).await;
+    let opened = Connection::open(
+        &address,
+        &Access::new(broker.config()),
+        Deadline::within(SECOND),
+    )
+    .await;
     metadata(&mut opened.unwrap()).await.unwrap();
 }
 
@@ -222,7 +240,12 @@ async fn a_refused_port_and_an_unknown_name_say_so() {
         ("no-port", "the port is missing"),
     ] {
         let config = KafkaConfig::default();
-        let error = Connection::open(&address.into(), &config, Deadline::within(SECOND)).await;
+        let error = Connection::open(
+            &address.into(),
+            &Access::new(config),
+            Deadline::within(SECOND),
+        )
+        .await;
         let text = error.unwrap_err().to_string();
         assert!(text.contains(says) && text.contains(address), "{text}");
         assert!(text.contains("kafka.brokers"), "{text}");

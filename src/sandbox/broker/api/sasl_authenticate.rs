@@ -1,6 +1,6 @@
 //! SaslAuthenticate, versions 0 to 2.
 //!
-//! One step of PLAIN or SCRAM. Wrong credentials are answered with 58, and the connection closes. Sessions do not expire. Kafka delays
+//! One step of PLAIN, SCRAM or OAUTHBEARER. Wrong credentials are answered with 58, and the connection closes. Sessions do not expire. Kafka delays
 //! the failure by 100 ms (`connection.failed.authentication.delay.ms`); the sandbox does not.
 
 use kafka_protocol::error::ResponseError;
