@@ -34,7 +34,7 @@ use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
-use self::check::{CheckArgs, CheckSettings};
+use self::check::CheckArgs;
 use self::config::ConfigCommand;
 use self::dead_letters::{Completion, DeadLetterSettings, DeadLettersArgs};
 use self::dry_run::DryRunArgs;
@@ -119,7 +119,9 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::DeadLetters(args) => in_runtime(&settings, async |stop| {
             Box::pin(dead_letters(args, &settings, &stop)).await
         }),
-        Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
+        Command::Check(args) => in_runtime(&settings, async |_stop| {
+            Box::pin(check(args, &settings)).await
+        }),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
         Command::DryRun(args) => in_runtime(&settings, async |stop| {
             Box::pin(dry_run(&args, &settings, &stop)).await
@@ -198,16 +200,7 @@ async fn dead_letters(
 }
 
 async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
-    let topics = settings.input.topics.iter();
-    let inputs: Vec<_> = topics.map(|topic| topic.name.clone()).collect();
-    let checked = CheckSettings {
-        kafka: &settings.kafka,
-        llm: &settings.llm,
-        input_topics: &inputs,
-        output_topic: &settings.output.topic,
-        dead_letter_topic: &settings.dead_letters.topic,
-    };
-    match check::run(args, checked, &Terminal::stdout(), &mut io::stdout()).await {
+    match check::run(args, settings, &Terminal::stdout(), &mut io::stdout()).await {
         Ok(true) => Ok(0),
         Ok(false) => Ok(EXIT_FAILURE),
         // A reader that went away has seen enough.

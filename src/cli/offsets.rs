@@ -2,7 +2,7 @@
 //!
 //! What is shown is read at one moment after the other: with a processor at work the numbers of one line may be some milliseconds apart.
 
-mod look;
+pub(super) mod look;
 mod reset;
 mod show;
 mod table;

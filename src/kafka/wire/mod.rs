@@ -33,10 +33,12 @@ mod membership;
 mod pool;
 mod produce;
 mod reader;
+mod rights;
 mod sasl;
 mod scan;
 mod sink;
 mod source;
+mod spoken;
 mod transaction;
 
 pub use admin::{
@@ -46,5 +48,7 @@ pub use cluster::Cluster;
 pub use group::{MemberIdentity, RefusedCommit};
 pub use membership::{GroupMember, MembershipConfig, MembershipError};
 pub use reader::{Isolation, OffsetAt};
+pub use rights::{Operation, Operations, TopicRights};
 pub use sink::WireSink;
 pub use source::WireSource;
+pub use spoken::{ApiGap, BrokerSpeech};
