@@ -31,9 +31,7 @@ use kafka_llm_processor::records::result::{
     ResultOutput, ResultRecord, ResultSource, ResultStatus, ResultTiming, ResultUsage,
     SCHEMA_VERSION,
 };
-use kafka_llm_processor::sandbox::broker::{
-    Action, ApiKey, Broker, BrokerConfig, ErrorCode, ToldRights,
-};
+use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig, ErrorCode, ToldRights};
 use kafka_llm_processor::sandbox::vllm::{Vllm, VllmConfig};
 use kafka_llm_processor::types::{Offset, Record, Secret, SourcePosition, TopicPartition};
 use tokio::time::Instant;
@@ -494,8 +492,8 @@ async fn check_tells_what_the_broker_does_not_allow() {
     .await;
     world.commit(clock::now());
     let faults = world.broker.faults();
-    let refusal = Action::Answer(ErrorCode::TransactionalIdAuthorizationFailed);
-    faults.on(ApiKey::InitProducerId, refusal).keep();
+    let refusal = ErrorCode::TransactionalIdAuthorizationFailed;
+    let _refused = faults.on(ApiKey::InitProducerId).keep().answer(refusal);
     let mut settings = world.settings();
     settings.processing.guarantee = Guarantee::ExactlyOnce;
     let report = check::report(&settings).await;
@@ -536,11 +534,10 @@ async fn check_changes_nothing() {
         ["output topic"]
     );
     assert!(world.broker.log_bytes("results").is_none());
+    let id = "kafka-llm-processor/(check)/0";
     assert!(
-        world
-            .broker
-            .transaction("kafka-llm-processor/(check)/0")
-            .is_none()
+        !world.broker.expire_transactional_id(id),
+        "nobody was given it"
     );
 }
 
@@ -550,12 +547,8 @@ async fn a_check_without_an_answer_hides_no_other() {
     let world = World::new().await;
     world.commit(clock::now());
     let faults = world.broker.faults();
-    faults
-        .on(ApiKey::DescribeConfigs, Action::SilentBefore)
-        .keep();
-    faults
-        .on(ApiKey::DescribeGroups, Action::SilentBefore)
-        .keep();
+    let _configs = faults.on(ApiKey::DescribeConfigs).keep().silent();
+    let _groups = faults.on(ApiKey::DescribeGroups).keep().silent();
     let report = check::report(&world.settings()).await;
     assert!(report.passed, "{report:#?}");
     let told: String = report

@@ -39,7 +39,7 @@ use self::config::ConfigCommand;
 use self::dead_letters::{Completion, DeadLetterSettings, DeadLettersArgs};
 use self::dry_run::DryRunArgs;
 use self::offsets::OffsetsArgs;
-use self::output::Terminal;
+use self::output::{Terminal, has_seen_enough};
 use self::pause::PauseArgs;
 use self::produce::{ProduceArgs, ProduceTarget};
 use self::results::{ResultTopics, ResultsArgs};
@@ -203,8 +203,7 @@ async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
     match check::run(args, settings, &Terminal::stdout(), &mut io::stdout()).await {
         Ok(true) => Ok(0),
         Ok(false) => Ok(EXIT_FAILURE),
-        // A reader that went away has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(error) if has_seen_enough(&error) => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
@@ -215,8 +214,7 @@ async fn status(args: StatusArgs, settings: &Settings) -> Outcome {
         Ok(true) => Ok(0),
         Ok(false) => Ok(EXIT_FAILURE),
         Err(error @ StatusError::NoAddress(_)) => Ok(told(EXIT_USAGE, &error)),
-        // A reader that went away has seen enough.
-        Err(StatusError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(StatusError::Out(error)) if has_seen_enough(&error) => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
@@ -238,8 +236,7 @@ fn printed(tell: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> ExitCode 
     let mut out = io::stdout().lock();
     match tell(&mut out).and_then(|()| io::Write::flush(&mut out)) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that went away has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) if has_seen_enough(&error) => ExitCode::SUCCESS,
         Err(error) => fail(
             EXIT_FAILURE,
             &format!("the output cannot be written: {error}"),
