@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
 use kafka_llm_processor::app::App;
-use kafka_llm_processor::cli::check::{self, CheckItem, CheckReport, CheckSettings};
+use kafka_llm_processor::cli::check::{self, CheckItem, CheckReport};
 use kafka_llm_processor::cli::output::Terminal;
 use kafka_llm_processor::cli::produce::{
     self, InputDocument, ProduceArgs, ProduceError, ProduceReport, ProduceTarget,
@@ -25,12 +25,13 @@ use kafka_llm_processor::config::Settings;
 use kafka_llm_processor::kafka::{KafkaConfig, SaslMechanism, SecurityProtocol};
 use kafka_llm_processor::llm::LlmConfig;
 use kafka_llm_processor::offsets::{CommitRecord, Guarantee};
+use kafka_llm_processor::pipeline::InputTopic;
 use kafka_llm_processor::records::partitioner::partition_for_key;
 use kafka_llm_processor::records::result::{
     ResultOutput, ResultRecord, ResultSource, ResultStatus, ResultTiming, ResultUsage,
     SCHEMA_VERSION,
 };
-use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig};
+use kafka_llm_processor::sandbox::broker::{ApiKey, Broker, BrokerConfig, ErrorCode, ToldRights};
 use kafka_llm_processor::sandbox::vllm::{Vllm, VllmConfig};
 use kafka_llm_processor::types::{Offset, Record, Secret, SourcePosition, TopicPartition};
 use tokio::time::Instant;
@@ -327,13 +328,17 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::with(BrokerConfig::default()).await
+    }
+
+    async fn with(config: BrokerConfig) -> Self {
         let vllm = Vllm::start(VllmConfig {
             api_key: Some("right".to_owned()),
             ..VllmConfig::default()
         })
         .await
         .unwrap();
-        let broker = broker().await;
+        let broker = Broker::start(config).await.unwrap();
         for topic in ["docs", "results", "dead"] {
             broker.create_topic(topic, 2, &[]).unwrap();
         }
@@ -374,17 +379,21 @@ impl World {
         self.broker.append(&topic, 1, vec![record]).unwrap();
     }
 
+    fn settings(&self) -> Settings {
+        let mut settings = Settings {
+            kafka: self.kafka.clone(),
+            llm: self.llm.clone(),
+            ..Settings::default()
+        };
+        settings.input.topics = vec![InputTopic::named("docs")];
+        settings.output.topic = "results".to_owned();
+        settings.dead_letters.topic = "dead".to_owned();
+        settings
+    }
+
     async fn check(&self) -> CheckReport {
         let started = Instant::now();
-        let report = check::report(CheckSettings {
-            kafka: &self.kafka,
-            llm: &self.llm,
-            input_topics: &["docs".to_owned()],
-            output_topic: "results",
-            dead_letter_topic: "dead",
-            audit_topic: None,
-        })
-        .await;
+        let report = check::report(&self.settings()).await;
         assert!(started.elapsed() < TOLD_WITHIN);
         assert_eq!(report.passed, crosses(&report).is_empty());
         report
@@ -461,6 +470,95 @@ async fn check_tells_missing_topics_and_a_commit_topic_that_deletes() {
         ["commit topic", "input topic"]
     );
     assert!(found["commit topic"].detail.contains("cleanup.policy"));
+}
+
+/// Read is bit 3, Write 4, Describe 8.
+#[tokio::test]
+async fn check_tells_what_the_broker_does_not_allow() {
+    let world = World::with(BrokerConfig {
+        rights: ToldRights {
+            topics: BTreeMap::from([
+                ("docs".to_owned(), 1 << 8),
+                ("dead".to_owned(), i32::MIN),
+                (
+                    "kafka-llm-processor-commits".to_owned(),
+                    (1 << 3) | (1 << 8),
+                ),
+            ]),
+            groups: Some(1 << 8),
+        },
+        ..BrokerConfig::default()
+    })
+    .await;
+    world.commit(clock::now());
+    let faults = world.broker.faults();
+    let refusal = ErrorCode::TransactionalIdAuthorizationFailed;
+    let _refused = faults.on(ApiKey::InitProducerId).keep().answer(refusal);
+    let mut settings = world.settings();
+    settings.processing.guarantee = Guarantee::ExactlyOnce;
+    let report = check::report(&settings).await;
+    let crosses = report.items.iter().filter(|item| !item.passed);
+    let details: Vec<_> = crosses.map(|item| item.detail.as_str()).collect();
+    assert_eq!(
+        details,
+        [
+            "Read is not allowed on topic `docs`",
+            "Write, DescribeConfigs is not allowed on topic `kafka-llm-processor-commits`",
+            "Read is not allowed on group `kafka-llm-processor`",
+            "Write is not allowed on transactional ids `kafka-llm-processor/…`",
+        ]
+    );
+    let told = report.items.iter().map(|item| item.detail.as_str());
+    let told: Vec<_> = told.collect();
+    assert!(
+        told.contains(&"not told: Write on topic `dead`"),
+        "{told:?}"
+    );
+}
+
+/// Asking whether a transactional id may be used, or a topic be created, leaves nothing behind.
+#[tokio::test]
+async fn check_changes_nothing() {
+    let world = World::new().await;
+    world.commit(clock::now());
+    world.broker.delete_topic("results").unwrap();
+    let mut settings = world.settings();
+    settings.processing.guarantee = Guarantee::ExactlyOnce;
+    let report = check::report(&settings).await;
+    let allowed = report.items.iter().find(|item| item.name == "rights");
+    let allowed = &allowed.unwrap().detail;
+    assert!(allowed.contains("Create on topic `results`"), "{allowed}");
+    assert!(allowed.contains("Write on transactional ids"), "{allowed}");
+    assert_eq!(
+        crosses(&report).into_keys().collect::<Vec<_>>(),
+        ["output topic"]
+    );
+    assert!(world.broker.log_bytes("results").is_none());
+    let id = "kafka-llm-processor/(check)/0";
+    assert!(
+        !world.broker.expire_transactional_id(id),
+        "nobody was given it"
+    );
+}
+
+/// Of the brokers' answers one stays out: what the others say is told all the same.
+#[tokio::test]
+async fn a_check_without_an_answer_hides_no_other() {
+    let world = World::new().await;
+    world.commit(clock::now());
+    let faults = world.broker.faults();
+    let _configs = faults.on(ApiKey::DescribeConfigs).keep().silent();
+    let _groups = faults.on(ApiKey::DescribeGroups).keep().silent();
+    let report = check::report(&world.settings()).await;
+    assert!(report.passed, "{report:#?}");
+    let told: String = report
+        .items
+        .iter()
+        .map(|item| item.detail.clone())
+        .collect();
+    assert!(told.contains("not told: Read on group"), "{told}");
+    assert!(told.contains("its configuration is not told"), "{told}");
+    assert!(told.contains("allowed: Read on topic `docs`"), "{told}");
 }
 
 #[tokio::test]
@@ -590,15 +688,7 @@ async fn the_commands_agree_about_a_running_processor() {
         assert!(text.contains(&document.id), "{}\n{text}", document.id);
     }
 
-    let report = check::report(CheckSettings {
-        kafka: &settings.kafka,
-        llm: &settings.llm,
-        input_topics: &inputs,
-        output_topic: &settings.output.topic,
-        dead_letter_topic: &settings.dead_letters.topic,
-        audit_topic: None,
-    })
-    .await;
+    let report = check::report(&settings).await;
     assert!(report.passed, "{report:#?}");
 
     drain.cancel();

@@ -25,6 +25,8 @@
 
 mod support;
 
+#[path = "real_kafka/acls.rs"]
+mod acls;
 #[path = "real_kafka/codecs.rs"]
 mod codecs;
 #[path = "real_kafka/crash.rs"]

@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::contact;
-use crate::cli::output::Terminal;
+use crate::cli::output::{Terminal, has_seen_enough};
 use crate::kafka::wire::{Cluster, TopicDescription};
 use crate::kafka::{KafkaConfig, KafkaError, StepError};
 use crate::offsets::Guarantee;
@@ -159,7 +159,7 @@ pub async fn run(
     match done {
         // Who stops a listing has seen enough.
         None => Ok(Completion::Done),
-        Some(Err(DeadLettersError::Output(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
+        Some(Err(DeadLettersError::Output(error))) if has_seen_enough(&error) => {
             Ok(Completion::Done)
         }
         Some(done) => done,

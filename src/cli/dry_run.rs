@@ -26,7 +26,7 @@ use self::report::Report;
 use self::sample::{Sample, Sampler};
 use crate::app::preflight;
 use crate::cli::contact;
-use crate::cli::output::Terminal;
+use crate::cli::output::{Terminal, has_seen_enough};
 use crate::cli::progress::{Progress, Task};
 use crate::config::Settings;
 use crate::kafka::KafkaError;
@@ -178,10 +178,7 @@ pub async fn run(
     let telling = tell(args, settings, terminal, out);
     match shutdown.run_until_cancelled(telling).await {
         None => Ok(false),
-        // A reader that went away has seen enough.
-        Some(Err(DryRunError::Output(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Ok(true)
-        }
+        Some(Err(DryRunError::Output(error))) if has_seen_enough(&error) => Ok(true),
         Some(told) => told.map(|()| true),
     }
 }

@@ -36,13 +36,13 @@ use clap::Parser as _;
 use tokio_util::sync::CancellationToken;
 
 use self::args::{Cli, Command};
-use self::check::{CheckArgs, CheckSettings};
+use self::check::CheckArgs;
 use self::config::ConfigCommand;
 use self::dead_letters::{Completion, DeadLetterSettings, DeadLettersArgs};
 use self::drift::DriftArgs;
 use self::dry_run::DryRunArgs;
 use self::offsets::OffsetsArgs;
-use self::output::Terminal;
+use self::output::{Terminal, has_seen_enough};
 use self::pause::PauseArgs;
 use self::produce::{ProduceArgs, ProduceTarget};
 use self::results::{ResultTopics, ResultsArgs};
@@ -128,7 +128,9 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Audit(args) => in_runtime(&settings, async |stop| {
             audit::execute(args, &settings, &stop).await
         }),
-        Command::Check(args) => in_runtime(&settings, async |_stop| check(args, &settings).await),
+        Command::Check(args) => in_runtime(&settings, async |_stop| {
+            Box::pin(check(args, &settings)).await
+        }),
         Command::Status(args) => in_runtime(&settings, async |_stop| status(args, &settings).await),
         Command::DryRun(args) => in_runtime(&settings, async |stop| {
             Box::pin(dry_run(&args, &settings, &stop)).await
@@ -217,24 +219,10 @@ async fn drift_report(args: DriftArgs, settings: &Settings, stop: &CancellationT
 }
 
 async fn check(args: CheckArgs, settings: &Settings) -> Outcome {
-    let topics = settings.input.topics.iter();
-    let inputs: Vec<_> = topics.map(|topic| topic.name.clone()).collect();
-    let checked = CheckSettings {
-        kafka: &settings.kafka,
-        llm: &settings.llm,
-        input_topics: &inputs,
-        output_topic: &settings.output.topic,
-        dead_letter_topic: &settings.dead_letters.topic,
-        audit_topic: settings
-            .audit
-            .enabled
-            .then_some(settings.audit.topic.as_str()),
-    };
-    match check::run(args, checked, &Terminal::stdout(), &mut io::stdout()).await {
+    match check::run(args, settings, &Terminal::stdout(), &mut io::stdout()).await {
         Ok(true) => Ok(0),
         Ok(false) => Ok(EXIT_FAILURE),
-        // A reader that went away has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(error) if has_seen_enough(&error) => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
@@ -245,8 +233,7 @@ async fn status(args: StatusArgs, settings: &Settings) -> Outcome {
         Ok(true) => Ok(0),
         Ok(false) => Ok(EXIT_FAILURE),
         Err(error @ StatusError::NoAddress(_)) => Ok(told(EXIT_USAGE, &error)),
-        // A reader that went away has seen enough.
-        Err(StatusError::Out(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(0),
+        Err(StatusError::Out(error)) if has_seen_enough(&error) => Ok(0),
         Err(error) => Err(error.into()),
     }
 }
@@ -268,8 +255,7 @@ fn printed(tell: impl FnOnce(&mut dyn io::Write) -> io::Result<()>) -> ExitCode 
     let mut out = io::stdout().lock();
     match tell(&mut out).and_then(|()| io::Write::flush(&mut out)) {
         Ok(()) => ExitCode::SUCCESS,
-        // A reader that went away has seen enough.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(error) if has_seen_enough(&error) => ExitCode::SUCCESS,
         Err(error) => fail(
             EXIT_FAILURE,
             &format!("the output cannot be written: {error}"),

@@ -2,7 +2,7 @@
 //!
 //! What is shown is read at one moment after the other: with a processor at work the numbers of one line may be some milliseconds apart.
 
-mod look;
+pub(super) mod look;
 mod reset;
 mod show;
 mod table;
@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use clap::{Args, Subcommand};
 use tokio_util::sync::CancellationToken;
 
-use crate::cli::output::Terminal;
+use crate::cli::output::{Terminal, has_seen_enough};
 use crate::cli::{EXIT_FAILURE, EXIT_OWNED, EXIT_USAGE};
 use crate::config::Settings;
 use crate::kafka::KafkaError;
@@ -85,7 +85,7 @@ pub enum OffsetsError {
         owners.join(". ")
     )]
     Owned {
-        /// For each partition that somebody works on: who, and until when they are taken for alive.
+        /// For each instance that is at work: on which partitions, and until when it is taken for alive.
         owners: Vec<String>,
     },
     /// The topics are not as they have to be.
@@ -141,10 +141,7 @@ pub async fn run(
             let shown = show::run(args, settings, terminal, out);
             let shown = shutdown.run_until_cancelled(shown).await;
             match shown.unwrap_or(Err(OffsetsError::Stopped)) {
-                // A reader that went away has seen enough.
-                Err(OffsetsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
-                    Ok(())
-                }
+                Err(OffsetsError::Output(error)) if has_seen_enough(&error) => Ok(()),
                 shown => shown,
             }
         }

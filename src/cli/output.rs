@@ -5,6 +5,12 @@ use std::io::{self, IsTerminal};
 
 use anstyle::{AnsiColor, Style};
 
+/// Whether the output cannot be written because its reader went away, as `head` does: that is no failure.
+#[must_use]
+pub fn has_seen_enough(error: &std::io::Error) -> bool {
+    error.kind() == std::io::ErrorKind::BrokenPipe
+}
+
 /// Width where the terminal tells none, and the widest line of running text.
 const WIDTH_DEFAULT: usize = 80;
 const WIDTH_MAX: usize = 110;

@@ -14,7 +14,7 @@ use futures::future::join_all;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::contact;
-use crate::cli::output::Terminal;
+use crate::cli::output::{Terminal, has_seen_enough};
 use crate::kafka::wire::Cluster;
 use crate::kafka::{Fetched, KafkaConfig, KafkaError, LogReader};
 use crate::retry::Backoff;
@@ -145,9 +145,7 @@ pub async fn run(
     );
     match shutdown.run_until_cancelled(reading).await {
         None | Some(Ok(())) => Ok(shown),
-        Some(Err(ResultsError::Output(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
-            Ok(shown)
-        }
+        Some(Err(ResultsError::Output(error))) if has_seen_enough(&error) => Ok(shown),
         Some(Err(error)) => Err(error),
     }
 }

@@ -441,7 +441,7 @@ impl StatusBoard {
             config_generation: board.config_generation,
             paused_since: board.paused_since,
             info: board.info.clone(),
-            limiting: board.limiting.clone(),
+            limiting: board.shown_limiting(),
             holds: board.holds.values().cloned().collect(),
             stalled: board.stalled.clone(),
             model: board.model.clone(),
@@ -475,6 +475,24 @@ impl Board {
             RunState::Running if self.paused_since.is_some() => RunState::Paused,
             RunState::Running if !self.holds.is_empty() => RunState::Holding,
             state => state,
+        }
+    }
+
+    /// What was found at the last look, which lies up to a second back, unless the work was paused or resumed since.
+    fn shown_limiting(&self) -> Option<Limiting> {
+        let limiting = self.limiting.clone()?;
+        match (self.paused_since, self.shown_state()) {
+            (Some(since), RunState::Paused) if limiting.factor != Factor::Paused => {
+                Some(Limiting {
+                    factor: Factor::Paused,
+                    detail: "no new call is begun until `resume`".to_owned(),
+                    blocker: None,
+                    since,
+                    ..limiting
+                })
+            }
+            (None, _) if limiting.factor == Factor::Paused => None,
+            _ => Some(limiting),
         }
     }
 

@@ -101,6 +101,8 @@ pub(crate) enum Secured {
 pub(crate) struct Broker {
     tools: PathBuf,
     port: u16,
+    /// Properties beside those of the script.
+    properties: Vec<String>,
     data: PathBuf,
     script: Child,
     /// The process id of the broker itself.
@@ -110,15 +112,22 @@ pub(crate) struct Broker {
 impl Broker {
     /// Starts one with empty data; its listeners are on `port` (plain) to `port + 6`.
     pub(crate) async fn start(tools: &Path, port: u16) -> Self {
+        Self::start_with(tools, port, &[]).await
+    }
+
+    /// The same with more properties, each as `key=value`.
+    pub(crate) async fn start_with(tools: &Path, port: u16, properties: &[&str]) -> Self {
+        let properties: Vec<_> = properties.iter().map(ToString::to_string).collect();
         let data = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("real-kafka-{port}"));
         if data.exists() {
             fs::remove_dir_all(&data).expect("an earlier run's data is removed");
         }
         fs::create_dir_all(&data).expect("a folder for the data");
-        let (script, pid) = serve(tools, port, &data).await;
+        let (script, pid) = serve(tools, port, &properties, &data).await;
         Self {
             tools: tools.to_owned(),
             port,
+            properties,
             data,
             script,
             pid,
@@ -205,7 +214,7 @@ impl Broker {
     /// Starts it again on the data that it had.
     pub(crate) async fn restart(&mut self) {
         assert!(!self.is_running(), "only a killed broker is started again");
-        (self.script, self.pid) = serve(&self.tools, self.port, &self.data).await;
+        (self.script, self.pid) = serve(&self.tools, self.port, &self.properties, &self.data).await;
     }
 
     /// Runs one of Kafka's own tools and gives back what it printed.
@@ -252,13 +261,14 @@ impl Drop for Paused {
     }
 }
 
-async fn serve(tools: &Path, port: u16, data: &Path) -> (Child, String) {
+async fn serve(tools: &Path, port: u16, properties: &[String], data: &Path) -> (Child, String) {
     let log = data.join("serve.log");
     let errors = File::options().create(true).append(true).open(&log);
     let mut command = process::mortal(tools.join("serve-secure.sh"));
     command
         .arg(port.to_string())
         .args(more_properties(port))
+        .args(properties)
         .env("KAFKA_DATA", data)
         .stdout(Stdio::piped())
         .stderr(errors.expect("a file for its log"))

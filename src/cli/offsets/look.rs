@@ -18,23 +18,23 @@ const LOOKS_MAX: usize = 64;
 
 /// One input partition.
 #[derive(Debug, Clone)]
-pub(super) struct Seen {
-    pub(super) partition: TopicPartition,
+pub(in crate::cli) struct Seen {
+    pub(in crate::cli) partition: TopicPartition,
     /// Id of its topic now.
-    pub(super) topic_id: Uuid,
+    pub(in crate::cli) topic_id: Uuid,
     /// The first offset that exists.
-    pub(super) log_start: Offset,
+    pub(in crate::cli) log_start: Offset,
     /// The end of the log, exclusive.
-    pub(super) high_watermark: Offset,
+    pub(in crate::cli) high_watermark: Offset,
     /// The newest commit.
-    pub(super) commit: Option<CommitRecord>,
+    pub(in crate::cli) commit: Option<CommitRecord>,
     /// What lag tools see.
-    pub(super) group_offset: Option<Offset>,
+    pub(in crate::cli) group_offset: Option<Offset>,
 }
 
 impl Seen {
     /// Where it begins without a commit.
-    pub(super) const fn start(&self, start: StartAt) -> Offset {
+    pub(in crate::cli) const fn start(&self, start: StartAt) -> Offset {
         match start {
             StartAt::Earliest => self.log_start,
             StartAt::Latest => self.high_watermark,
@@ -42,7 +42,7 @@ impl Seen {
     }
 
     /// Records that are not finished, counted by offsets: gaps and transaction markers count too.
-    pub(super) fn unfinished(&self, start: StartAt) -> u64 {
+    pub(in crate::cli) fn unfinished(&self, start: StartAt) -> u64 {
         match (&self.commit, self.is_of_this_topic()) {
             (None, _) => self.start(start).distance_to(self.high_watermark),
             (Some(_), false) => self.log_start.distance_to(self.high_watermark),
@@ -54,13 +54,13 @@ impl Seen {
     }
 
     /// Whether the commit is about the topic that is there now, and not about one of that name before it.
-    pub(super) fn is_of_this_topic(&self) -> bool {
+    pub(in crate::cli) fn is_of_this_topic(&self) -> bool {
         let commit = self.commit.as_ref();
         commit.is_some_and(|commit| is_same_topic(commit.topic_id, self.topic_id))
     }
 
     /// Why nothing is read on from the commit, where that is so.
-    pub(super) fn problem(&self, start: StartAt) -> Option<String> {
+    pub(in crate::cli) fn problem(&self, start: StartAt) -> Option<String> {
         let (log_start, end) = (self.log_start, self.high_watermark);
         match recover(self.commit.as_ref(), self.topic_id, log_start, end, start) {
             Resume::From(_) => None,
@@ -70,7 +70,7 @@ impl Seen {
 }
 
 /// Offsets from `from` (inclusive) to `end` (exclusive) that the commit does not say are finished; `from` is not below its `next_offset`.
-pub(super) fn open_between(commit: &CommitRecord, from: Offset, end: Offset) -> u64 {
+pub(in crate::cli) fn open_between(commit: &CommitRecord, from: Offset, end: Offset) -> u64 {
     let finished = commit.done.iter();
     let finished = finished.map(|(first, last)| (*first).max(from).distance_to((*last).min(end)));
     from.distance_to(end).saturating_sub(finished.sum())
@@ -78,14 +78,14 @@ pub(super) fn open_between(commit: &CommitRecord, from: Offset, end: Offset) -> 
 
 /// What was found.
 #[derive(Debug)]
-pub(super) struct Found {
-    pub(super) partitions: Vec<Seen>,
+pub(in crate::cli) struct Found {
+    pub(in crate::cli) partitions: Vec<Seen>,
     /// Why the group's offsets are not known, where they are not.
-    pub(super) group_problem: Option<String>,
+    pub(in crate::cli) group_problem: Option<String>,
 }
 
 /// Looks at the chosen partitions, or at all of the input.
-pub(super) async fn look(
+pub(in crate::cli) async fn look(
     cluster: &Cluster,
     settings: &Settings,
     chosen: &[TopicPartition],

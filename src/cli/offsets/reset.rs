@@ -142,21 +142,33 @@ impl Plan {
     }
 
     /// Who works on it, and until when they are taken for alive.
-    fn owner(&self, now: Timestamp) -> Option<String> {
+    fn owner(&self, now: Timestamp) -> Option<(&str, Timestamp)> {
         let commit = self.seen.commit.as_ref()?;
-        if !commit.is_live(now) || self.is_unchanged {
-            return None;
+        let is_in_the_way = commit.is_live(now) && !self.is_unchanged;
+        is_in_the_way.then(|| (commit.owner.as_str(), commit.live_until()))
+    }
+}
+
+/// Of each instance that is in the way, one sentence with all of its partitions.
+fn owners(plans: &[Plan], now: Timestamp) -> Vec<String> {
+    let mut by_owner: BTreeMap<&str, (Timestamp, Vec<String>)> = BTreeMap::new();
+    for plan in plans {
+        if let Some((owner, free_at)) = plan.owner(now) {
+            let (latest, partitions) = by_owner.entry(owner).or_default();
+            *latest = free_at.max(*latest);
+            partitions.push(plan.seen.partition.to_string());
         }
-        let free_at = commit.live_until();
+    }
+    let told = by_owner.into_iter().map(|(owner, (free_at, partitions))| {
         let shown = free_at.round(jiff::Unit::Second).unwrap_or(free_at);
         let left = Duration::try_from(free_at.duration_since(now)).unwrap_or_default();
-        Some(format!(
-            "{}: instance `{}` works on it, and is taken for alive until {shown} (in {} s) unless it commits again",
-            self.seen.partition,
-            commit.owner,
+        format!(
+            "instance `{owner}` works on {}, and is taken for alive until {shown} (in {} s) unless it commits again",
+            partitions.join(", "),
             left.as_secs()
-        ))
-    }
+        )
+    });
+    told.collect()
 }
 
 pub(super) async fn run(
@@ -170,7 +182,7 @@ pub(super) async fn run(
     let planned = shutdown.run_until_cancelled(planned).await;
     let plans = planned.unwrap_or(Err(OffsetsError::Stopped))?;
     let now = clock::now();
-    let owners: Vec<_> = plans.iter().filter_map(|plan| plan.owner(now)).collect();
+    let owners = owners(&plans, now);
     let is_refused = !owners.is_empty() && !args.force;
     if !args.execute || is_refused {
         if args.json {

@@ -275,7 +275,10 @@ fn check_descriptions(
     Ok(found)
 }
 
-fn describe(name: String, topic: &MetadataResponseTopic) -> Result<TopicDescription, KafkaError> {
+pub(super) fn describe(
+    name: String,
+    topic: &MetadataResponseTopic,
+) -> Result<TopicDescription, KafkaError> {
     let count = |count: usize| {
         i32::try_from(count).map_err(|error| KafkaError::Protocol {
             operation: "Metadata",
@@ -312,7 +315,7 @@ fn topic_names(response: MetadataResponse) -> Vec<String> {
     names
 }
 
-fn create_request(topic: &NewTopic, timeout: Duration) -> CreateTopicsRequest {
+pub(super) fn create_request(topic: &NewTopic, timeout: Duration) -> CreateTopicsRequest {
     let configs = topic
         .configs
         .iter()
@@ -332,7 +335,10 @@ fn create_request(topic: &NewTopic, timeout: Duration) -> CreateTopicsRequest {
         .with_timeout_ms(i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX))
 }
 
-fn check_creation(name: &str, response: CreateTopicsResponse) -> Result<Creation, KafkaError> {
+pub(super) fn check_creation(
+    name: &str,
+    response: CreateTopicsResponse,
+) -> Result<Creation, KafkaError> {
     let result = only("CreateTopics", name, response.topics, |topic| {
         topic.name.as_str() == name
     })?;

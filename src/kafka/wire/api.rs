@@ -3,10 +3,10 @@
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::{
     AddPartitionsToTxnRequest, ApiVersionsRequest, CreateTopicsRequest, DescribeConfigsRequest,
-    EndTxnRequest, FetchRequest, FindCoordinatorRequest, HeartbeatRequest, InitProducerIdRequest,
-    JoinGroupRequest, LeaveGroupRequest, ListOffsetsRequest, MetadataRequest, OffsetCommitRequest,
-    OffsetFetchRequest, ProduceRequest, SaslAuthenticateRequest, SaslHandshakeRequest,
-    SyncGroupRequest,
+    DescribeGroupsRequest, EndTxnRequest, FetchRequest, FindCoordinatorRequest, HeartbeatRequest,
+    InitProducerIdRequest, JoinGroupRequest, LeaveGroupRequest, ListOffsetsRequest,
+    MetadataRequest, OffsetCommitRequest, OffsetFetchRequest, ProduceRequest,
+    SaslAuthenticateRequest, SaslHandshakeRequest, SyncGroupRequest,
 };
 use kafka_protocol::protocol::{Request, StrBytes, VersionRange};
 
@@ -26,6 +26,11 @@ macro_rules! calls {
             const OPERATION: &'static str = $name;
             const OURS: VersionRange = VersionRange { min: $min, max: $max };
         })*
+
+        /// All of them: key, name, and the versions that we speak.
+        pub(super) const SPOKEN: &[(i16, &str, VersionRange)] = &[
+            $((<$request>::KEY, $name, <$request>::OURS),)*
+        ];
     };
 }
 
@@ -55,6 +60,8 @@ calls! {
     SyncGroupRequest, "SyncGroup", 3..=5;
     HeartbeatRequest, "Heartbeat", 3..=4;
     LeaveGroupRequest, "LeaveGroup", 3..=5;
+    // From the first version that tells operations, to the last in which a group that nobody knows is no error.
+    DescribeGroupsRequest, "DescribeGroups", 3..=5;
 }
 
 /// Whether the broker answers only when replicas have written what the request is about.

@@ -273,14 +273,21 @@ impl Cluster {
 
     /// The versions that a broker speaks, any broker.
     pub(super) async fn versions(&self) -> Result<Arc<BrokerVersions>, KafkaError> {
-        let deadline = Deadline::within(self.inner.access.config.request_timeout);
-        self.ask_any(deadline, |_| metadata_request(Some(&[])))
+        self.ask_any(self.deadline(), |_| metadata_request(Some(&[])))
             .await?;
         let candidates = self.known().candidates(&self.inner.access.config);
         let Some(address) = candidates.first() else {
             return Ok(Arc::default());
         };
-        let lent = self.lend(address, Lane::Request, deadline).await?;
+        self.versions_at(address).await
+    }
+
+    /// The versions that this broker speaks.
+    pub(super) async fn versions_at(
+        &self,
+        address: &Arc<str>,
+    ) -> Result<Arc<BrokerVersions>, KafkaError> {
+        let lent = self.lend(address, Lane::Request, self.deadline()).await?;
         let versions = Arc::clone(lent.versions());
         lent.give_back();
         Ok(versions)

@@ -9,6 +9,33 @@ use crate::types::Secret;
 /// Users and passwords of a SASL listener.
 pub type SaslUsers = BTreeMap<String, Secret>;
 
+/// What clients are told that they may do, as the bits of KIP-430; nothing is refused because of it. By default everything, which is what
+/// Kafka tells without an authorizer.
+#[derive(Debug, Clone, Default)]
+pub struct ToldRights {
+    /// On topics, by name. All of them on others.
+    pub topics: BTreeMap<String, i32>,
+    /// On groups.
+    pub groups: Option<i32>,
+}
+
+/// Read, Write, Create, Delete, Alter, Describe, DescribeConfigs and AlterConfigs: all that there is on a topic.
+const TOPIC_OPERATIONS: i32 = 0b1101_1111_1000;
+/// Read, Delete, Describe, DescribeConfigs and AlterConfigs: all that there is on a group.
+const GROUP_OPERATIONS: i32 = 0b1101_0100_1000;
+
+impl ToldRights {
+    /// What is told of a topic.
+    pub(super) fn on_topic(&self, name: &str) -> i32 {
+        self.topics.get(name).copied().unwrap_or(TOPIC_OPERATIONS)
+    }
+
+    /// What is told of any group.
+    pub(super) fn on_groups(&self) -> i32 {
+        self.groups.unwrap_or(GROUP_OPERATIONS)
+    }
+}
+
 /// How a broker is started. The defaults are Kafka's, except that topics are not created by asking for them and that a new consumer
 /// group does not wait long for its members.
 #[derive(Debug, Clone)]
@@ -22,6 +49,8 @@ pub struct BrokerConfig {
     /// With users, clients must authenticate with PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512, or with OAUTHBEARER, where a user's password is
     /// the token. Default: none, an open listener.
     pub sasl: Option<SaslUsers>,
+    /// What clients are told that they may do.
+    pub rights: ToldRights,
     /// Largest batch of a topic that does not set `max.message.bytes`. Kafka: `message.max.bytes`, 1048588.
     pub message_max_bytes: i32,
     /// Whether asking for a topic creates it. Kafka: `auto.create.topics.enable`, there true. Default: false.
@@ -50,6 +79,7 @@ impl Default for BrokerConfig {
             advertised_host: None,
             advertised_port: None,
             sasl: None,
+            rights: ToldRights::default(),
             message_max_bytes: 1_048_588,
             auto_create_topics: false,
             num_partitions: 1,

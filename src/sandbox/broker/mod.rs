@@ -55,7 +55,7 @@ mod traffic;
 mod transactions;
 mod validate;
 
-pub use config::{BrokerConfig, SaslUsers};
+pub use config::{BrokerConfig, SaslUsers, ToldRights};
 pub use faults::{Fault, FaultBuilder, Faults, SeenRequest};
 pub use groups::{GroupMember, GroupState, GroupView};
 pub use handle::Broker;

@@ -201,3 +201,25 @@ fn a_run_without_time_has_no_rate() {
     };
     assert_eq!(summary.documents_per_second_tenths(), 0);
 }
+
+/// What limits is looked at once a second; a pause, and its end, show before the next look.
+#[test]
+fn a_pause_is_what_limits_at_once() {
+    let board = StatusBoard::new(&mut new_registry());
+    board.set_state(RunState::Running);
+    let limiting = |factor| crate::telemetry::limiting::Limiting {
+        factor,
+        detail: String::new(),
+        blocker: None,
+        since: Timestamp::UNIX_EPOCH,
+        last_minute_percent: BTreeMap::new(),
+        last_minute_documents: 0,
+    };
+    let shown = || board.snapshot().limiting.map(|limiting| limiting.factor);
+    board.set_limiting(limiting(Factor::InputEmpty), Duration::ZERO);
+    board.set_paused(true);
+    assert_eq!(shown(), Some(Factor::Paused));
+    board.set_limiting(limiting(Factor::Paused), Duration::ZERO);
+    board.set_paused(false);
+    assert_eq!(shown(), None, "not known before the next look");
+}

@@ -28,13 +28,21 @@ impl Api for DescribeGroupsRequest {
     }
 
     async fn serve(self, context: &mut Context, _: i16) -> Reply<DescribeGroupsResponse> {
-        let state = context.shared.state();
+        let shared = &context.shared;
+        let operations = if self.include_authorized_operations {
+            shared.config.rights.on_groups()
+        } else {
+            i32::MIN
+        };
+        let state = shared.state();
         let groups = self.groups.into_iter().map(|id| {
             let described = match state.groups.find(&id) {
                 Some(group) => group.membership.describe(),
                 None => DescribedGroup::default().with_group_state(text(GroupState::Dead.name())),
             };
-            described.with_group_id(id)
+            described
+                .with_group_id(id)
+                .with_authorized_operations(operations)
         });
         Reply::Answer(DescribeGroupsResponse::default().with_groups(groups.collect()))
     }

@@ -1,7 +1,7 @@
 //! Metadata, versions 0 to 12.
 //!
-//! One broker that leads everything and is the controller. Authorized operations are not told, which is what Kafka answers without
-//! an authorizer asked for them. Topics are created by asking only when the broker's configuration says so.
+//! One broker that leads everything and is the controller. Authorized operations on topics are told to who asks for them, those on the
+//! cluster to nobody. Topics are created by asking only when the broker's configuration says so.
 
 use kafka_protocol::error::ResponseError;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
@@ -55,7 +55,10 @@ impl Api for MetadataRequest {
         let asked = self
             .topics
             .filter(|topics| version > EMPTY_IS_ALL_UP_TO || !topics.is_empty());
-        let (topics, cluster_id) = look(shared, asked.as_deref());
+        let (mut topics, cluster_id) = look(shared, asked.as_deref());
+        if self.include_topic_authorized_operations {
+            tell_rights(shared, &mut topics);
+        }
         inform(shared, &topics, context.client_id.as_deref());
         if shared.config.auto_create_topics && may_create {
             // After the look: as with Kafka, who asks first is told that there is no such topic, and finds it when asking again.
@@ -90,6 +93,14 @@ fn look(
         Some(asked) => asked.iter().map(|topic| answer(&state, topic)).collect(),
     };
     (topics, state.cluster_id.clone())
+}
+
+fn tell_rights(shared: &Shared, topics: &mut [MetadataResponseTopic]) {
+    for topic in topics {
+        if let Some(name) = &topic.name {
+            topic.topic_authorized_operations = shared.config.rights.on_topic(name);
+        }
+    }
 }
 
 /// The client knows the leaders of these topics from now on.
