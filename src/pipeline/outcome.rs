@@ -20,6 +20,7 @@ use crate::records::result::{
     ResultOutput, ResultRecord, ResultSource, ResultStatus, ResultTiming, ResultUsage,
     SCHEMA_VERSION,
 };
+use crate::telemetry::endings;
 use crate::telemetry::status::ResultCount;
 use crate::types::{DeadLetterReason, Offset, Record, SourcePosition, TopicPartition};
 
@@ -35,10 +36,12 @@ pub(super) enum Outcome {
 }
 
 /// What an outcome adds to the counts once it is durable.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Count {
     pub(super) attempts: u32,
     pub(super) ending: Ending,
+    /// What the status page shows of it.
+    pub(super) shown: endings::Ending,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -151,7 +154,11 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
     ) {
         Parsed::Document(document) => document,
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
-        Parsed::Bad(reason, detail) => return give_up(services, work, bad(reason, detail)),
+        Parsed::Bad(reason, detail) => {
+            let key = work.record.key.as_deref().unwrap_or_default();
+            let name = String::from_utf8_lossy(key);
+            return give_up(services, work, &name, bad(reason, detail));
+        }
     };
     let asked = services.asking.now();
     let request = request(&asked.topics, *document, &work.position, &work.record);
@@ -170,7 +177,7 @@ pub(super) async fn process(services: &Services, work: &Work, slot: Slot) -> Out
             };
             answered.into_outcome(services, work)
         }
-        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, reason),
+        Err(CompleteError::DeadLetter(reason)) => give_up(services, work, &document_id, reason),
         Err(CompleteError::Abandoned) => Outcome::Abandoned,
     }
 }
@@ -224,7 +231,8 @@ fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
     Prompt::context(document.fields.clone(), &document.id, kafka)
 }
 
-fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
+/// `name` is the document's id, or its key where it could not be read.
+fn give_up(services: &Services, work: &Work, name: &str, reason: GiveUp) -> Outcome {
     let GiveUp {
         reason,
         detail,
@@ -242,6 +250,11 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         "document goes to the dead letters"
     );
     let source = work.position.clone();
+    let took = work.fetched_at.elapsed();
+    let mut shown = endings::Ending::dead_letter(name, &source, took, reason, &detail);
+    if let Some(answer) = answer.as_ref().filter(|_| services.shows_payloads()) {
+        shown = shown.with_answer(answer);
+    }
     let letter = DeadLetter {
         reason,
         detail,
@@ -262,6 +275,7 @@ fn give_up(services: &Services, work: &Work, reason: GiveUp) -> Outcome {
         Count {
             attempts,
             ending: Ending::DeadLetter(reason),
+            shown,
         },
     )
 }
@@ -299,12 +313,18 @@ impl Answered {
             calls: completion.usage.calls,
         };
         let attempts = completion.attempts;
+        let took = work.fetched_at.elapsed();
+        let mut shown = endings::Ending::result(&self.document_id, &work.position, took);
+        if services.shows_payloads() {
+            let data = completion.data.as_ref().map(Value::to_string);
+            shown = shown.with_answer(data.as_deref().unwrap_or(&completion.text));
+        }
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             llm: completion.llm_time,
-            total: work.fetched_at.elapsed(),
+            total: took,
         };
         let record = ResultRecord {
             schema: SCHEMA_VERSION,
@@ -348,6 +368,7 @@ impl Answered {
             Count {
                 attempts,
                 ending: Ending::Result(count),
+                shown,
             },
         )
     }

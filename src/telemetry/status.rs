@@ -17,13 +17,17 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::clock;
+use crate::telemetry::endings::Endings;
 use crate::telemetry::histogram::{DurationHistogram, Quantiles};
+use crate::telemetry::history::History;
 use crate::telemetry::limiting::{Factor, Limiting};
 use crate::telemetry::status_metrics::BoardCollector;
 use crate::telemetry::watchdog::Stall;
 use crate::types::{DeadLetterReason, TopicPartition};
 
-pub use parts::{EndpointStatus, Head, ModelStatus, PartitionStatus, ReadAheadStatus, Stage};
+pub use parts::{
+    BudgetStatus, EndpointStatus, Head, ModelStatus, PartitionStatus, ReadAheadStatus, Stage,
+};
 
 /// Where the process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -201,6 +205,8 @@ struct Board {
 struct Shared {
     board: Mutex<Board>,
     document_seconds: Histogram,
+    history: History,
+    endings: Endings,
 }
 
 /// The board; cheap to clone.
@@ -250,9 +256,23 @@ impl StatusBoard {
                 total: DurationHistogram::default(),
             }),
             document_seconds,
+            history: History::default(),
+            endings: Endings::default(),
         }));
         registry.register_collector(Box::new(BoardCollector(board.clone())));
         board
+    }
+
+    /// The last hour.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
+    /// The latest documents that ended.
+    #[must_use]
+    pub fn endings(&self) -> &Endings {
+        &self.0.endings
     }
 
     /// Notes a fact that was decided at start.
