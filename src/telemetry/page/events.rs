@@ -23,7 +23,7 @@ use super::view::{Seen, View};
 use crate::telemetry::{Health, StatusBoard};
 
 /// Listeners at a time: each is a connection, and the server has 64 for everybody.
-pub const LISTENERS_MAX: usize = 16;
+pub(super) const LISTENERS_MAX: usize = 16;
 
 const EVERY: Duration = Duration::from_secs(1);
 
