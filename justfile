@@ -181,7 +181,7 @@ scaling:
 concurrency-trace:
     {{ cargo }} bench --bench concurrency_trace
 
-# the pictures in docs/, in eleven minutes: the status page in Chromium, `check` and `results`, of a processor at work on the sandbox
+# the pictures in docs/, in five minutes: the status page in Chromium, `check` and `results`, of a processor at work on the sandbox
 screenshots:
     {{ cargo }} bench --profile dev --bench screenshots
 

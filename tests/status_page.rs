@@ -108,7 +108,6 @@ async fn it_shows_what_is_done_what_failed_and_what_limits() {
     };
     let world = world().await;
     world.produce(0..120, plain);
-    put_markup(&world);
     let service = Service::start(
         &world,
         "127.0.0.1:0",
@@ -120,6 +119,8 @@ async fn it_shows_what_is_done_what_failed_and_what_limits() {
     browser
         .until("parseFloat(document.querySelector('#rate')?.textContent) > 0")
         .await;
+    service.until_ended(120).await;
+    put_markup(&world);
     service.until_ended(122).await;
     browser.until_text("#results", "121").await;
     browser.until_text("#failures", "1 dead letter").await;

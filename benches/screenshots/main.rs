@@ -61,8 +61,10 @@ impl World {
             latency,
             ..VllmConfig::default()
         };
+        let broker = Broker::start(BrokerConfig::default()).await.unwrap();
+        broker.create_topic(INPUT, 4, &[]).unwrap();
         Self {
-            broker: Broker::start(BrokerConfig::default()).await.unwrap(),
+            broker,
             vllms: [
                 Vllm::start(config()).await.unwrap(),
                 Vllm::start(config()).await.unwrap(),
@@ -135,7 +137,7 @@ async fn main() {
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
-    let seconds = std::env::var("SCREENSHOTS_SECONDS").map_or(640, |text| text.parse().unwrap());
+    let seconds = std::env::var("SCREENSHOTS_SECONDS").map_or(280, |text| text.parse().unwrap());
     let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs");
     let mut browser = Browser::start().await.expect("a Chromium is installed");
     let world = World::start().await;

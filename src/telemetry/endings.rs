@@ -16,7 +16,7 @@ use crate::clock;
 use crate::types::{DeadLetterReason, SourcePosition};
 
 /// Results that are kept, and as many failures: a flood of the ones must not wash out the others.
-const KEPT: usize = 20;
+const KEPT: usize = 10;
 /// Characters of a document's id, and of its topic's name.
 const NAME_MAX: usize = 120;
 /// Characters of a detail, and of an answer.
