@@ -2,6 +2,7 @@
 
 #![allow(
     missing_docs,
+    unreachable_pub,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
@@ -10,6 +11,7 @@
     reason = "a test binary: what is not as expected ends the test"
 )]
 
+#[allow(dead_code, reason = "what makes the pictures uses all of it")]
 #[path = "status_page/browser.rs"]
 mod browser;
 #[allow(dead_code, reason = "the suite of behaviours uses all of it")]

@@ -128,7 +128,7 @@ impl Services {
             }
             Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),
         }
-        self.board.endings().note(count.shown, cost);
+        self.board.endings().note(*count.shown, cost);
     }
 
     /// Whether the status page shows the beginnings of answers.

@@ -41,7 +41,7 @@ pub(super) struct Count {
     pub(super) attempts: u32,
     pub(super) ending: Ending,
     /// What the status page shows of it.
-    pub(super) shown: endings::Ending,
+    pub(super) shown: Box<endings::Ending>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -275,7 +275,7 @@ fn give_up(services: &Services, work: &Work, name: &str, reason: GiveUp) -> Outc
         Count {
             attempts,
             ending: Ending::DeadLetter(reason),
-            shown,
+            shown: Box::new(shown),
         },
     )
 }
@@ -368,7 +368,7 @@ impl Answered {
             Count {
                 attempts,
                 ending: Ending::Result(count),
-                shown,
+                shown: Box::new(shown),
             },
         )
     }
