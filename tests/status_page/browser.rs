@@ -8,7 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{Receiver, channel};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::support::process;
@@ -29,7 +29,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Browser {
     child: Child,
     input: ChildStdin,
-    messages: UnboundedReceiver<Value>,
+    messages: Receiver<Value>,
     next: u64,
     session: Option<String>,
     /// What the page did not catch, and what the browser says against it.
@@ -73,12 +73,12 @@ impl Browser {
             .stderr(Stdio::null());
         let mut child = process::spawn(command);
         let (input, output) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let (sender, messages) = unbounded_channel();
+        let (sender, messages) = channel(1024);
         std::thread::spawn(move || {
             for message in BufReader::new(output).split(0) {
                 let Ok(message) = message else { return };
                 if sender
-                    .send(serde_json::from_slice(&message).unwrap())
+                    .blocking_send(serde_json::from_slice(&message).unwrap())
                     .is_err()
                 {
                     return;
