@@ -61,7 +61,9 @@ impl Fixture {
     async fn get(&self, path: &str) -> (String, String) {
         let mut answer = String::new();
         let mut stream = self.ask(path).await;
-        stream.read_to_string(&mut answer).await.unwrap();
+        let reading = stream.read_to_string(&mut answer);
+        let read = timeout(DEADLINE, reading).await.expect("it ends");
+        read.unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         (head.to_owned(), body.to_owned())
     }

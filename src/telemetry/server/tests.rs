@@ -209,8 +209,10 @@ async fn a_client_that_does_not_read_is_cut_off() {
     let _client = TcpStream::connect(address).await.unwrap();
     let (mut stream, _) = listener.accept().await;
     // More than the buffers of two sockets take.
-    let written = stream.write_all(&vec![b'a'; 64 * 1024 * 1024]).await;
-    assert_eq!(written.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    let answer = vec![b'a'; 64 * 1024 * 1024];
+    let writing = tokio::time::timeout(connection::IDLE_MAX * 2, stream.write_all(&answer));
+    let written = writing.await.expect("in time").unwrap_err();
+    assert_eq!(written.kind(), io::ErrorKind::TimedOut);
 }
 
 #[tokio::test]
