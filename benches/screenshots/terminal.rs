@@ -18,7 +18,7 @@ pub fn picture(command: &str, output: &str) -> String {
     let mut svg = format!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">
 <rect width="{width}" height="{height}" rx="8" fill="#161b22"/>
-<g font-family="ui-monospace, 'SF Mono', Menlo, Consolas, 'Liberation Mono', 'DejaVu Sans Mono', monospace" font-size="13" fill="#e6e9ee" xml:space="preserve">
+<g font-family="ui-monospace, 'SF Mono', Menlo, Consolas, 'Liberation Mono', 'DejaVu Sans Mono', monospace" font-size="13" fill="#e6e9ee">
 "##
     );
     let prompt = format!("\u{1b}[2m$\u{1b}[0m kafka-llm-processor {command}");
@@ -62,6 +62,8 @@ fn spans(line: &str) -> String {
             }
         }
         let text = text.replace('&', "&amp;").replace('<', "&lt;");
+        // Others would be drawn as one.
+        let text = text.replace(' ', "\u{a0}");
         if !text.is_empty() {
             write!(spans, "<tspan{look}>{text}</tspan>").unwrap();
         }
