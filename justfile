@@ -186,6 +186,10 @@ scaling:
 concurrency-trace:
     {{ cargo }} bench --bench concurrency_trace
 
+# the pictures in docs/, in five minutes: the status page in Chromium, `check` and `results`, of a processor at work on the sandbox
+screenshots:
+    {{ cargo }} bench --profile dev --bench screenshots
+
 # formats, lints, dependency rules
 lint:
     {{ cargo }} fmt --check

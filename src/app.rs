@@ -112,6 +112,7 @@ impl App {
         let shutdown = CancellationToken::new();
         let mut registry = new_registry();
         let board = StatusBoard::new(&mut registry);
+        board.endings().keep_payloads(settings.admin.show_payloads);
         let pipeline_metrics = PipelineMetrics::new(&mut registry);
         let llm_metrics = LlmMetrics::new(&mut registry);
         let trace_metrics = TraceMetrics::new(&mut registry);

@@ -8,11 +8,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use super::drift;
 use crate::clock;
 use crate::drift::Monitor;
-use crate::llm::{BreakerState, EndpointState, LlmState, VllmClient};
+use crate::llm::{BreakerState, BudgetState, EndpointState, LlmState, VllmClient};
 use crate::pipeline::OpenGauges;
 use crate::telemetry::StatusBoard;
 use crate::telemetry::limiting::{Limiting, Recent, Snapshot, judge};
-use crate::telemetry::status::{EndpointStatus, ModelStatus};
+use crate::telemetry::status::{BudgetStatus, EndpointStatus, ModelStatus};
 use crate::telemetry::watchdog::{Bark, Watchdog};
 use crate::types::SourcePosition;
 
@@ -74,7 +74,10 @@ impl Observer {
         self.board.set_stalled(watchdog.stalled(&status.partitions));
         let totals = &status.totals;
         let ended = totals.processed + totals.failed();
-        recent.note(now, wall, judge(&Snapshot::from(&status)), ended)
+        let limiting = recent.note(now, wall, judge(&Snapshot::from(&status)), ended);
+        let history = self.board.history();
+        history.note(now, wall, totals, limiting.factor);
+        limiting
     }
 
     fn bark(&self, bark: &Bark) {
@@ -120,7 +123,13 @@ fn model_status(state: LlmState) -> ModelStatus {
         retrying: count(state.retrying),
         throttled: count(state.throttled),
         endpoints: state.endpoints.into_iter().map(endpoint_status).collect(),
+        budgets: state.budgets.into_iter().map(budget_status).collect(),
     }
+}
+
+fn budget_status(state: BudgetState) -> BudgetStatus {
+    let BudgetState { key, left } = state;
+    BudgetStatus { key, left }
 }
 
 fn endpoint_status(state: EndpointState) -> EndpointStatus {

@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 
 use super::LlmConfig;
 use super::classify::Fault;
+use super::state::BudgetState;
 use crate::clock;
 
 /// The configuration keys.
@@ -480,6 +481,18 @@ impl Budget {
     pub(super) fn left(&self) -> Left {
         let now = self.shared.now();
         self.shared.state().buckets.left(now)
+    }
+
+    /// The same by configuration key.
+    pub(super) fn states(&self) -> Vec<BudgetState> {
+        let left = self.left();
+        let all = [
+            (REQUESTS, left.requests),
+            (TOKENS, left.tokens),
+            (DAY, left.day),
+        ];
+        let set = all.into_iter().filter_map(|(key, left)| Some((key, left?)));
+        set.map(|(key, left)| BudgetState { key, left }).collect()
     }
 }
 

@@ -198,6 +198,7 @@ impl VllmClient {
             limited_by: is_at_bound.then_some(setting),
             retrying: self.levels.retrying.load(Ordering::Relaxed),
             throttled: self.levels.throttled.load(Ordering::Relaxed),
+            budgets: self.budget.as_ref().map_or_else(Vec::new, Budget::states),
         }
     }
 

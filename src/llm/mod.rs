@@ -47,7 +47,7 @@ pub use long::{
 pub use metrics::LlmMetrics;
 pub use prompt::{KafkaContext, Place, Prompt, PromptError, PromptSetupError, Question, Scope};
 pub use schema::AnswerSchema;
-pub use state::{EndpointState, LlmState};
+pub use state::{BudgetState, EndpointState, LlmState};
 pub use transport::{Call, ConnectFault, HttpTransport, Reply, Transport, TransportError};
 pub use turns::Class;
 

@@ -32,6 +32,17 @@ pub struct LlmState {
     pub retrying: usize,
     /// Those of them that wait because the server has too much to do.
     pub throttled: usize,
+    /// The budgets that are set.
+    pub budgets: Vec<BudgetState>,
+}
+
+/// What a budget allows at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BudgetState {
+    /// Its configuration key.
+    pub key: &'static str,
+    /// Requests or tokens, below zero while a balance is paid back.
+    pub left: i64,
 }
 
 /// A snapshot of one server.

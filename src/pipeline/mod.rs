@@ -34,6 +34,7 @@ use crate::llm::Complete;
 use crate::offsets::{CommitStore, Guarantee};
 use crate::spans::Spans;
 use crate::telemetry::StatusBoard;
+use crate::telemetry::endings::Cost;
 use crate::telemetry::holds::Holds;
 use crate::types::{Offset, TopicPartition};
 
@@ -127,13 +128,28 @@ impl Services {
             .count_retries(count.attempts.saturating_sub(1).into());
         let is_result = matches!(count.ending, Ending::Result(_));
         self.board.count_of_topic(topic, is_result);
+        let mut cost = Cost {
+            attempts: count.attempts,
+            ..Cost::default()
+        };
         match count.ending {
-            Ending::Result(result) => self.board.count_result(result),
+            Ending::Result(result) => {
+                cost.truncated = result.truncated;
+                cost.prompt_tokens = result.prompt_tokens;
+                cost.completion_tokens = result.completion_tokens;
+                self.board.count_result(result);
+            }
             Ending::DeadLetter(reason) => self.board.count_dead_letter(reason),
         }
         if let (Some(drift), Some(sample)) = (&self.drift, &count.sample) {
             drift.note(topic, sample);
         }
+        self.board.endings().note(*count.shown, cost);
+    }
+
+    /// Whether the status page shows the beginnings of answers.
+    fn shows_payloads(&self) -> bool {
+        self.board.endings().keeps_payloads()
     }
 }
 

@@ -25,6 +25,7 @@ use crate::records::result::{
     SCHEMA_VERSION,
 };
 use crate::spans::Trace;
+use crate::telemetry::endings;
 use crate::telemetry::status::ResultCount;
 use crate::types::{DeadLetterReason, Offset, Record, SourcePosition, TopicPartition};
 
@@ -65,6 +66,8 @@ pub(super) struct Count {
     pub(super) ending: Ending,
     /// What drift is looked for in; `None` where nobody looks, or nothing was asked.
     pub(super) sample: Option<Box<Sample>>,
+    /// What the status page shows of it.
+    pub(super) shown: Box<endings::Ending>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -183,8 +186,9 @@ pub(super) async fn process(
         Parsed::Document(document) => document,
         Parsed::Skip(reason) => return Outcome::Skipped(reason),
         Parsed::Bad(reason, detail) => {
-            traced.name(&document_id(&work.record, &work.position));
-            return give_up(services, work, traced, bad(reason, detail), None);
+            let name = document_id(&work.record, &work.position);
+            traced.name(&name);
+            return give_up(services, work, traced, &name, bad(reason, detail), None);
         }
     };
     traced.name(&document.id);
@@ -205,9 +209,14 @@ pub(super) async fn process(
             };
             answered.into_outcome(services, work, traced.trace())
         }
-        Err(CompleteError::DeadLetter(reason)) => {
-            give_up(services, work, traced, reason, Some((&asked, &prompt)))
-        }
+        Err(CompleteError::DeadLetter(reason)) => give_up(
+            services,
+            work,
+            traced,
+            &document_id,
+            reason,
+            Some((&asked, &prompt)),
+        ),
         Err(CompleteError::Abandoned) => Outcome::Abandoned,
     }
 }
@@ -261,11 +270,12 @@ fn prompt_context(document: &Document, position: &SourcePosition) -> Value {
     Prompt::context(document.fields.clone(), &document.id, kafka)
 }
 
-/// The document goes to the dead letters; `asked` is what it was asked with, when it was read as a document.
+/// The document goes to the dead letters; `name` is its id, `asked` is what it was asked with, when it was read as a document.
 fn give_up(
     services: &Services,
     work: &Work,
     traced: &mut Traced,
+    name: &str,
     reason: GiveUp,
     asked: Option<(&Asked, &Prompt)>,
 ) -> Outcome {
@@ -287,6 +297,11 @@ fn give_up(
         "document goes to the dead letters"
     );
     let source = work.position.clone();
+    let took = work.fetched_at.elapsed();
+    let mut shown = endings::Ending::dead_letter(name, &source, took, reason, &detail);
+    if let Some(answer) = answer.as_ref().filter(|_| services.shows_payloads()) {
+        shown = shown.with_answer(answer);
+    }
     let letter = DeadLetter {
         reason,
         detail,
@@ -311,6 +326,7 @@ fn give_up(
     let count = Count {
         attempts,
         ending: Ending::DeadLetter(reason),
+        shown: Box::new(shown),
         sample: sample::dead_letter(services.drift.as_ref(), reason, at),
     };
     Outcome::written(output, count, audit)
@@ -354,12 +370,18 @@ impl Answered {
             schema: services.schema_hash.as_deref(),
         };
         let sample = sample::answer(services.drift.as_ref(), asked, &completion, completed_at);
+        let took = work.fetched_at.elapsed();
+        let mut shown = endings::Ending::result(&self.document_id, &work.position, took);
+        if services.shows_payloads() {
+            let data = completion.data.as_ref().map(Value::to_string);
+            shown = shown.with_answer(data.as_deref().unwrap_or(&completion.text));
+        }
         let count = ResultCount {
             truncated: cut,
             prompt_tokens: usage.prompt_tokens,
             completion_tokens: usage.completion_tokens,
             llm: completion.llm_time,
-            total: work.fetched_at.elapsed(),
+            total: took,
         };
         let endpoint = completion.endpoint;
         let result = ResultRecord {
@@ -404,6 +426,7 @@ impl Answered {
         let count = Count {
             attempts,
             ending: Ending::Result(count),
+            shown: Box::new(shown),
             sample,
         };
         Outcome::written(output, count, audit)

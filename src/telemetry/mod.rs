@@ -1,10 +1,13 @@
 //! What operators see: logs, metrics, health and status. The parts tell; nothing here asks them or knows them.
 
+pub mod endings;
 pub mod health;
 pub mod histogram;
+pub mod history;
 pub mod holds;
 pub mod limiting;
 pub mod logging;
+pub mod page;
 mod pause;
 pub mod registry;
 pub mod server;

@@ -39,6 +39,8 @@ pub struct AdminConfig {
     /// File with the token that `POST /pause` and `/resume` must bring. Without one they are taken only where [`listen`](Self::listen) is a
     /// loopback address. Read at start.
     pub token_file: Option<PathBuf>,
+    /// Whether the status page shows the beginnings of answers.
+    pub show_payloads: bool,
 }
 
 impl AdminConfig {
@@ -61,7 +63,7 @@ pub struct AdminSources {
     pub metrics: Metrics,
     /// `/livez` and `/readyz`.
     pub health: Health,
-    /// `/status` and `/readyz`.
+    /// `/`, `/events`, `/status` and `/readyz`.
     pub status: StatusBoard,
     /// `/pause` and `/resume`.
     pub pause: PauseSwitch,
@@ -216,7 +218,7 @@ fn run(
     runtime.block_on(async {
         let listener = BoundedListener::new(tokio::net::TcpListener::from_std(listener)?);
         drop(started.send(Ok(())));
-        let server = axum::serve(listener, routes::router(sources, guard))
+        let server = axum::serve(listener, routes::router(sources, guard, &shutdown))
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let mut serving = std::pin::pin!(server.into_future());
         tokio::select! {

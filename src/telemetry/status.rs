@@ -5,6 +5,7 @@
 
 mod drift;
 mod parts;
+mod totals;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,14 +19,19 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::clock;
-use crate::telemetry::histogram::{DurationHistogram, Quantiles};
+use crate::telemetry::endings::Endings;
+use crate::telemetry::histogram::DurationHistogram;
+use crate::telemetry::history::History;
 use crate::telemetry::limiting::{Factor, Limiting};
 use crate::telemetry::status_metrics::BoardCollector;
 use crate::telemetry::watchdog::Stall;
 use crate::types::{DeadLetterReason, TopicPartition};
 
 pub use drift::{DriftAlarm, DriftSignal, DriftState, DriftStatus};
-pub use parts::{EndpointStatus, Head, ModelStatus, PartitionStatus, ReadAheadStatus, Stage};
+pub use parts::{
+    BudgetStatus, EndpointStatus, Head, ModelStatus, PartitionStatus, ReadAheadStatus, Stage,
+};
+pub use totals::{Latency, ResultCount, TopicTotals, Totals};
 
 /// Where the process is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -69,79 +75,6 @@ pub struct Hold {
     pub reason: String,
     /// Since when.
     pub since: Timestamp,
-}
-
-/// What has happened since the start.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct Totals {
-    /// Results that were written, truncated ones included.
-    pub processed: u64,
-    /// Of these, those whose answer ended at the token limit.
-    pub truncated: u64,
-    /// Documents that were given up, by [`DeadLetterReason::as_str`].
-    pub dead_lettered: BTreeMap<&'static str, u64>,
-    /// Records that are no documents: tombstones.
-    pub skipped: u64,
-    /// Attempts after the first.
-    pub retries: u64,
-    /// Tokens of all prompts.
-    pub prompt_tokens: u64,
-    /// Tokens of all answers.
-    pub completion_tokens: u64,
-    /// Flushes: results, and the commit record that claims them, made durable together. Each is a transaction where work is exactly once.
-    pub flushes: u64,
-    /// Bytes of their commit records, uncompressed.
-    pub commit_bytes: u64,
-    /// Documents that ended, by input topic.
-    pub topics: BTreeMap<String, TopicTotals>,
-}
-
-/// What has happened to the documents of an input topic.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct TopicTotals {
-    /// Results that were written.
-    pub processed: u64,
-    /// Documents that were given up.
-    pub dead_lettered: u64,
-}
-
-impl Totals {
-    /// Documents that were given up.
-    #[must_use]
-    pub fn failed(&self) -> u64 {
-        self.dead_lettered.values().sum()
-    }
-
-    /// Bytes of commit records per document that ended; 0 before the first.
-    #[must_use]
-    pub fn commit_bytes_per_document(&self) -> u64 {
-        let ended = self.processed + self.failed();
-        self.commit_bytes.checked_div(ended).unwrap_or(0)
-    }
-}
-
-/// Latencies of the whole run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct Latency {
-    /// The model's calls that succeeded.
-    pub llm: Quantiles,
-    /// Documents, from fetched to answered.
-    pub total: Quantiles,
-}
-
-/// A result, as far as it is counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct ResultCount {
-    /// Whether the answer ended at the token limit.
-    pub truncated: bool,
-    /// Tokens of its prompts.
-    pub prompt_tokens: u64,
-    /// Tokens of its answers.
-    pub completion_tokens: u64,
-    /// The call that succeeded.
-    pub llm: Duration,
-    /// From fetched to answered.
-    pub total: Duration,
 }
 
 /// A picture of the board, as `/status` shows it.
@@ -206,6 +139,8 @@ struct Board {
 struct Shared {
     board: Mutex<Board>,
     document_seconds: Histogram,
+    history: History,
+    endings: Endings,
 }
 
 /// The board; cheap to clone.
@@ -256,9 +191,23 @@ impl StatusBoard {
                 drift: None,
             }),
             document_seconds,
+            history: History::default(),
+            endings: Endings::default(),
         }));
         registry.register_collector(Box::new(BoardCollector(board.clone())));
         board
+    }
+
+    /// The last hour.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.0.history
+    }
+
+    /// The latest documents that ended.
+    #[must_use]
+    pub fn endings(&self) -> &Endings {
+        &self.0.endings
     }
 
     /// Notes a fact that was decided at start.

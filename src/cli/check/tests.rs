@@ -218,6 +218,18 @@ fn dead_letters_are_not_compacted() {
     assert!(remedy.contains("--topic dead --add-config cleanup.policy=delete"));
 }
 
+#[test]
+fn an_audit_trail_is_not_compacted() {
+    let mut found = healthy();
+    found.topics.push(topic(Role::Audit, "audit", "delete"));
+    let items = judged(&found);
+    assert!(items.iter().all(|item| item.passed), "{items:?}");
+    found.topics[4] = topic(Role::Audit, "audit", "compact,delete");
+    let items = judged(&found);
+    let remedy = remedy(cross(&items, "audit topic"));
+    assert!(remedy.contains("--topic audit --add-config cleanup.policy=delete"));
+}
+
 /// Each topic accepts the largest record that may be for it: one byte less is a cross.
 #[test]
 fn topics_accept_what_may_be_written_to_them() {

@@ -8,36 +8,30 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use serde::Serialize;
+use tokio_util::sync::CancellationToken;
 
+use crate::telemetry::page::{self, StatusPage};
 use crate::telemetry::registry::{CONTENT_TYPE, CONTENT_TYPE_CLASSIC};
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::server::control::{self, Guard};
-use crate::telemetry::status::Status;
 
 /// The longest that an answer may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-const INDEX: &str = "\
-kafka-llm-processor
-
-/status    what it is doing, as JSON
-/metrics   metrics, as Prometheus or OpenMetrics text
-/livez     200 while the event loop turns
-/readyz    200 while documents can flow; else what is waited for
-/pause     POST: no new call is begun until /resume
-/resume    POST: calls are begun again
-";
-
-pub(super) fn router(sources: AdminSources, guard: Guard) -> Router {
+pub(super) fn router(sources: AdminSources, guard: Guard, shutdown: &CancellationToken) -> Router {
+    let page = page::router(
+        sources.health.clone(),
+        sources.status.clone(),
+        shutdown.clone(),
+    );
     Router::new()
-        .route("/", get(|| async { INDEX }))
         .route("/status", get(status))
         .route("/metrics", get(metrics))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .with_state(sources.clone())
         .merge(control::router(sources.pause, guard))
+        .merge(page)
         .layer(middleware::from_fn(within_time))
 }
 
@@ -48,25 +42,8 @@ async fn within_time(request: Request, next: Next) -> Response {
     }
 }
 
-#[derive(Serialize)]
-struct StatusPage {
-    alive: bool,
-    ready: bool,
-    waiting_for: Vec<&'static str>,
-    #[serde(flatten)]
-    status: Status,
-}
-
 async fn status(State(sources): State<AdminSources>) -> Response {
-    let status = sources.status.snapshot();
-    let waiting_for = sources.health.waiting_for();
-    let page = StatusPage {
-        alive: sources.health.is_alive(),
-        ready: waiting_for.is_empty() && status.holds.is_empty() && status.paused_since.is_none(),
-        waiting_for,
-        status,
-    };
-    Json(page).into_response()
+    Json(StatusPage::new(&sources.health, &sources.status)).into_response()
 }
 
 /// OpenMetrics for who asks for it, as Prometheus does; who asks for nothing may not know it.

@@ -22,7 +22,7 @@ struct Fixture {
 fn config(listen: &str) -> AdminConfig {
     AdminConfig {
         listen: listen.parse().unwrap(),
-        token_file: None,
+        ..AdminConfig::default()
     }
 }
 
@@ -198,6 +198,21 @@ async fn connections_are_bounded_and_freed() {
     );
     accepted.pop();
     waiting.await;
+}
+
+/// Such as one of `/events`.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_read_is_cut_off() {
+    let inner = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = inner.local_addr().unwrap();
+    let mut listener = BoundedListener::new(inner);
+    let _client = TcpStream::connect(address).await.unwrap();
+    let (mut stream, _) = listener.accept().await;
+    // More than the buffers of two sockets take.
+    let answer = vec![b'a'; 64 * 1024 * 1024];
+    let writing = tokio::time::timeout(connection::IDLE_MAX * 2, stream.write_all(&answer));
+    let written = writing.await.expect("in time").unwrap_err();
+    assert_eq!(written.kind(), io::ErrorKind::TimedOut);
 }
 
 #[tokio::test]

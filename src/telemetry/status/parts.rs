@@ -124,6 +124,17 @@ pub struct ModelStatus {
     pub throttled: u64,
     /// The servers, in the order of `llm.url`.
     pub endpoints: Vec<EndpointStatus>,
+    /// The budgets that are set.
+    pub budgets: Vec<BudgetStatus>,
+}
+
+/// What a budget allows at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct BudgetStatus {
+    /// Its configuration key.
+    pub key: &'static str,
+    /// Requests or tokens, below zero while a balance is paid back.
+    pub left: i64,
 }
 
 /// One model server.
