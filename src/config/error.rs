@@ -4,6 +4,8 @@ use std::fmt;
 
 use figment::error::Kind;
 
+use super::reference::KEYS;
+
 /// One or more problems; each line names the key, the value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConfigError {
@@ -31,6 +33,9 @@ impl ConfigError {
                 .as_ref()
                 .map_or_else(String::new, |metadata| format!(" (from {})", metadata.name));
             let what = match &error.kind {
+                _ if KEYS.iter().any(|of| of.name == key && of.is_secret()) => {
+                    "must be a text".to_owned()
+                }
                 Kind::Message(message) => message.clone(),
                 Kind::InvalidType(_, expected) if expected.starts_with("struct ") => {
                     "is a section: set a key of it, such as pipeline.order".to_owned()

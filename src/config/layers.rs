@@ -8,6 +8,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
 
+use super::reference::KEYS;
 use super::{ConfigError, Settings};
 
 /// Variables of the product's promise, and the keys that they set.
@@ -205,6 +206,13 @@ impl Flags {
         let defaults = defaults();
         let (mut dict, mut names) = (Dict::new(), Names::new());
         for Override { key, value, flag } in overrides {
+            if let Some(secret) = KEYS.iter().find(|of| of.name == key && of.is_secret()) {
+                problems.push(format!(
+                    "{key} is a secret, and every user of a machine can read its command lines: set {} in the environment, or the key in a file",
+                    secret.variable()
+                ));
+                continue;
+            }
             match lookup(&defaults, key) {
                 Some(default) => {
                     insert(&mut dict, key, typed(key, default, value));
@@ -234,13 +242,24 @@ pub(super) fn check_keys(
 ) -> Result<(), ConfigError> {
     let data = layer.data().map_err(|error| {
         // The parser's own words name line and column.
-        ConfigError::new(format!("file {name}: {}", error.kind))
+        let words = without_quotation(&error.kind.to_string());
+        ConfigError::new(format!("file {name}: {words}"))
     })?;
     let defaults = defaults();
     for dict in data.values() {
         check_dict(dict, "", &defaults, name, problems);
     }
     Ok(())
+}
+
+/// The parser shows the line that it means, behind bars, and that may hold a secret.
+fn without_quotation(words: &str) -> String {
+    let is_bar = |line: &&str| {
+        let behind = line.trim_start_matches(|c: char| c == ' ' || c.is_ascii_digit());
+        !behind.starts_with('|')
+    };
+    let told: Vec<_> = words.lines().filter(is_bar).map(str::trim).collect();
+    told.join(": ")
 }
 
 fn check_dict(

@@ -12,6 +12,9 @@ pub const MARKDOWN_BEGIN: &str = "<!-- begin: config reference --markdown -->";
 /// See [`MARKDOWN_BEGIN`].
 pub const MARKDOWN_END: &str = "<!-- end: config reference -->";
 
+/// The unit of what is shown to nobody.
+const SECRET: &str = "secret";
+
 /// A key that can be set.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -62,6 +65,12 @@ impl Key {
             || format!("{PREFIX}{}", self.name.replace('.', "__").to_uppercase()),
             |(variable, _)| (*variable).to_owned(),
         )
+    }
+
+    /// Whether its value must be shown to nobody.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        self.unit == SECRET
     }
 
     /// A value of it as it would be written.
@@ -141,7 +150,7 @@ pub const KEYS: &[Key] = &[
     key("kafka.security_protocol", "`PLAINTEXT`, `SASL_PLAINTEXT`", "`security.protocol`; `SASL_PLAINTEXT` needs a user name and a password"),
     key("kafka.sasl_mechanism", "`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`", "`sasl.mechanism`"),
     key("kafka.sasl_username", "text", "SASL user name"),
-    key("kafka.sasl_password", "secret", "SASL password"),
+    key("kafka.sasl_password", SECRET, "SASL password"),
     key("kafka.request_timeout", DURATION, "`request.timeout.ms`: the longest that a request may take, beyond what it waits on purpose"),
     key("kafka.connect_timeout", DURATION, "`socket.connection.setup.timeout.ms`: the longest that dialling and authenticating may take"),
     key("kafka.session_timeout", DURATION, "`session.timeout.ms`: with `input.assignment = group`, how long a member may be silent before its partitions go to others"),
@@ -174,7 +183,7 @@ pub const KEYS: &[Key] = &[
     key("llm.url", "URLs, comma separated", "the model server, with or without `/v1`, or several of one model"),
     key("llm.model", "name", "served model name"),
     key("llm.timeout", DURATION, "the longest that one attempt may take; after each timeout of a document it grows by half, up to four times"),
-    key("llm.api_key", "secret", "vLLM's `--api-key`"),
+    key("llm.api_key", SECRET, "vLLM's `--api-key`"),
     key("llm.api_key_file", "file", "holds the key, instead of `llm.api_key`; read again while the server refuses it"),
     key("llm.ca_file", "PEM file", "certificates that are trusted beside the system's"),
     key("llm.concurrency", "calls, or `adaptive`", "in flight at each server: a number, or found out, up to the second"),

@@ -82,7 +82,11 @@ fn refused(config: &KafkaConfig, detail: String) -> KafkaError {
     KafkaError::Authentication {
         mechanism: config.sasl_mechanism.as_str(),
         username: config.sasl_username.clone(),
-        detail,
+        // A broker's words may repeat what it was sent.
+        detail: match &config.sasl_password {
+            Some(password) => password.redact(detail),
+            None => detail,
+        },
     }
 }
 
