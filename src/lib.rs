@@ -36,6 +36,8 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drift;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kafka;
 pub mod llm;
 pub mod offsets;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use figment::error::Kind;
 
-use super::layers::SECRETS;
+use super::layers::is_secret;
 
 /// One or more problems; each line names the key, the value and where it came from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ impl ConfigError {
                 .map_or_else(String::new, |metadata| format!(" (from {})", metadata.name));
             let what = match &error.kind {
                 // What was found is the secret.
-                _ if SECRETS.contains(&key.as_str()) => "is not text".to_owned(),
+                _ if is_secret(&key) => "is not text".to_owned(),
                 Kind::Message(message) => message.clone(),
                 Kind::InvalidType(_, expected) if expected.starts_with("struct ") => {
                     "is a section: set a key of it, such as pipeline.order".to_owned()

@@ -8,6 +8,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 use serde::Serialize;
 
+use super::reference::KEYS;
 use super::{ConfigError, Settings};
 
 /// Variables of the product's promise, and the keys that they set.
@@ -63,13 +64,10 @@ pub(super) const OPTIONAL_TEXT: [&str; 22] = [
     "telemetry.otlp_headers_file",
 ];
 
-/// Keys whose values are in no message, and not taken from the command line, which everybody on the machine can read.
-pub(super) const SECRETS: [&str; 4] = [
-    "kafka.sasl_oauthbearer_client_credentials_client_secret",
-    "kafka.sasl_password",
-    "llm.api_key",
-    "telemetry.otlp_headers",
-];
+/// Whether a key's value is in no message, and not taken from the command line, which everybody on the machine can read.
+pub(super) fn is_secret(key: &str) -> bool {
+    KEYS.iter().any(|of| of.name == key && of.is_secret())
+}
 
 /// A setting from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,7 +245,7 @@ impl Flags {
         let defaults = defaults();
         let (mut dict, mut names) = (Dict::new(), Names::new());
         for Override { key, value, flag } in overrides {
-            if SECRETS.contains(&key.as_str()) {
+            if is_secret(key) {
                 problems.push(secret_in_the_open(key, flag));
                 continue;
             }

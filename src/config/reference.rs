@@ -12,6 +12,9 @@ pub const MARKDOWN_BEGIN: &str = "<!-- begin: config reference --markdown -->";
 /// See [`MARKDOWN_BEGIN`].
 pub const MARKDOWN_END: &str = "<!-- end: config reference -->";
 
+/// The unit of what is shown to nobody.
+const SECRET: &str = "secret";
+
 /// A key that can be set.
 #[derive(Debug, Clone, Copy)]
 pub struct Key {
@@ -62,6 +65,12 @@ impl Key {
             || format!("{PREFIX}{}", self.name.replace('.', "__").to_uppercase()),
             |(variable, _)| (*variable).to_owned(),
         )
+    }
+
+    /// Whether its value must be shown to nobody.
+    #[must_use]
+    pub fn is_secret(&self) -> bool {
+        self.unit == SECRET
     }
 
     /// A value of it as it would be written.
@@ -141,12 +150,12 @@ pub const KEYS: &[Key] = &[
     key("kafka.security_protocol", "`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT`, `SASL_SSL`", "`security.protocol`: see [security](#security)"),
     key("kafka.sasl_mechanism", "`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`", "`sasl.mechanism`"),
     key("kafka.sasl_username", "text", "SASL user name"),
-    key("kafka.sasl_password", "secret", "SASL password; not from the command line"),
+    key("kafka.sasl_password", SECRET, "SASL password; not from the command line"),
     key("kafka.sasl_password_file", "path", "file with the SASL password, read for each new connection; by the driver `rskafka` once"),
     key("kafka.sasl_oauthbearer_token_file", "path", "with `OAUTHBEARER`: file with a token that somebody else keeps fresh, read for each authentication"),
     key("kafka.sasl_oauthbearer_token_endpoint_url", "URL", "`sasl.oauthbearer.token.endpoint.url`: where tokens are asked for, with the client-credentials grant"),
     key("kafka.sasl_oauthbearer_client_credentials_client_id", "text", "`sasl.oauthbearer.client.credentials.client.id`: who asks for tokens"),
-    key("kafka.sasl_oauthbearer_client_credentials_client_secret", "secret", "`sasl.oauthbearer.client.credentials.client.secret`; not from the command line"),
+    key("kafka.sasl_oauthbearer_client_credentials_client_secret", SECRET, "`sasl.oauthbearer.client.credentials.client.secret`; not from the command line"),
     key("kafka.sasl_oauthbearer_client_credentials_client_secret_file", "path", "file with that secret, read whenever a token is asked for"),
     key("kafka.sasl_oauthbearer_scope", "text", "`sasl.oauthbearer.scope`: what the token is asked for"),
     key("kafka.sasl_oauthbearer_extensions", "`name=value`, comma separated", "what goes to the broker beside the token, such as `logicalCluster=lkc-1,identityPoolId=pool-1`"),
@@ -188,7 +197,7 @@ pub const KEYS: &[Key] = &[
     key("llm.url", "URLs, comma separated", "the model server, with or without `/v1`, or several of one model"),
     key("llm.model", "name", "served model name"),
     key("llm.timeout", DURATION, "the longest that one attempt may take; after each timeout of a document it grows by half, up to four times"),
-    key("llm.api_key", "secret", "vLLM's `--api-key`"),
+    key("llm.api_key", SECRET, "vLLM's `--api-key`"),
     key("llm.api_key_file", "file", "holds the key, instead of `llm.api_key`; read again while the server refuses it"),
     key("llm.ca_file", "PEM file", "certificates that are trusted beside the system's"),
     key("llm.concurrency", "calls, or `adaptive`", "in flight at each server: a number, or found out, up to the second"),
@@ -237,7 +246,7 @@ pub const KEYS: &[Key] = &[
     key("log.max_files", "files", "daily ones that are kept"),
     key("telemetry.otlp_endpoint", "URL", "of a collector that takes OTLP over HTTP, such as `http://localhost:4318`: spans go to `/v1/traces` below it; `OTEL_EXPORTER_OTLP_ENDPOINT` sets it too").absent("no traces"),
     key("telemetry.otlp_traces_endpoint", "URL", "where spans go exactly, instead; `OTEL_EXPORTER_OTLP_TRACES_ENDPOINT` sets it too"),
-    key("telemetry.otlp_headers", "secret", "of each export: `name=value`, comma separated, values percent-encoded; `OTEL_EXPORTER_OTLP_HEADERS` sets it too"),
+    key("telemetry.otlp_headers", SECRET, "of each export: `name=value`, comma separated, values percent-encoded; `OTEL_EXPORTER_OTLP_HEADERS` sets it too"),
     key("telemetry.otlp_headers_file", "file", "holds them, instead of `telemetry.otlp_headers`; read at the start"),
     key("telemetry.sample_ratio", "0 to 1", "the share of documents that are traced; one whose record has a `traceparent` is traced when that says so"),
     key("telemetry.service_name", "name", "`service.name` of the spans; `OTEL_SERVICE_NAME` sets it too").absent("`kafka-llm-processor`"),

@@ -1,6 +1,7 @@
 //! Checks of values, within a section and across sections. Each message begins with the key.
 
 use super::Settings;
+use crate::kafka::KafkaConfig;
 use crate::llm::Concurrency;
 use crate::offsets::COMMIT_BYTES_MAX;
 
@@ -35,24 +36,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<String> {
 
 fn kafka(settings: &Settings, problems: &mut Vec<String>) {
     let kafka = &settings.kafka;
-    if kafka.bootstrap().is_empty() {
-        problems.push(
-            "kafka.brokers (KAFKA_BROKERS) is empty: set host:port, comma separated".to_owned(),
-        );
-    }
-    for broker in kafka.bootstrap() {
-        let port = broker
-            .rsplit_once(':')
-            .and_then(|(host, port)| (!host.is_empty()).then_some(port));
-        if port
-            .and_then(|port| port.parse::<u16>().ok())
-            .is_none_or(|port| port == 0)
-        {
-            problems.push(format!(
-                "kafka.brokers (KAFKA_BROKERS) = `{broker}`: must be host:port, such as localhost:9092"
-            ));
-        }
-    }
+    brokers(kafka, problems);
     if kafka.group_id.is_empty() {
         problems.push("kafka.group_id is empty: it names the commit topic, so set one".to_owned());
     }
@@ -72,6 +56,35 @@ fn kafka(settings: &Settings, problems: &mut Vec<String>) {
         }
     }
     problems.extend(kafka.validate_security());
+}
+
+fn brokers(kafka: &KafkaConfig, problems: &mut Vec<String>) {
+    if kafka.bootstrap().is_empty() {
+        problems.push(
+            "kafka.brokers (KAFKA_BROKERS) is empty: set host:port, comma separated".to_owned(),
+        );
+    }
+    if kafka.brokers.contains('@') {
+        // Not repeated: it may be a password.
+        problems.push(
+            "kafka.brokers (KAFKA_BROKERS) holds an `@`: it must hold no user or password; use kafka.sasl_username and kafka.sasl_password"
+                .to_owned(),
+        );
+        return;
+    }
+    for broker in kafka.bootstrap() {
+        let port = broker
+            .rsplit_once(':')
+            .and_then(|(host, port)| (!host.is_empty()).then_some(port));
+        if port
+            .and_then(|port| port.parse::<u16>().ok())
+            .is_none_or(|port| port == 0)
+        {
+            problems.push(format!(
+                "kafka.brokers (KAFKA_BROKERS) = `{broker}`: must be host:port, such as localhost:9092"
+            ));
+        }
+    }
 }
 
 fn topics(settings: &Settings, problems: &mut Vec<String>) {

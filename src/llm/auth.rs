@@ -11,6 +11,9 @@ use crate::types::Secret;
 /// A key file is a line; more is the wrong file.
 const KEY_BYTES_MAX: usize = 16 * 1024;
 
+/// What stands before the key in the header.
+const SCHEME: &str = "Bearer ";
+
 /// Checks that a key can be sent.
 ///
 /// # Errors
@@ -63,6 +66,16 @@ impl Authorization {
             .clone()
     }
 
+    /// A sentence with stars where it repeats the key, as a server's words may.
+    pub(super) fn redact(&self, text: String) -> String {
+        let header = self.header();
+        let bearer = header.as_ref().and_then(|header| header.to_str().ok());
+        match bearer.and_then(|bearer| bearer.strip_prefix(SCHEME)) {
+            Some(key) => Secret::new(key).redact(text),
+            None => text,
+        }
+    }
+
     /// Reads the key file again; without one, or when it cannot be read, the old key stays.
     pub(super) fn reload(&self) {
         let Some(path) = &self.file else { return };
@@ -77,7 +90,7 @@ impl Authorization {
 
 fn bearer(key: &Secret) -> Result<HeaderValue, LlmError> {
     let mut value =
-        HeaderValue::from_str(&format!("Bearer {}", key.expose())).map_err(|_invalid| {
+        HeaderValue::from_str(&format!("{SCHEME}{}", key.expose())).map_err(|_invalid| {
             // The source would print the key.
             LlmError::ApiKey {
                 problem: "cannot stand in an HTTP header",

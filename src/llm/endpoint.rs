@@ -453,6 +453,14 @@ impl Endpoint {
             .map_err(|error| classify::transport(self.target(), &error))
     }
 
+    /// Servers repeat what they were sent, the key too.
+    fn redacted(&self, failure: Failure) -> Failure {
+        Failure {
+            detail: self.common.authorization.redact(failure.detail),
+            ..failure
+        }
+    }
+
     fn get(&self, path: &'static str) -> Call {
         let mut headers = HeaderMap::new();
         if let Some(key) = self.common.authorization.header() {
@@ -508,7 +516,8 @@ impl Endpoint {
             &reply.headers,
             &reply.body,
             clock::now(),
-        )?;
+        )
+        .map_err(|failure| self.redacted(failure))?;
         let waiting = api::read_waiting(&reply.headers);
         if let Some(waiting) = waiting {
             self.queued_there.store(whole(waiting), Ordering::Relaxed);
@@ -529,7 +538,8 @@ impl Endpoint {
                 &reply.body,
                 clock::now(),
             )
-            .map(|_| None),
+            .map(|_| None)
+            .map_err(|failure| self.redacted(failure)),
             _ => Ok(None),
         }
     }
@@ -563,7 +573,8 @@ impl Endpoint {
             model, max_tokens, ..
         } = &self.common.parameters;
         let Some(served) = models.iter().find(|served| served.id == *model) else {
-            return Some(classify::unknown_model(self.target(), Some(models)));
+            let unknown = classify::unknown_model(self.target(), Some(models));
+            return Some(self.common.authorization.redact(unknown));
         };
         let context = served.max_model_len?;
         self.context.store(context, Ordering::Relaxed);

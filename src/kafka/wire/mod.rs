@@ -26,6 +26,7 @@ mod encode;
 #[cfg(test)]
 mod fake;
 mod fetcher;
+pub(crate) mod fuzzing;
 mod group;
 mod guard;
 mod known;

@@ -199,7 +199,11 @@ fn refused(config: &KafkaConfig, detail: String) -> KafkaError {
     KafkaError::Authentication {
         mechanism: config.sasl_mechanism.as_str(),
         who: who(config),
-        detail,
+        // A broker's words may repeat what it was sent.
+        detail: match &config.sasl_password {
+            Some(password) => password.redact(detail),
+            None => detail,
+        },
     }
 }
 
