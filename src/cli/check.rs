@@ -104,7 +104,11 @@ pub async fn run(
 /// # Cancel safety
 /// Safe: nothing is changed.
 pub async fn report(settings: &Settings) -> CheckReport {
-    let (mut items, kafka) = tokio::join!(model::check(settings), check_kafka(settings));
+    let asked = (
+        Box::pin(model::check(settings)),
+        Box::pin(check_kafka(settings)),
+    );
+    let (mut items, kafka) = tokio::join!(asked.0, asked.1);
     items.extend(kafka);
     CheckReport {
         passed: items.iter().all(|item| item.passed),

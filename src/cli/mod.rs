@@ -135,12 +135,7 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::DryRun(args) => in_runtime(&settings, async |stop| {
             Box::pin(dry_run(&args, &settings, &stop)).await
         }),
-        Command::Config(ConfigCommand::Show(args)) => {
-            printed(|out| config::show(&args, &settings, &Terminal::stdout(), out))
-        }
-        Command::Config(ConfigCommand::Reference(args)) => {
-            printed(|out| config::reference(&args, &Terminal::stdout(), out))
-        }
+        Command::Config(command) => printed(|out| told_of_config(&command, &settings, out)),
         Command::Completions(args) => printed(|out| shell::completions(args, out)),
         Command::Man(args) => match shell::page(&args) {
             Ok(page) => printed(|out| out.write_all(&page)),
@@ -163,6 +158,18 @@ fn execute(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Quickstart => in_runtime(&settings, async |stop| {
             Box::pin(quickstart::run(settings.clone(), given, &stop)).await
         }),
+    }
+}
+
+fn told_of_config(
+    command: &ConfigCommand,
+    settings: &Settings,
+    out: &mut dyn io::Write,
+) -> io::Result<()> {
+    let terminal = Terminal::stdout();
+    match command {
+        ConfigCommand::Show(args) => config::show(args, settings, &terminal, out),
+        ConfigCommand::Reference(args) => config::reference(args, &terminal, out),
     }
 }
 

@@ -5,6 +5,7 @@
 //! 2. Whether it is held is its breaker's decision; gate and lane follow it under the same lock, so that they never say otherwise.
 
 mod keeper;
+mod request;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,14 +13,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
-use serde_json::value::RawValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout};
 
 use super::adaptive::{Bounds, Controller};
-use super::api::{
-    self, Answer, CHAT_PATH, ChatRequest, MODELS_PATH, TOKENIZE_PATH, TokenizeRequest,
-};
+use super::api::{self, Answer, CHAT_PATH, MODELS_PATH, TOKENIZE_PATH, TokenizeRequest};
 use super::auth::Authorization;
 use super::breaker::{Breaker, Change};
 use super::classify::{self, Failure, Target};
@@ -31,6 +29,10 @@ use super::transport::{Call, Reply, Transport, TransportError};
 use super::{AnswerSchema, BreakerState, Concurrency, LlmConfig, LlmError, Message, ServedModel};
 use crate::clock;
 use crate::spans::TraceHeaders;
+
+use self::request::{ByShape, Parameters};
+
+pub(super) use self::request::Shape;
 
 /// The longest that listing the models may take; it decides nothing when it takes longer.
 const MODELS_TIMEOUT: Duration = Duration::from_secs(2);
@@ -44,94 +46,6 @@ static LOAD_FORMAT: HeaderName = HeaderName::from_static("endpoint-load-metrics-
 /// W3C trace context.
 static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
-
-/// What a request is made of, as far as a chat template may refuse it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Shape {
-    /// A user message.
-    Plain,
-    /// A system message and a user message.
-    WithSystem,
-}
-
-impl Shape {
-    pub(super) const fn new(has_system: bool) -> Self {
-        if has_system {
-            Self::WithSystem
-        } else {
-            Self::Plain
-        }
-    }
-
-    /// That of these messages.
-    pub(super) fn of(messages: &[Message]) -> Self {
-        Self::new(messages.iter().any(|message| message.role == "system"))
-    }
-}
-
-/// Something of each shape.
-#[derive(Debug, Default)]
-struct ByShape<T> {
-    plain: T,
-    with_system: T,
-}
-
-impl<T> ByShape<T> {
-    const fn of(&self, shape: Shape) -> &T {
-        match shape {
-            Shape::Plain => &self.plain,
-            Shape::WithSystem => &self.with_system,
-        }
-    }
-
-    const fn of_mut(&mut self, shape: Shape) -> &mut T {
-        match shape {
-            Shape::Plain => &mut self.plain,
-            Shape::WithSystem => &mut self.with_system,
-        }
-    }
-}
-
-/// The request parameters that every document shares.
-#[derive(Debug, Clone)]
-pub(super) struct Parameters {
-    pub(super) model: String,
-    pub(super) temperature: f64,
-    pub(super) top_p: Option<f64>,
-    pub(super) seed: Option<i64>,
-    pub(super) max_tokens: u32,
-}
-
-impl Parameters {
-    pub(super) fn new(config: &LlmConfig) -> Self {
-        Self {
-            model: config.model.clone(),
-            temperature: config.temperature,
-            top_p: config.top_p,
-            seed: config.seed,
-            max_tokens: config.max_tokens,
-        }
-    }
-
-    /// A request body. Messages are text and numbers are finite, so writing it cannot fail; an empty body would be refused.
-    pub(super) fn body(
-        &self,
-        messages: &[Message],
-        max_tokens: u32,
-        response_format: Option<&RawValue>,
-    ) -> Bytes {
-        let request = ChatRequest {
-            model: &self.model,
-            messages,
-            temperature: self.temperature,
-            max_tokens,
-            top_p: self.top_p,
-            seed: self.seed,
-            response_format,
-        };
-        serde_json::to_vec(&request).map_or_else(|_error| Bytes::new(), Bytes::from)
-    }
-}
 
 /// What all endpoints of a client share.
 #[derive(Debug)]

@@ -144,7 +144,7 @@ impl Services {
         if let (Some(drift), Some(sample)) = (&self.drift, &count.sample) {
             drift.note(topic, sample);
         }
-        self.board.endings().note(*count.shown, cost);
+        self.board.endings().note(count.shown, cost);
     }
 
     /// Whether the status page shows the beginnings of answers.

@@ -13,6 +13,7 @@ use crate::clock;
 use crate::drift::Sample;
 use crate::llm::{
     CompleteError, Completion, CompletionRequest, GiveUp, KafkaContext, LongSummary, Prompt, Slot,
+    Usage,
 };
 use crate::offsets::Output;
 use crate::records::audit::AuditEntry;
@@ -35,7 +36,7 @@ pub(super) enum Outcome {
     /// With a record to write: a result or a dead letter.
     Output {
         output: Output,
-        count: Count,
+        count: Box<Count>,
         /// What the audit trail says of it, where one is kept.
         audit: Option<Box<AuditEntry>>,
     },
@@ -53,7 +54,7 @@ impl Outcome {
         });
         Self::Output {
             output,
-            count,
+            count: Box::new(count),
             audit,
         }
     }
@@ -67,7 +68,7 @@ pub(super) struct Count {
     /// What drift is looked for in; `None` where nobody looks, or nothing was asked.
     pub(super) sample: Option<Box<Sample>>,
     /// What the status page shows of it.
-    pub(super) shown: Box<endings::Ending>,
+    pub(super) shown: endings::Ending,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -326,7 +327,7 @@ fn give_up(
     let count = Count {
         attempts,
         ending: Ending::DeadLetter(reason),
-        shown: Box::new(shown),
+        shown,
         sample: sample::dead_letter(services.drift.as_ref(), reason, at),
     };
     Outcome::written(output, count, audit)
@@ -351,17 +352,13 @@ impl Answered {
             true => ResultStatus::Truncated,
             false => ResultStatus::Ok,
         };
+        let took = work.fetched_at.elapsed();
         let timing = ResultTiming {
             queued_ms: millis(self.sent_at.saturating_duration_since(work.fetched_at)),
             llm_ms: millis(completion.llm_time),
-            total_ms: millis(work.fetched_at.elapsed()),
+            total_ms: millis(took),
         };
-        let usage = ResultUsage {
-            prompt_tokens: completion.usage.prompt_tokens,
-            completion_tokens: completion.usage.completion_tokens,
-            total_tokens: completion.usage.total_tokens,
-            calls: completion.usage.calls,
-        };
+        let usage = usage(completion.usage);
         let attempts = completion.attempts;
         let completed_at = clock::now();
         let asked = sample::Asked {
@@ -370,7 +367,6 @@ impl Answered {
             schema: services.schema_hash.as_deref(),
         };
         let sample = sample::answer(services.drift.as_ref(), asked, &completion, completed_at);
-        let took = work.fetched_at.elapsed();
         let mut shown = endings::Ending::result(&self.document_id, &work.position, took);
         if services.shows_payloads() {
             let data = completion.data.as_ref().map(Value::to_string);
@@ -401,12 +397,7 @@ impl Answered {
             usage,
             timing,
             attempts,
-            truncated: match (document_cut, output_cut) {
-                (true, true) => Some("document, output".to_owned()),
-                (true, false) => Some("document".to_owned()),
-                (false, true) => Some("output".to_owned()),
-                (false, false) => None,
-            },
+            truncated: what_was_cut(document_cut, output_cut).map(str::to_owned),
             long_document: completion
                 .long
                 .and_then(|summary| serde_json::to_value(summary).ok()),
@@ -426,10 +417,28 @@ impl Answered {
         let count = Count {
             attempts,
             ending: Ending::Result(count),
-            shown: Box::new(shown),
+            shown,
             sample,
         };
         Outcome::written(output, count, audit)
+    }
+}
+
+const fn usage(of: Usage) -> ResultUsage {
+    ResultUsage {
+        prompt_tokens: of.prompt_tokens,
+        completion_tokens: of.completion_tokens,
+        total_tokens: of.total_tokens,
+        calls: of.calls,
+    }
+}
+
+const fn what_was_cut(document: bool, output: bool) -> Option<&'static str> {
+    match (document, output) {
+        (true, true) => Some("document, output"),
+        (true, false) => Some("document"),
+        (false, true) => Some("output"),
+        (false, false) => None,
     }
 }
 

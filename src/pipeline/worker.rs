@@ -65,7 +65,7 @@ struct Fetched {
 /// An outcome whose turn has come, waiting for the next flush.
 struct Gathered {
     output: Output,
-    count: Count,
+    count: Box<Count>,
     trace: Option<Box<Trace>>,
     audit: Option<Box<AuditEntry>>,
     open: OpenToken,
@@ -399,7 +399,7 @@ impl Worker {
         for gathered in self.gathered.drain(..) {
             self.tracker.finish(gathered.output.source);
             outputs.push(gathered.output);
-            counts.push(gathered.count);
+            counts.push(*gathered.count);
             traces.push(gathered.trace);
             audit.extend(gathered.audit.map(|entry| *entry));
             open.push(gathered.open);

@@ -12,7 +12,7 @@ use crate::cli::dead_letters::cursor::Cursor;
 use crate::cli::output::{Terminal, Tone, harmless};
 use crate::config::Settings;
 use crate::kafka::wire::{Cluster, TopicDescription};
-use crate::records::audit::{AuditKind, AuditRecord, Hash};
+use crate::records::audit::{AuditAsked, AuditKind, AuditOutcome, AuditRecord, Hash};
 use crate::types::{Offset, SourcePosition, TopicPartition};
 
 /// Arguments of `audit show`.
@@ -161,44 +161,9 @@ fn rows(
         ("document", document.source.position().to_string()),
         ("its hash", document.hash.to_string()),
     ];
-    let ended = match outcome.kind {
-        AuditKind::Result => outcome.status.map_or("", |status| status.as_str()),
-        AuditKind::DeadLetter => outcome.reason.as_deref().unwrap_or_default(),
-    };
-    let kind = match outcome.kind {
-        AuditKind::Result => "result",
-        AuditKind::DeadLetter => "dead letter",
-    };
-    let cached = if outcome.cached {
-        ", from the cache"
-    } else {
-        ""
-    };
-    let (topic, partition) = (&outcome.topic, outcome.partition);
-    rows.push((
-        "outcome",
-        format!("{kind}, {ended}{cached}, in {topic}/{partition}"),
-    ));
-    let hash_of_outcome = outcome.hash.map_or_else(
-        || "none: it has no value".to_owned(),
-        |hash| hash.to_string(),
-    );
-    rows.push(("its hash", hash_of_outcome));
+    rows.extend(of_outcome(outcome));
     if let Some(asked) = asked {
-        let server = asked.endpoint.as_ref();
-        let server = server.map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
-        rows.push(("model", format!("{}{server}", asked.model)));
-        let parameters = asked.parameters;
-        let mut with = format!(
-            "max_tokens {}, temperature {}",
-            parameters.max_tokens, parameters.temperature
-        );
-        with.extend(parameters.top_p.map(|top_p| format!(", top_p {top_p}")));
-        with.extend(parameters.seed.map(|seed| format!(", seed {seed}")));
-        rows.push(("parameters", with));
-        rows.push(("prompt hash", asked.prompt_hash.clone()));
-        rows.extend(asked.schema_hash.clone().map(|hash| ("schema hash", hash)));
-        rows.extend(asked.request_id.clone().map(|id| ("request id", id)));
+        rows.extend(of_call(asked));
     }
     if let Some(usage) = outcome.usage {
         let tokens = format!(
@@ -240,6 +205,55 @@ fn rows(
         |hash| hash.to_string(),
     );
     rows.push(("the one before", previous));
+    rows
+}
+
+/// What became of it.
+fn of_outcome(outcome: &AuditOutcome) -> Vec<(&'static str, String)> {
+    let (kind, ended) = match outcome.kind {
+        AuditKind::Result => (
+            "result",
+            outcome.status.map_or("", |status| status.as_str()),
+        ),
+        AuditKind::DeadLetter => ("dead letter", outcome.reason.as_deref().unwrap_or_default()),
+    };
+    let cached = if outcome.cached {
+        ", from the cache"
+    } else {
+        ""
+    };
+    let (topic, partition) = (&outcome.topic, outcome.partition);
+    let hash = outcome.hash.map_or_else(
+        || "none: it has no value".to_owned(),
+        |hash| hash.to_string(),
+    );
+    vec![
+        (
+            "outcome",
+            format!("{kind}, {ended}{cached}, in {topic}/{partition}"),
+        ),
+        ("its hash", hash),
+    ]
+}
+
+/// What the model was asked with.
+fn of_call(asked: &AuditAsked) -> Vec<(&'static str, String)> {
+    let server = asked.endpoint.as_ref();
+    let server = server.map_or_else(String::new, |endpoint| format!(" at {endpoint}"));
+    let parameters = asked.parameters;
+    let mut with = format!(
+        "max_tokens {}, temperature {}",
+        parameters.max_tokens, parameters.temperature
+    );
+    with.extend(parameters.top_p.map(|top_p| format!(", top_p {top_p}")));
+    with.extend(parameters.seed.map(|seed| format!(", seed {seed}")));
+    let mut rows = vec![
+        ("model", format!("{}{server}", asked.model)),
+        ("parameters", with),
+        ("prompt hash", asked.prompt_hash.clone()),
+    ];
+    rows.extend(asked.schema_hash.clone().map(|hash| ("schema hash", hash)));
+    rows.extend(asked.request_id.clone().map(|id| ("request id", id)));
     rows
 }
 

@@ -195,7 +195,7 @@ async fn look_at(
         asked.map_err(|error| error_chain(&error))
     };
     // What may not be seen may be there: asking to create it tells nothing then.
-    let creation = when(is_created && !is_hidden, creation).await;
+    let creation = when(is_created && !is_hidden, Box::pin(creation)).await;
     TopicFound {
         role,
         name: name.to_owned(),
