@@ -17,5 +17,6 @@ mod hostile;
 mod long;
 mod outcomes;
 mod poison;
+mod raw;
 mod repeats;
 mod states;

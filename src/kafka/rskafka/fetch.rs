@@ -133,6 +133,9 @@ impl RecordStream for RskafkaStream {
         };
         let high_watermark = Offset::new(high_watermark);
         let records: Vec<_> = records.into_iter().map(from_rskafka).collect();
+        if !are_plausible(&records, self.position, high_watermark) {
+            return self.next_on_wire(max_bytes, Duration::ZERO).await;
+        }
         match records.last() {
             Some((last, _)) => self.position = last.next(),
             // There is something, and no record in it: a batch that compaction emptied, which rskafka drops without telling where it
@@ -192,6 +195,18 @@ impl RskafkaStream {
     }
 }
 
+/// Whether offsets rise from the position and end below the high watermark. rskafka holds no record to its batch: one that claims to lie far
+/// ahead would take the position past all that lies between. The high watermark may have gone up while the broker answered, so what lies
+/// beyond it is no error; `wire`, which checks, reads it in that fetch.
+fn are_plausible(records: &[(Offset, Record)], position: Offset, high_watermark: Offset) -> bool {
+    let mut next = position;
+    records.iter().all(|(offset, _)| {
+        let rises = *offset >= next && *offset < high_watermark;
+        next = offset.next();
+        rises
+    })
+}
+
 fn from_rskafka(record: RecordAndOffset) -> (Offset, Record) {
     let offset = Offset::new(record.offset);
     let record = record.record;
@@ -210,4 +225,24 @@ fn from_rskafka(record: RecordAndOffset) -> (Offset, Record) {
         timestamp_ms: record.timestamp.timestamp_millis(),
     };
     (offset, record)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(offsets: &[i64]) -> Vec<(Offset, Record)> {
+        let record = |offset: &i64| (Offset::new(*offset), Record::default());
+        offsets.iter().map(record).collect()
+    }
+
+    #[test]
+    fn offsets_rise_from_the_position_to_the_high_watermark() {
+        let plausible =
+            |offsets: &[i64]| are_plausible(&at(offsets), Offset::new(5), Offset::new(9));
+        assert!(plausible(&[]) && plausible(&[5, 7, 8]));
+        assert!(!plausible(&[5, 9]), "beyond the log");
+        assert!(!plausible(&[4, 5]), "before the position");
+        assert!(!plausible(&[5, 5]) && !plausible(&[7, 6]), "out of order");
+    }
 }

@@ -378,11 +378,16 @@ pub(super) fn read_data(
     let mut bytes = data.records.unwrap_or_default();
     let received = bytes.len();
     let mut inflated = 0_usize;
+    let mut is_ahead = false;
     // What one batch may inflate to bounds the whole answer too; what lies behind is fetched again.
     while inflated < INFLATED_BYTES_MAX {
-        match read_batch(&mut bytes, from, sieve) {
-            Ok(None) => break,
-            Ok(Some((last_offset, records))) => {
+        match read_batch(&mut bytes, from, data.high_watermark, sieve) {
+            Ok(Step::End) => break,
+            Ok(Step::Ahead) => {
+                is_ahead = true;
+                break;
+            }
+            Ok(Step::Read(last_offset, records)) => {
                 inflated += records
                     .iter()
                     .map(|(_, record)| weight(record))
@@ -401,7 +406,7 @@ pub(super) fn read_data(
             }
         }
     }
-    if received > 0 && fetched.next_offset == from {
+    if received > 0 && fetched.next_offset == from && !is_ahead {
         return Err(KafkaError::Protocol {
             operation: "Fetch",
             detail: format!(
@@ -417,23 +422,37 @@ pub(super) fn weight(record: &Record) -> usize {
     record.size() + size_of::<(Offset, Record)>()
 }
 
-/// The last offset (inclusive) of the next whole batch, and the records that readers may see since it was reached.
+/// What became of the front of an answer.
+enum Step {
+    /// There is no whole batch.
+    End,
+    /// The batch ends beyond the high watermark of its own answer: the log has grown meanwhile, or it claims offsets that the log does not have,
+    /// and believed would take the reader past all records between. The next fetch tells which.
+    Ahead,
+    /// The last offset (inclusive) of the batch, and the records that readers may see since it was reached.
+    Read(i64, Records),
+}
+
 fn read_batch(
     bytes: &mut Bytes,
     from: Offset,
+    high_watermark: i64,
     sieve: &mut impl Sieve,
-) -> Result<Option<(i64, Records)>, (i64, BatchError)> {
+) -> Result<Step, (i64, BatchError)> {
     let Some(batch) = take_batch(bytes)? else {
-        return Ok(None);
+        return Ok(Step::End);
     };
+    if batch.last_offset >= high_watermark {
+        return Ok(Step::Ahead);
+    }
     // Nobody asked for it: it must not decide anything.
     if batch.last_offset < from.value() {
-        return Ok(Some((batch.last_offset, Vec::new())));
+        return Ok(Step::Read(batch.last_offset, Vec::new()));
     }
     let records = sieve
         .sift(&batch, from)
         .map_err(|error| (batch.base_offset, error))?;
-    Ok(Some((batch.last_offset, records)))
+    Ok(Step::Read(batch.last_offset, records))
 }
 
 /// The aborted transactions of an answer, begun one after the other as the batches go by.

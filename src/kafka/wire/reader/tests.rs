@@ -87,6 +87,13 @@ fn batches_that_inflate_beyond_the_bound_are_left_for_the_next_fetch() {
 }
 
 #[test]
+fn a_batch_beyond_the_log_moves_nothing() {
+    let far = || data(&[batch(0, 3, PLAIN), batch(998, 3, PLAIN)], &[]);
+    assert_eq!(seen(0, far()), (vec![0, 1, 2], 3));
+    assert_eq!(seen(998, far()), (vec![], 998), "the log may have grown");
+}
+
+#[test]
 fn an_empty_answer_stays_where_it_was() {
     assert_eq!(seen(7, data(&[], &[])), (vec![], 7));
     assert_eq!(seen(7, data(&[], &[]).with_records(None)), (vec![], 7));
