@@ -35,6 +35,8 @@ pub mod app;
 pub mod cli;
 pub mod clock;
 pub mod config;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod kafka;
 pub mod llm;
 pub mod offsets;

@@ -306,6 +306,12 @@ impl Membership for GroupMember {
     }
 }
 
+/// What the crate's `fuzzing` hands to fuzzers.
+pub(super) fn fuzzing(bytes: &[u8]) {
+    drop(protocol::Subscription::decode(bytes));
+    drop(protocol::Assignment::decode(bytes));
+}
+
 fn to_topics(topics: Vec<(String, i32)>) -> Topics {
     topics
         .into_iter()

@@ -25,6 +25,7 @@ mod encode;
 #[cfg(test)]
 mod fake;
 mod fetcher;
+pub(crate) mod fuzzing;
 mod group;
 mod guard;
 mod known;
