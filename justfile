@@ -181,6 +181,41 @@ scaling:
 concurrency-trace:
     {{ cargo }} bench --bench concurrency_trace
 
+# one static binary that needs no other file, at most 20 MB, in target/static: just static; for ARM: just static aarch64-unknown-linux-musl
+static target="x86_64-unknown-linux-musl":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    # The same source is the same bytes: nothing of this machine's paths and of today's date gets in.
+    export CARGO_INCREMENTAL=0 SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2> /dev/null || echo 0)}
+    # Size first, where a build for daily work has its compile time: without these it is 22 MB.
+    small=(
+        --config 'profile.release.strip=true' --config 'profile.release.lto="fat"' --config 'profile.release.codegen-units=1'
+        --config 'profile.release.panic="abort"' --config 'profile.release.package.jsonschema.opt-level="s"'
+    )
+    if [ -n "${STATIC_MUSL_TOOL:-}" ]; then
+        # A script that builds the first of the targets where rustup cannot fetch it, and prints the folder that it built in.
+        [ "{{ target }}" = x86_64-unknown-linux-musl ] || { echo "STATIC_MUSL_TOOL builds x86_64-unknown-linux-musl alone" >&2; exit 64; }
+        built=$("$STATIC_MUSL_TOOL" "${small[@]}" | tail -n 1)
+    else
+        rustup target list --installed | grep -qx '{{ target }}' || rustup target add '{{ target }}'
+        remap="--remap-path-prefix=$PWD=/project --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+        # Rust's own linker, where the one of the system links for another processor.
+        [ "{{ target }}" = "$(uname -m)-unknown-linux-musl" ] || remap="$remap -C linker=rust-lld"
+        RUSTFLAGS="-C target-feature=+crt-static $remap" CC=/bin/false \
+            {{ cargo }} build --release --locked --target '{{ target }}' "${small[@]}"
+        built=${CARGO_TARGET_DIR:-target}/{{ target }}/release
+    fi
+    mkdir -p target/static
+    cp "$built/kafka-llm-processor" target/static/kafka-llm-processor
+    size=$(stat -c %s target/static/kafka-llm-processor)
+    [ "$size" -le 20000000 ] || { echo "$size bytes are more than 20 MB" >&2; exit 1; }
+    echo "target/static/kafka-llm-processor, $size bytes"
+    sha256sum target/static/kafka-llm-processor
+
+# everything that reads bytes from outside, on the corpus and what chance makes of it: just fuzz 60; cargo fuzz does more (see tests/fuzz/Cargo.toml)
+fuzz seconds="10":
+    FUZZ_SECONDS={{ seconds }} FUZZ_SEED=$RANDOM {{ cargo }} test --test fuzz_corpus -- --nocapture
+
 # formats, lints, dependency rules
 lint:
     {{ cargo }} fmt --check
