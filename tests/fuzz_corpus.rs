@@ -15,12 +15,13 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use kafka_llm_processor::fuzzing::{TARGETS, Target};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
+use tokio::time::Instant;
 
 /// The longest input that chance makes: what is longer finds nothing new.
 const INPUT_BYTES_MAX: usize = 4096;
