@@ -3,12 +3,15 @@
 //! `KLP_STATIC_BINARY` names the binary that `just static` built; without it there is nothing to test, and that is printed. Needs root, or a
 //! system where everybody may make a user namespace.
 
+#![cfg(feature = "sandbox")]
 #![allow(
     missing_docs,
     unreachable_pub,
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test binary: what is not as expected ends the test"
 )]

@@ -1,5 +1,6 @@
 //! A broker that lies: the program neither panics nor grows, and every document gets its answer once it has been told the truth.
 
+#![cfg(feature = "sandbox")]
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -8,6 +9,8 @@
     clippy::expect_used,
     clippy::indexing_slicing,
     clippy::panic,
+    clippy::print_stderr,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test binary: what is not as expected ends the test"
 )]
