@@ -3,6 +3,7 @@
 //! `KLP_STATIC_BINARY` names the binary that `just static` built; without it there is nothing to test, and that is printed. Needs root, or a
 //! system where everybody may make a user namespace.
 
+#![cfg(feature = "sandbox")]
 #![allow(
     missing_docs,
     unreachable_pub,
