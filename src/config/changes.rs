@@ -65,6 +65,7 @@ impl Settings {
         if self.telemetry.otlp_headers != new.telemetry.otlp_headers {
             changes.fixed.push("telemetry.otlp_headers".to_owned());
         }
+        changes.fixed.sort();
         changes.fixed.dedup();
         changes
     }

@@ -197,7 +197,15 @@ impl Variables {
         let mut variables: Vec<_> = environment.into_iter().collect();
         // Those of others come first, so that ours hold.
         variables.sort_by_cached_key(|(name, _)| (standard(name).is_none(), name.clone()));
+        let ours: Vec<String> = variables
+            .iter()
+            .filter_map(|(name, _)| name.strip_prefix(PREFIX))
+            .map(|path| path.to_lowercase().replace("__", "."))
+            .collect();
         for (name, value) in variables {
+            if standard(&name).is_some_and(|key| yields(key, &value, &ours)) {
+                continue;
+            }
             let promised = PROMISED.iter().find(|(variable, _)| *variable == name);
             let named = promised.map(|(_, key)| *key).or_else(|| standard(&name));
             let key = match (named, name.strip_prefix(PREFIX)) {
@@ -234,6 +242,25 @@ fn standard(name: &str) -> Option<&'static str> {
     found.map(|(_, key)| *key)
 }
 
+/// Whether a variable of OpenTelemetry's is passed over: a variable of ours sets the same by another name, or it is the address of another
+/// protocol, as `collector:4317` is, which others on the machine may need.
+fn yields(key: &str, value: &str, ours: &[String]) -> bool {
+    let is_set = |names: &[&str]| ours.iter().any(|set| names.contains(&set.as_str()));
+    match key {
+        "telemetry.otlp_endpoint" | "telemetry.otlp_traces_endpoint" => {
+            let is_http = value.trim().is_empty()
+                || ["http://", "https://"]
+                    .iter()
+                    .any(|scheme| value.trim().starts_with(scheme));
+            !is_http || is_set(&["telemetry.otlp_endpoint", "telemetry.otlp_traces_endpoint"])
+        }
+        "telemetry.otlp_headers" => {
+            is_set(&["telemetry.otlp_headers", "telemetry.otlp_headers_file"])
+        }
+        _ => false,
+    }
+}
+
 /// What the command line sets.
 pub(super) struct Flags {
     dict: Dict,
@@ -250,6 +277,10 @@ impl Flags {
                 continue;
             }
             match lookup(&defaults, key) {
+                // It could hold a secret.
+                Some(serde_json::Value::Object(_)) => problems.push(format!(
+                    "{key}: is a section: set a key of it, such as pipeline.order ({flag})"
+                )),
                 Some(default) => {
                     insert(&mut dict, key, typed(key, default, value));
                     names.insert(key.clone(), flag.clone());

@@ -399,6 +399,18 @@ fn open_telemetrys_variables_are_honoured_and_yield_to_ours() {
     ]);
     assert_eq!(settings.telemetry.endpoint().as_deref(), Some("http://t/x"));
     assert_eq!(settings.telemetry.service_name, "ours");
+    let settings = load(&[
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://theirs:4318/x"),
+        ("KLP_TELEMETRY__OTLP_ENDPOINT", "http://ours:4318"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=1"),
+        ("KLP_TELEMETRY__OTLP_HEADERS_FILE", "headers"),
+    ]);
+    let endpoint = settings.telemetry.endpoint();
+    assert_eq!(endpoint.as_deref(), Some("http://ours:4318/v1/traces"));
+    assert_eq!(settings.telemetry.otlp_headers, None);
+    // Of another protocol.
+    let settings = load(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")]);
+    assert_eq!(settings.telemetry.endpoint(), None);
 }
 
 /// Everybody on a machine can read the command lines of its processes.
@@ -419,6 +431,14 @@ fn secrets_are_not_taken_from_the_command_line() {
         assert!(told.contains(&format!("{key}_file")), "{told}");
         assert!(!told.contains("hush"), "{told}");
     }
+}
+
+/// A section could hold one.
+#[test]
+fn no_section_is_taken_from_the_command_line() {
+    let told = problem("", &[], &[("kafka", "{sasl_password=\"hush\"}")]);
+    assert!(told.starts_with("kafka: is a section"), "{told}");
+    assert!(!told.contains("hush"), "{told}");
 }
 
 /// A mistake beside a secret shows where it is, and not what stands there.

@@ -138,10 +138,12 @@ impl World {
             "input.fetch_wait=50ms",
         ];
         // Secrets are not taken from the command line.
-        let is_secret = |set: &&&str| set.starts_with("llm.api_key=");
+        let secrets = ["llm.api_key=", "telemetry.otlp_headers="];
+        let is_secret = |set: &&&str| secrets.iter().any(|secret| set.starts_with(secret));
         let environment = set.iter().filter(is_secret).map(|set| {
-            let (_, value) = set.split_once('=').unwrap();
-            ("KLP_LLM__API_KEY".to_owned(), value.to_owned())
+            let (key, value) = set.split_once('=').unwrap();
+            let variable = format!("KLP_{}", key.to_uppercase().replace('.', "__"));
+            (variable, value.to_owned())
         });
         let environment: Vec<_> = environment.collect();
         let overrides: Vec<_> = fixed

@@ -127,10 +127,15 @@ impl ChainReport {
         }
         let forks = verdict.told_forks.iter().take(FORKS_SHOWN_MAX);
         for fork in forks {
+            let behind = if fork.had_commits {
+                ", more than one flush: the former owner wrote on before it learnt of that, or the commit topic was set back"
+            } else {
+                " that were not committed"
+            };
             notes.push((
                 Tone::Caution,
                 format!(
-                    "fork at {}, number {}: `{}` took over in owner epoch {} and left {} behind that were not committed",
+                    "fork at {}, number {}: `{}` took over in owner epoch {} and left {} behind{behind}",
                     fork.at, fork.sequence, harmless(&fork.instance), fork.owner_epoch, counted(fork.left_behind, "record")
                 ),
             ));

@@ -64,7 +64,7 @@ async fn handshake(
     let mechanism = StrBytes::from_static_str(config.sasl_mechanism.as_str());
     let request = SaslHandshakeRequest::default().with_mechanism(mechanism);
     let response = connection.exchange(&request, version, deadline).await?;
-    check_handshake(&response).map_err(|detail| refused(config, detail))
+    check_handshake(&response).map_err(|detail| refused(config, None, &detail))
 }
 
 async fn prove_password(
@@ -73,15 +73,17 @@ async fn prove_password(
     password: &Secret,
     deadline: Deadline,
 ) -> Result<(), KafkaError> {
-    let mut session = start(config, password).map_err(|detail| refused(config, detail))?;
+    let refused = |said: &str| refused(config, Some(password), said);
+    let mut session = start(config, password).map_err(|detail| refused(&detail))?;
     let mut challenge: Option<Bytes> = None;
     for _ in 0..STEPS_MAX {
         let mut message = Cursor::new(Vec::new());
         let state = session
             .step(challenge.as_deref(), &mut message)
-            .map_err(|error| refused(config, error.to_string()))?;
+            .map_err(|error| refused(&error.to_string()))?;
         if state.has_sent_message() {
-            let answer = step(connection, config, message.into_inner(), deadline).await?;
+            let message = message.into_inner();
+            let answer = step(connection, config, password, message, deadline).await?;
             challenge = Some(answer);
         }
         if state.is_finished() {
@@ -125,17 +127,17 @@ async fn show_token(
         other => other,
     };
     let message = bearer_message(token, &config.sasl_oauthbearer_extensions)
-        .map_err(|detail| refused(config, detail))?;
-    let answer = step(connection, config, message, deadline);
+        .map_err(|detail| refused(config, Some(token), &detail))?;
+    let answer = step(connection, config, token, message, deadline);
     let answer = answer.await.map_err(tell)?;
     if answer.is_empty() {
         return Ok(());
     }
-    step(connection, config, vec![1], deadline)
+    step(connection, config, token, vec![1], deadline)
         .await
         .map_err(tell)?;
-    let said = words(&String::from_utf8_lossy(&answer));
-    Err(tell(refused(config, said)))
+    let said = String::from_utf8_lossy(&answer);
+    Err(tell(refused(config, Some(token), &said)))
 }
 
 fn bearer_message(token: &Secret, settings: &str) -> Result<Vec<u8>, String> {
@@ -148,10 +150,11 @@ fn bearer_message(token: &Secret, settings: &str) -> Result<Vec<u8>, String> {
     Ok(message)
 }
 
-/// Sends one message of the mechanism; answers with the broker's.
+/// Sends one message of the mechanism, made of `secret`; answers with the broker's.
 async fn step(
     connection: &mut Connection,
     config: &KafkaConfig,
+    secret: &Secret,
     message: Vec<u8>,
     deadline: Deadline,
 ) -> Result<Bytes, KafkaError> {
@@ -161,7 +164,7 @@ async fn step(
         .exchange(&request, version, deadline)
         .await
         .map_err(|error| hung_up(config, error))?;
-    check_step(&response).map_err(|detail| refused(config, detail))?;
+    check_step(&response).map_err(|detail| refused(config, Some(secret), &detail))?;
     connection.expires = expiry(response.session_lifetime_ms);
     Ok(response.auth_bytes)
 }
@@ -195,15 +198,17 @@ fn hung_up(config: &KafkaConfig, error: KafkaError) -> KafkaError {
     }
 }
 
-fn refused(config: &KafkaConfig, detail: String) -> KafkaError {
+/// A broker's words may repeat what it was sent: the secret goes before they are cut, or its beginning could stay.
+fn refused(config: &KafkaConfig, secret: Option<&Secret>, said: &str) -> KafkaError {
+    let said = said.to_owned();
+    let said = match secret {
+        Some(secret) => secret.redact(said),
+        None => said,
+    };
     KafkaError::Authentication {
         mechanism: config.sasl_mechanism.as_str(),
         who: who(config),
-        // A broker's words may repeat what it was sent.
-        detail: match &config.sasl_password {
-            Some(password) => password.redact(detail),
-            None => detail,
-        },
+        detail: words(&said),
     }
 }
 
@@ -253,7 +258,7 @@ fn check_step(response: &SaslAuthenticateResponse) -> Result<(), String> {
             .error_message
             .as_ref()
             .filter(|message| !message.is_empty())
-            .map_or_else(|| format!("{error:?}"), |message| words(message))),
+            .map_or_else(|| format!("{error:?}"), |message| message.to_string())),
     }
 }
 

@@ -211,7 +211,19 @@ impl RecordStream for WireStream {
         let mut is_again = false;
         loop {
             match self.ask(max_bytes, until, tries.deadline).await {
-                Ok(Answer::Data(data)) => return self.hand_out(*data),
+                Ok(Answer::Data(data)) => {
+                    let is_bare = data
+                        .records
+                        .as_ref()
+                        .is_none_or(|records| records.is_empty());
+                    let from = self.position;
+                    let fetched = self.hand_out(*data)?;
+                    // All of it claims to lie beyond the log. A broker that says so again and again is not asked as fast as it answers.
+                    if !is_bare && fetched.next_offset == from {
+                        sleep(BACKOFF.0).await;
+                    }
+                    return Ok(fetched);
+                }
                 Ok(Answer::OutOfRange) => {
                     let cluster = &self.shared.cluster;
                     let meant = cluster.out_of_range(&self.partition, self.position, is_again);

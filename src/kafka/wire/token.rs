@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use reqwest::{Client, redirect};
 use serde::Deserialize;
 use tokio::sync::Mutex;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::kafka::security;
 use crate::kafka::{KafkaConfig, KafkaError};
@@ -76,7 +76,17 @@ impl Tokens {
         {
             return Ok(held.token.clone());
         }
-        match ask(config).await {
+        // Whoever waits for this has no more time than for dialling: where an old token serves on, that is most of what is left for it.
+        let has_old = held.as_ref().is_some_and(|held| now < held.expires_at);
+        let within = config.connect_timeout / if has_old { 4 } else { 1 };
+        let asked = timeout(within, ask(config))
+            .await
+            .unwrap_or_else(|_elapsed| {
+                Err(KafkaError::Credentials {
+                    detail: format!("{}: none within {within:?}", origin(config)),
+                })
+            });
+        match asked {
             Ok(fresh) => Ok(held.insert(fresh).token.clone()),
             Err(error) => match &mut *held {
                 Some(held) if now < held.expires_at => {

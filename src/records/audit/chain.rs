@@ -105,6 +105,9 @@ pub struct Fork {
     pub owner_epoch: u64,
     /// How many records it leaves behind: their documents were processed again.
     pub left_behind: u64,
+    /// Whether they are more than one flush, so that some had been committed: the former owner wrote on before it learnt of the new one, or the
+    /// commit topic was set back. At least once the two look alike.
+    pub had_commits: bool,
 }
 
 /// What the commit topic says about a chain.
@@ -294,17 +297,20 @@ impl Verifier {
         self.extend(node);
     }
 
-    /// A new owner goes on where the commit record says. All that an owner had committed lies before that, and what it had not is one flush.
+    /// A new owner goes on where the commit record says, which is where a flush began. What is left behind is the flush that the former owner had
+    /// not committed; more than that where it wrote on before it learnt of the new one, or where the commit topic was set back.
     fn fork(&mut self, node: Node, last: &Node, seen: &Seen) {
         let left_behind = self.line.iter().rev();
         let left_behind = left_behind.take_while(|each| each.sequence >= node.sequence);
         let mut is_final = false;
+        let mut is_boundary = false;
         let mut count = 0;
         for each in left_behind {
             is_final |= each.is_exactly_once;
+            is_boundary |= each.committed == node.sequence;
             count += 1;
         }
-        if node.sequence != last.committed || is_final {
+        if !is_boundary || is_final {
             let what = format!(
                 "a new owner goes on from number {}, before records that were committed: the commit topic was set back, or records were put in",
                 node.sequence
@@ -319,6 +325,7 @@ impl Verifier {
                 instance: seen.by.instance.clone(),
                 owner_epoch: node.owner_epoch,
                 left_behind: count,
+                had_commits: node.sequence != last.committed,
             });
         }
         self.retreat_to(node.sequence);

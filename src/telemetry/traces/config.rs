@@ -70,7 +70,7 @@ impl TelemetryConfig {
             // It is not repeated: it may hold what belongs into the headers.
             if !url.trim().is_empty() && !is_usable(url.trim()) {
                 problems.push(format!(
-                    "{key}: must be an http:// or https:// URL such as http://localhost:4318, without user name or password (telemetry.otlp_headers)"
+                    "{key}: must be an http:// or https:// URL such as http://localhost:4318, without user name, password or query (telemetry.otlp_headers)"
                 ));
             }
         }
@@ -149,7 +149,9 @@ impl TelemetryConfig {
 
 fn is_usable(url: &str) -> bool {
     reqwest::Url::parse(url).is_ok_and(|url| {
-        let is_bare = url.username().is_empty() && url.password().is_none();
+        // A query may hold a key, and the address is logged.
+        let is_bare =
+            url.username().is_empty() && url.password().is_none() && url.query().is_none();
         matches!(url.scheme(), "http" | "https") && url.has_host() && is_bare
     })
 }

@@ -25,6 +25,16 @@ fn what_a_broker_says_is_cut_and_without_what_a_terminal_acts_on() {
     assert_eq!(words(&"x".repeat(10_000)).len(), WORDS_MAX);
 }
 
+/// Wherever the secret came from, and also where the cut would go through it.
+#[test]
+fn what_repeats_a_secret_is_starred_before_it_is_cut() {
+    let secret = Secret::new("hush-hush");
+    let said = format!("{}hush-hush is wrong", "x".repeat(WORDS_MAX - 4));
+    let error = refused(&KafkaConfig::default(), Some(&secret), &said);
+    assert!(!error.to_string().contains("hush"), "{error}");
+    assert!(error.to_string().contains("***"), "{error}");
+}
+
 #[test]
 fn a_mechanism_that_is_not_enabled_names_those_that_are() {
     let response = SaslHandshakeResponse::default()

@@ -129,6 +129,29 @@ async fn a_token_is_renewed_before_it_ends_and_kept_while_it_cannot_be() {
     assert!(since.elapsed() < Duration::from_secs(5));
 }
 
+/// A provider that hangs takes no connection away while there is a token.
+#[tokio::test]
+async fn an_old_token_serves_in_time_where_nobody_answers() {
+    let provider = Provider::start(|number| good(number, 100)).await;
+    let tokens = Tokens::default();
+    tokens.token(&provider.config()).await.unwrap();
+    tokens.held.lock().await.as_mut().unwrap().refresh_at = Instant::now();
+    let silent = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let config = KafkaConfig {
+        sasl_oauthbearer_token_endpoint_url: format!(
+            "http://{}/token",
+            silent.local_addr().unwrap()
+        ),
+        connect_timeout: Duration::from_secs(2),
+        ..provider.config()
+    };
+    let all = futures::future::join_all((0..3).map(|_| tokens.token(&config)));
+    let all = timeout(config.connect_timeout, all).await.unwrap();
+    for token in all {
+        assert_eq!(token.unwrap().expose(), "token-0");
+    }
+}
+
 #[tokio::test]
 async fn a_token_that_has_ended_or_was_refused_serves_no_more() {
     let provider = Provider::start(|number| match number {

@@ -363,7 +363,40 @@ fn a_fork_behind_what_was_committed_is_a_break() {
     pen.committed = before.committed;
     pen.take_over();
     pen.write(6..9);
-    broken(&pen.verdict(), 10, "the commit topic was set back");
+    // As a former owner that wrote on would leave it.
+    let verdict = pen.verdict();
+    assert_eq!((verdict.breaks, verdict.forks), (0, 1), "{verdict:?}");
+    assert!(verdict.told_forks[0].had_commits);
+    // In the middle of a flush no commit ends.
+    let mut pen = nine("at_least_once");
+    let mut before = Pen::at_least_once();
+    before.write(0..3);
+    before.write(3..5);
+    pen.committed = before.committed;
+    pen.take_over();
+    pen.write(5..9);
+    assert_eq!(pen.verdict().breaks, 1, "{:?}", pen.verdict());
+}
+
+/// It learns of its successor only some flushes later, and all of them may lie before the first record of that.
+#[test]
+fn what_a_former_owner_wrote_on_is_left_behind_and_no_break() {
+    let mut pen = Pen::at_least_once();
+    pen.write(0..2);
+    let mut former = pen.clone();
+    pen.take_over();
+    former.write(2..4);
+    former.write(4..6);
+    pen.log = former.log;
+    pen.write(2..4);
+    let verdict = pen.verdict();
+    assert_eq!(
+        (verdict.breaks, verdict.forks, verdict.length),
+        (0, 1, 4),
+        "{verdict:?}"
+    );
+    let fork = &verdict.told_forks[0];
+    assert_eq!((fork.left_behind, fork.had_commits), (4, true));
 }
 
 #[test]
