@@ -16,6 +16,9 @@
     reason = "a test binary: what is not as expected ends the test"
 )]
 
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "kafka_tls/front.rs"]
+mod front;
 #[path = "llm_stub/tls_server.rs"]
 mod tls_server;
 
@@ -142,7 +145,11 @@ impl Drop for Running {
 }
 
 async fn broker_with_documents(documents: usize) -> Broker {
-    let broker = Broker::start(BrokerConfig::default()).await.unwrap();
+    broker_with(documents, BrokerConfig::default()).await
+}
+
+async fn broker_with(documents: usize, config: BrokerConfig) -> Broker {
+    let broker = Broker::start(config).await.unwrap();
     broker.create_topic("financial-documents", 1, &[]).unwrap();
     let document = |index| Record {
         value: Some(format!(r#"{{"id":"{index}","content":"Revenue rose."}}"#).into()),
@@ -210,9 +217,25 @@ async fn tls_works_in_an_empty_root() {
     let Some(root) = EmptyRoot::new() else {
         return;
     };
-    let broker = broker_with_documents(3).await;
-    let (bootstrap, url) = (broker.bootstrap(), tls_server::start());
-    let servers = ["--brokers", &bootstrap, "--llm-url", &url];
+    let port = front::Port::free().await;
+    let config = BrokerConfig {
+        advertised_port: Some(port.number()),
+        ..BrokerConfig::default()
+    };
+    let broker = broker_with(3, config).await;
+    let kafka = port.front("broker.pem", false, &broker.address().to_string());
+    fs::copy(front::file("ca.pem"), root.path().join("kafka-ca.pem")).unwrap();
+    let url = tls_server::start();
+    let servers = [
+        "--brokers",
+        &kafka.address,
+        "--llm-url",
+        &url,
+        "--set",
+        "kafka.security_protocol=SSL",
+        "--set",
+        "kafka.ssl_truststore_location=/kafka-ca.pem",
+    ];
 
     // No root certificate of the system, and the bundled ones do not know this server.
     let output = root.command(&[&["check"], &servers[..]].concat()).output();

@@ -14,7 +14,7 @@ pub struct Totals {
     pub processed: u64,
     /// Of these, those whose answer ended at the token limit.
     pub truncated: u64,
-    /// Documents that were given up, by [`DeadLetterReason::as_str`].
+    /// Documents that were given up, by [`DeadLetterReason::as_str`](crate::types::DeadLetterReason::as_str).
     pub dead_lettered: BTreeMap<&'static str, u64>,
     /// Records that are no documents: tombstones.
     pub skipped: u64,
