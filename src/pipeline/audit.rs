@@ -13,7 +13,6 @@ use crate::records::audit::{
     Hash, server_text,
 };
 use crate::records::dead_letter::DeadLetter;
-use crate::records::document::document_id;
 use crate::records::result::{ResultRecord, ResultSource};
 
 /// Keeps an audit trail.
@@ -73,12 +72,13 @@ impl Auditing {
         }
     }
 
-    /// Of a document that is given up; `asked` is what it was asked with, when it was read as a document.
+    /// Of a document that is given up; `name` is its id, `asked` is what it was asked with, when it was read as a document.
     pub(super) fn given_up(
         &self,
         services: &Services,
         work: &Work,
         letter: &DeadLetter,
+        name: &str,
         asked: Option<(&Asked, &Prompt)>,
     ) -> AuditEntry {
         let generation = match asked {
@@ -87,7 +87,7 @@ impl Auditing {
         };
         AuditEntry {
             generation,
-            document: document(work, document_id(&work.record, &work.position)),
+            document: document(work, name.to_owned()),
             asked: asked.map(|(_, prompt)| AuditAsked {
                 prompt_hash: prompt.template_hash().to_owned(),
                 schema_hash: services.schema_hash.clone(),

@@ -314,7 +314,7 @@ fn give_up(
         source,
     };
     let keeper = services.audit.as_ref();
-    let audit = keeper.map(|audit| audit.given_up(services, work, &letter, asked));
+    let audit = keeper.map(|audit| audit.given_up(services, work, &letter, name, asked));
     let destinations = &services.destinations;
     let (group_id, style) = (&destinations.group_id, destinations.header_style);
     let mut record = letter.record(&work.record, group_id, style);
