@@ -79,10 +79,6 @@ impl PartitionSink for StoringWriter {
         self.inner.is_transactional()
     }
 
-    fn batch_bytes(&self, waiting: usize) -> usize {
-        self.inner.batch_bytes(waiting)
-    }
-
     async fn begin(&mut self) -> Result<(), StepError> {
         self.inner.begin().await
     }

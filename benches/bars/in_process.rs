@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use kafka_llm_processor::kafka::rskafka::{RskafkaSink, RskafkaSource};
+use kafka_llm_processor::kafka::rskafka::RskafkaSource;
 use kafka_llm_processor::kafka::wire::{Isolation, WireSink, WireSource};
 use kafka_llm_processor::kafka::{Fetched, KafkaError, LogReader as _, RecordStream, Sink, Source};
 use kafka_llm_processor::llm::{
@@ -150,19 +150,14 @@ async fn once(bench: &Bench, driver: &str, order: Order, group: &str) -> f64 {
     took.as_secs_f64()
 }
 
-/// How the driver reads and writes.
+/// How the driver reads, and how both write.
 fn edges(bench: &Bench, driver: &str) -> (Arc<dyn Source>, Arc<dyn Sink>) {
     let cluster = || bench.cluster.clone();
-    match driver {
-        "rskafka" => (
-            Arc::new(RskafkaSource::new(bench.config(), cluster())),
-            Arc::new(RskafkaSink::new(bench.config())),
-        ),
-        _ => (
-            Arc::new(WireSource::new(cluster(), Isolation::ReadUncommitted)),
-            Arc::new(WireSink::idempotent(cluster())),
-        ),
-    }
+    let source: Arc<dyn Source> = match driver {
+        "rskafka" => Arc::new(RskafkaSource::new(bench.config(), cluster())),
+        _ => Arc::new(WireSource::new(cluster(), Isolation::ReadUncommitted)),
+    };
+    (source, Arc::new(WireSink::idempotent(cluster())))
 }
 
 /// Waits until all documents are committed.

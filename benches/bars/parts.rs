@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use kafka_llm_processor::kafka::rskafka::{RskafkaSink, RskafkaSource};
+use kafka_llm_processor::kafka::rskafka::RskafkaSource;
 use kafka_llm_processor::kafka::wire::{Isolation, WireSink, WireSource};
 use kafka_llm_processor::kafka::{Batch, Sink, Source};
 use kafka_llm_processor::types::{Offset, TopicPartition};
@@ -37,7 +37,7 @@ pub(crate) async fn run(bench: &Bench, measure: &Measure, table: &mut Table) {
             let whole = measure.cpu_without_latency(bench, driver).await;
             let call = cpu(calls(measure)).await;
             let fetch = cpu(fetches(bench, driver)).await;
-            let append = cpu(appends(bench, driver)).await;
+            let append = cpu(appends(bench)).await;
             let figures = [whole / (call + fetch + append), whole, call, fetch, append];
             figures
                 .into_iter()
@@ -125,11 +125,8 @@ async fn fetches(bench: &Bench, driver: &str) {
     }
 }
 
-async fn appends(bench: &Bench, driver: &str) {
-    let sink: Arc<dyn Sink> = match driver {
-        "rskafka" => Arc::new(RskafkaSink::new(bench.config())),
-        _ => Arc::new(WireSink::idempotent(bench.cluster.clone())),
-    };
+async fn appends(bench: &Bench) {
+    let sink = WireSink::idempotent(bench.cluster.clone());
     let input = TopicPartition::new("parts", 0);
     let mut writer = sink.take_over(&input).await.expect("a writer");
     let records: Vec<_> = (0..DOCUMENTS)

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 use super::App;
-use crate::kafka::rskafka::{RskafkaSink, RskafkaSource};
+use crate::kafka::rskafka::RskafkaSource;
 use crate::kafka::topics::Topics;
 use crate::kafka::wire::{GroupMember, Isolation, MembershipConfig, WireSink, WireSource};
 use crate::kafka::{Driver, Sink, Source};
@@ -94,26 +94,22 @@ impl App {
         Ok(partitions)
     }
 
-    /// The two ends of the driver in use.
+    /// What reads the input and what writes.
     fn edges(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
         let (kafka, cluster) = (&self.settings.kafka, &self.cluster);
-        if self.driver.driver == Driver::Rskafka {
-            return (
-                Arc::new(RskafkaSource::new(kafka.clone(), cluster.clone())),
-                Arc::new(RskafkaSink::new(kafka.clone())),
-            );
-        }
-        let guarantee = self.settings.processing.guarantee;
         let isolation = match self.settings.isolation_level() {
             IsolationLevel::ReadUncommitted => Isolation::ReadUncommitted,
             IsolationLevel::ReadCommitted => Isolation::ReadCommitted,
         };
-        let sink = match guarantee {
+        let source: Arc<dyn Source> = match self.driver.driver {
+            Driver::Rskafka => Arc::new(RskafkaSource::new(kafka.clone(), cluster.clone())),
+            Driver::Wire => Arc::new(WireSource::new(cluster.clone(), isolation)),
+        };
+        let sink = match self.settings.processing.guarantee {
             Guarantee::AtLeastOnce => WireSink::idempotent(cluster.clone()),
             Guarantee::ExactlyOnce => WireSink::transactional(cluster.clone(), &kafka.group_id),
         };
-        let source = WireSource::new(cluster.clone(), isolation);
-        (Arc::new(source), Arc::new(sink))
+        (source, Arc::new(sink))
     }
 
     /// The audit trail, where one is kept.

@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -20,9 +20,8 @@ use crate::cli::output::Terminal;
 use crate::cli::progress::{Progress, Task};
 use crate::cli::samples;
 use crate::clock;
-use crate::kafka::rskafka::RskafkaSink;
-use crate::kafka::wire::{Cluster, NewTopic, WireSink};
-use crate::kafka::{Batch, DriverSetting, KafkaConfig, KafkaError, PartitionSink, Sink, StepError};
+use crate::kafka::wire::{Cluster, Compression, NewTopic, WireSink};
+use crate::kafka::{Batch, KafkaConfig, KafkaError, PartitionSink, Sink, StepError};
 use crate::records::partitioner::partition_for_key;
 use crate::retry::Backoff;
 use crate::types::{Record, TopicPartition};
@@ -53,6 +52,19 @@ pub struct ProduceArgs {
     /// At most so many per second.
     #[arg(long, value_name = "PER_SECOND", value_parser = rate)]
     pub rate: Option<f64>,
+    /// How batches are packed, Kafka's `compression.type`.
+    #[arg(long, value_name = "TYPE", value_enum, default_value_t)]
+    pub compression: CompressionArg,
+}
+
+/// `--compression`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum CompressionArg {
+    /// Plain, as Kafka's own producer where it is told nothing
+    #[default]
+    None,
+    /// Gzip
+    Gzip,
 }
 
 fn rate(text: &str) -> Result<f64, String> {
@@ -175,7 +187,7 @@ pub async fn send_documents(
 ) -> Result<ProduceReport, ProduceError> {
     let total = documents::planned(documents, args.count).ok_or(ProduceError::Nothing)?;
     let (partitions, created_topic) = open_topic(target).await?;
-    let sink = sink(target.kafka);
+    let sink = sink(target.kafka, args.compression);
     let started = Instant::now();
     let place = format!("to {}", target.topic);
     let task = Task {
@@ -192,7 +204,7 @@ pub async fn send_documents(
         next: 0,
         total,
     };
-    let outcome = send(&*sink, &mut plan, args.rate, &mut progress, shutdown).await;
+    let outcome = send(&sink, &mut plan, args.rate, &mut progress, shutdown).await;
     progress.finish().map_err(ProduceError::Output)?;
     outcome?;
     Ok(ProduceReport {
@@ -202,13 +214,11 @@ pub async fn send_documents(
     })
 }
 
-/// As for the processor's own output: rskafka unless a setting needs more.
-fn sink(kafka: &KafkaConfig) -> Box<dyn Sink> {
-    if kafka.driver == DriverSetting::Wire || kafka.needs_wire().is_some() {
-        Box::new(WireSink::idempotent(Cluster::new(kafka)))
-    } else {
-        Box::new(RskafkaSink::new(kafka.clone()))
-    }
+fn sink(kafka: &KafkaConfig, compression: CompressionArg) -> WireSink {
+    WireSink::idempotent(Cluster::new(kafka)).with_compression(match compression {
+        CompressionArg::None => Compression::None,
+        CompressionArg::Gzip => Compression::Gzip,
+    })
 }
 
 async fn open_topic(target: ProduceTarget<'_>) -> Result<(i32, bool), ProduceError> {

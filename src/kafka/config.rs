@@ -8,14 +8,14 @@ use serde::{Deserialize, Serialize};
 use super::security::{EndpointIdentification, SaslMechanism, SecurityProtocol};
 use crate::types::Secret;
 
-/// `kafka.driver`: which client reads the input and writes the output.
+/// `kafka.driver`: which client reads the input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverSetting {
     /// `rskafka`, unless a setting needs what it lacks.
     #[default]
     Auto,
-    /// Fetch loops and gzip appends on rskafka's partition clients.
+    /// Fetch loops on rskafka's partition clients.
     Rskafka,
     /// Our own client on the `kafka-protocol` codecs.
     Wire,
@@ -38,7 +38,7 @@ pub struct KafkaConfig {
     /// `heartbeat.interval.ms`: how often a member tells that it lives; at most a third of the session timeout.
     #[serde(with = "crate::types::duration")]
     pub heartbeat_interval: Duration,
-    /// Which client reads the input and writes the output.
+    /// Which client reads the input.
     pub driver: DriverSetting,
     /// `client.id` that brokers show in their logs and quotas.
     pub client_id: String,

@@ -1,15 +1,15 @@
-//! Which driver a process takes.
+//! Which driver a process reads its input with.
 
 use std::fmt;
 
 use super::DriverSetting;
 
-/// A client that reads the input and writes the output.
+/// A client that reads the input. The output is written by `wire` in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Driver {
-    /// Fetch loops and gzip appends on rskafka's partition clients, at least once.
+    /// Fetch loops on rskafka's partition clients, at least once.
     Rskafka,
-    /// Our own, on the `kafka-protocol` codecs: idempotent and transactional appends, read committed.
+    /// Our own, on the `kafka-protocol` codecs: read committed, and what is packed.
     Wire,
 }
 

@@ -2,9 +2,9 @@
 //!
 //! - [`Source`] hands out a stream per input partition, [`Sink`] a writer per input partition. They are small steps; which
 //!   step follows which, and what an unknown outcome means, is written once, above the drivers, in `offsets`.
-//! - `rskafka` is the default driver: fetch loops and gzip appends, at least once, without TLS.
-//! - `wire` is our own, on the `kafka-protocol` codecs: streams at `read_committed` too, idempotent and transactional appends, membership in
-//!   a group, administration, the mirror of the group's offset, and the reader of our own topics, and of input partitions that `rskafka`
+//! - `rskafka` is the default reader of the input: fetch loops, at least once, without TLS.
+//! - `wire` is our own, on the `kafka-protocol` codecs: streams at `read_committed` too, idempotent and transactional gzip appends, membership
+//!   in a group, administration, the mirror of the group's offset, and the reader of our own topics, and of input partitions that `rskafka`
 //!   turns out not to be able to read.
 //!
 //! The input is read and the output written on separate connections: a long-poll fetch delays what shares its connection.
@@ -152,11 +152,6 @@ pub const BATCH_BYTES_MAX: usize = 512 * 1024;
 pub trait PartitionSink: Send {
     /// Whether [`begin`](Self::begin) and [`end`](Self::end) do anything: what is appended between them is visible all or not at all.
     fn is_transactional(&self) -> bool;
-
-    /// How many bytes, uncompressed, the next batch for a partition shall have at most, when so many wait for it. One record may have more.
-    fn batch_bytes(&self, _waiting: usize) -> usize {
-        BATCH_BYTES_MAX
-    }
 
     /// Begins a transaction.
     ///

@@ -334,7 +334,7 @@ impl Committer {
         lanes: &mut Lanes,
         commit: Option<&Batch>,
     ) -> Result<(), StepError> {
-        let mut batches = lanes.next_batches(&*self.sink);
+        let mut batches = lanes.next_batches();
         batches.extend(commit.cloned());
         let began = Instant::now();
         let mut outcomes = self.sink.append(&batches).await.into_iter();

@@ -32,7 +32,7 @@ pub const FLAVOUR: &str = "KLP_BEHAVIOUR_FLAVOUR";
 /// Which driver the service takes, and what it promises.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
-    /// rskafka, at least once.
+    /// rskafka reads, at least once.
     Rskafka,
     /// Our own connections, at least once.
     Wire,

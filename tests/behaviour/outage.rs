@@ -147,7 +147,7 @@ async fn appends_that_fail_or_end_unknown_are_repeated_and_lose_nothing() {
     assert_eq!(world.results().len(), 120);
 }
 
-/// A broker that takes requests and never answers: rskafka would wait for ever.
+/// A broker that takes requests and never answers.
 #[tokio::test]
 async fn a_silent_broker_is_noticed_within_the_request_timeout() {
     let world = slow_world().await;
@@ -157,6 +157,7 @@ async fn a_silent_broker_is_noticed_within_the_request_timeout() {
         .faults()
         .on(ApiKey::Produce)
         .topic(OUTPUT)
+        .keep()
         .silent();
     let running = world.start(&["kafka.request_timeout=500ms"]);
     silent.wait_for_hits(1).await;

@@ -34,6 +34,8 @@ async fn every_codec_of_a_java_producer_is_read() {
         (results.answered.len() == all).then_some(())
     })
     .await;
+    let words = ["INFO", "packed batches lie here", &job.name];
+    processor.line(&words, SOON).await;
     processor.drain(SOON).await;
     results.gather().await;
     assert_eq!((results.answered.len(), results.repeats()), (all, 0));

@@ -84,7 +84,7 @@ pub struct Writer {
     /// Unique to the sink that asks.
     pub sink: u64,
     pub instance: String,
-    /// None: nothing can be told apart, as with rskafka.
+    /// None: nothing can be told apart.
     pub producer: Option<u64>,
     pub epoch: u64,
 }

@@ -14,7 +14,7 @@ pub enum Flavour {
     ExactlyOnce,
     /// A repeated batch is written once; nobody is fenced.
     Idempotent,
-    /// As rskafka: a repeated batch is written twice.
+    /// As a sink of an embedding program may be: a repeated batch is written twice.
     Plain,
 }
 

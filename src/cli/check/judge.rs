@@ -10,7 +10,7 @@ use super::look::{Found, TopicFound, by_owner};
 use super::model::Room;
 use crate::config::Settings;
 use crate::kafka::wire::{BrokerSpeech, TopicDescription};
-use crate::kafka::{Driver, KafkaError, SecurityProtocol};
+use crate::kafka::{KafkaError, SecurityProtocol};
 use crate::offsets::{Guarantee, LIVE_FOR};
 use crate::pipeline::Assignment;
 use crate::types::error_chain;
@@ -211,9 +211,6 @@ fn is_needed(api: &str, settings: &Settings) -> bool {
     let has_group = settings.input.assignment == Assignment::Group;
     match api {
         "AddPartitionsToTxn" | "EndTxn" => exactly_once,
-        "InitProducerId" => settings
-            .driver()
-            .is_ok_and(|choice| choice.driver == Driver::Wire),
         "JoinGroup" | "SyncGroup" | "Heartbeat" | "LeaveGroup" => has_group,
         "CreateTopics" => settings.kafka.create_topics,
         "SaslHandshake" | "SaslAuthenticate" => {

@@ -14,7 +14,7 @@ use crate::config::Settings;
 use crate::kafka::wire::{
     BrokerSpeech, Cluster, ClusterDescription, NewTopic, Operations, TopicRights,
 };
-use crate::kafka::{Driver, KafkaError, LogReader};
+use crate::kafka::{KafkaError, LogReader};
 use crate::offsets::{CommitRecord, Guarantee};
 use crate::types::{Offset, TopicPartition, error_chain};
 
@@ -86,9 +86,6 @@ pub(super) async fn look(
     description: ClusterDescription,
 ) -> Found {
     let exactly_once = settings.processing.guarantee == Guarantee::ExactlyOnce;
-    let is_wire = settings
-        .driver()
-        .is_ok_and(|choice| choice.driver == Driver::Wire);
     let group = &settings.kafka.group_id;
     let id = probed_id(group);
     let transactions = async {
@@ -104,7 +101,7 @@ pub(super) async fn look(
         topics_and_commits(cluster, settings),
         within("DescribeGroups", cluster.group_rights(group)),
         when(exactly_once, transactions),
-        when(is_wire && !exactly_once, idempotence),
+        when(!exactly_once, idempotence),
     );
     Found {
         cluster: description,

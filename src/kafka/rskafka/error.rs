@@ -2,7 +2,7 @@
 
 use rskafka::client::error::{Error, ProtocolError, RequestError};
 
-use super::super::{KafkaError, StepError};
+use super::super::KafkaError;
 use crate::types::{Offset, TopicPartition};
 
 /// Translates an error. What only the caller knows (the log's bounds, the fetch offset) is left to it.
@@ -23,14 +23,6 @@ pub(super) fn translate(
             ..
         } => KafkaError::UnknownTopic {
             topic: partition.map_or_else(String::new, |partition| partition.topic.to_string()),
-        },
-        Error::ServerError {
-            protocol_error: ProtocolError::MessageTooLarge | ProtocolError::RecordListTooLarge,
-            ..
-        } => KafkaError::TooLarge {
-            partition: partition
-                .cloned()
-                .unwrap_or_else(|| TopicPartition::new("", -1)),
         },
         Error::ServerError {
             protocol_error,
@@ -60,14 +52,19 @@ pub(super) fn translate(
     }
 }
 
-/// An answer to a fetch that rskafka cannot read: a transaction marker, a header without a value, a time stamp beyond its calendar, a codec it
-/// was built without, or rubbish. The connection is fine.
+/// An answer to a fetch that rskafka cannot read: a packed batch, a transaction marker, a header without a value, a time stamp beyond its
+/// calendar, or rubbish. The connection is fine.
 pub(super) fn is_unreadable(error: &Error) -> bool {
     matches!(
         error,
         Error::Request(RequestError::ReadVersionedError(_) | RequestError::ReadError(_))
             | Error::InvalidResponse(_)
     )
+}
+
+/// The answer is unreadable because a batch is packed: rskafka is built without codecs. It tells so in words alone.
+pub(super) fn is_packed(error: &Error) -> bool {
+    error.to_string().contains("Unimplemented compression")
 }
 
 /// The position lies outside the log.
@@ -79,39 +76,6 @@ pub(super) fn is_out_of_range(error: &Error) -> bool {
             ..
         }
     )
-}
-
-/// How an append ended that rskafka gave up: only a refusal before anything was written is certain.
-pub(super) fn append_outcome(partition: &TopicPartition, error: &Error) -> StepError {
-    let kafka = translate("append to", Some(partition), error);
-    let refused = matches!(
-        error,
-        Error::ServerError {
-            protocol_error: ProtocolError::MessageTooLarge
-                | ProtocolError::RecordListTooLarge
-                | ProtocolError::UnknownTopicOrPartition
-                | ProtocolError::TopicAuthorizationFailed
-                | ProtocolError::InvalidRecord
-                | ProtocolError::InvalidTimestamp
-                | ProtocolError::CorruptMessage
-                | ProtocolError::NotEnoughReplicas,
-            ..
-        }
-    );
-    if refused {
-        StepError::Refused(kafka)
-    } else {
-        StepError::OutcomeUnknown(kafka)
-    }
-}
-
-/// Whether the broker did not like what is in a batch: of several parts that went out together each may be fine without the others.
-pub(super) fn is_about_content(error: &StepError) -> bool {
-    let StepError::Refused(error) = error else {
-        return false;
-    };
-    // CorruptMessage, InvalidTimestamp, InvalidRecord
-    matches!(error, KafkaError::TooLarge { .. }) || matches!(error.server_code(), Some(2 | 32 | 87))
 }
 
 /// The error for a position outside the log, once the bounds are known.

@@ -121,12 +121,7 @@ impl RecordStream for RskafkaStream {
             Err(error) if error::is_unreadable(&error) => {
                 self.is_on_wire = true;
                 self.client = None;
-                tracing::warn!(
-                    partition = %self.partition,
-                    offset = %self.position,
-                    %error,
-                    "rskafka cannot read what lies here (a transaction marker, a header without a value, or a codec): the wire reader goes on from here"
-                );
+                self.tell_why(&error);
                 return self.next_on_wire(max_bytes, wait).await;
             }
             Err(error) => return Err(self.fetch_error(&client, &error).await),
@@ -159,6 +154,24 @@ impl RecordStream for RskafkaStream {
 }
 
 impl RskafkaStream {
+    fn tell_why(&self, error: &rskafka::client::error::Error) {
+        let (partition, offset) = (&self.partition, self.position);
+        if error::is_packed(error) {
+            tracing::info!(
+                %partition,
+                %offset,
+                "packed batches lie here: the wire reader, which bounds what they come to, goes on from here"
+            );
+        } else {
+            tracing::warn!(
+                %partition,
+                %offset,
+                %error,
+                "rskafka cannot read what lies here (a transaction marker, or a header without a value): the wire reader goes on from here"
+            );
+        }
+    }
+
     /// Reads on our own connection: markers, emptied batches and headers without values are no obstacle there; a codec that it lacks is an error
     /// that names it.
     async fn next_on_wire(

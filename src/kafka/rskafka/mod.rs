@@ -1,11 +1,10 @@
-//! The default driver: fetch loops and gzip appends on rskafka's partition clients, at least once.
+//! The default reader of the input: fetch loops on rskafka's partition clients, at least once.
 //!
 //! What rskafka 0.6 leaves open is closed here: every call has a deadline of ours, as it has no request timeout, retries a lost connection
 //! without end and backs off up to 500 s; a partition client whose call ran into the deadline is thrown away with its connection, as the
-//! peer may be silently dead. What it cannot do stays visible: it fails on transaction markers and foreign codecs
-//! ([`KafkaError::Unreadable`]), and a leader's death can double an append.
+//! peer may be silently dead. Transaction markers, headers without a value and codecs it cannot read: there `wire` reads on. It is built
+//! without gzip, which it would inflate without a bound, and so it writes nothing either: see `docs/decisions/0052-rskafka-reads-what-is-plain.md`.
 
-mod append;
 mod error;
 mod fetch;
 
@@ -22,7 +21,6 @@ use tokio::time::timeout;
 use super::{KafkaConfig, KafkaError, SaslMechanism, SecurityProtocol};
 use crate::types::TopicPartition;
 
-pub use append::RskafkaSink;
 pub use fetch::RskafkaSource;
 
 /// First and last pause of rskafka's own retries: low, as an outage is waited out above.

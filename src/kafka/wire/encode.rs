@@ -1,4 +1,4 @@
-//! Record batches as we write them: format v2 (magic 2, KIP-98), gzip, one batch per append. Pure.
+//! Record batches as we write them: format v2 (magic 2, KIP-98), plain or gzip, one batch per append. Pure.
 //!
 //! `kafka-protocol` has an encoder of its own; this one exists because that one keeps one header of each name.
 //!
@@ -8,7 +8,6 @@
 use std::io;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use crate::types::{Header, Record};
@@ -16,6 +15,16 @@ use crate::types::{Header, Record};
 /// Medians of zlib-rs on a batch of 100 results, 101 KiB (bench `append_gzip`): level 1 takes 0.21 ms and packs 3.6 to 1, level 3 0.54 ms
 /// and 5.2 to 1, level 6, which rskafka fixes, 1.16 ms and 5.6 to 1. The third gives nearly the whole size for half of the time.
 const GZIP_LEVEL: u32 = 3;
+
+/// `compression.type` of Kafka's producer, as far as we write it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compression {
+    /// As Kafka's own producer, where it is told nothing.
+    None,
+    /// Batches of 512 bytes and more.
+    #[default]
+    Gzip,
+}
 
 /// Batches of fewer bytes are not packed. A commit record by itself, which each flush has, is some 300 bytes: gzip takes a third off it, and
 /// sets up a quarter of a megabyte for that.
@@ -45,15 +54,19 @@ pub(super) struct Stamp {
 ///
 /// # Errors
 /// When something is longer than the format can say.
-pub(super) fn encode_batch(records: &[Record], stamp: Stamp) -> io::Result<Bytes> {
+pub(super) fn encode_batch(
+    records: &[Record],
+    stamp: Stamp,
+    compression: Compression,
+) -> io::Result<Bytes> {
     let base_timestamp = records.first().map_or(-1, |record| record.timestamp_ms);
     let max_timestamp = records.iter().map(|record| record.timestamp_ms).max();
     let count = length(records.len())?;
 
     let bytes: usize = records.iter().map(Record::size).sum();
-    let is_packed = bytes >= PACKED_FROM_BYTES;
+    let is_packed = compression == Compression::Gzip && bytes >= PACKED_FROM_BYTES;
     let body = if is_packed {
-        let mut packed = GzEncoder::new(Vec::new(), Compression::new(GZIP_LEVEL));
+        let mut packed = GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP_LEVEL));
         put_records(&mut packed, records, base_timestamp)?;
         packed.finish()?
     } else {

@@ -50,6 +50,7 @@ pub use admin::{
     BrokerDescription, ClusterDescription, ConfigValue, Creation, NewTopic, TopicDescription,
 };
 pub use cluster::Cluster;
+pub use encode::Compression;
 pub use group::{MemberIdentity, RefusedCommit};
 pub use membership::{GroupMember, MembershipConfig, MembershipError};
 pub use reader::{Isolation, OffsetAt};

@@ -21,6 +21,7 @@ use async_trait::async_trait;
 
 use super::cluster::Cluster;
 use super::connection::Deadline;
+use super::encode::Compression;
 use super::produce::{AppendError, Doubt};
 use super::transaction::{NO_TRANSACTION, Producer, Writer};
 use crate::kafka::{Batch, End, KafkaError, PartitionSink, Sink, StepError};
@@ -34,6 +35,7 @@ pub struct WireSink {
     cluster: Cluster,
     /// Begins every transactional id; without it there are no transactions.
     group: Option<String>,
+    compression: Compression,
 }
 
 impl WireSink {
@@ -43,6 +45,7 @@ impl WireSink {
         Self {
             cluster,
             group: None,
+            compression: Compression::Gzip,
         }
     }
 
@@ -52,6 +55,16 @@ impl WireSink {
         Self {
             cluster,
             group: Some(group_id.to_owned()),
+            compression: Compression::Gzip,
+        }
+    }
+
+    /// The same, with batches packed so.
+    #[must_use]
+    pub fn with_compression(self, compression: Compression) -> Self {
+        Self {
+            compression,
+            ..self
         }
     }
 }
@@ -64,7 +77,7 @@ impl Sink for WireSink {
             return Ok(Box::new(IdempotentSink {
                 cluster,
                 producer: None,
-                lanes: Lanes::default(),
+                lanes: Lanes::new(self.compression),
             }));
         };
         let transactional_id = format!("{group}/{input}");
@@ -76,7 +89,7 @@ impl Sink for WireSink {
             cluster,
             transactional_id,
             producer,
-            lanes: Lanes::default(),
+            lanes: Lanes::new(self.compression),
             is_open: false,
             added: BTreeSet::new(),
             is_late_possible: false,
@@ -275,7 +288,7 @@ impl TransactionalSink {
     async fn raise_epoch(&mut self, deadline: Deadline) -> Result<(), StepError> {
         self.producer = self.cluster.raise_epoch(self.writer(), deadline).await?;
         // Sequence numbers begin anew with each epoch.
-        self.lanes = Lanes::default();
+        self.lanes.clear();
         self.is_late_possible = false;
         Ok(())
     }

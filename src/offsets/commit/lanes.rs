@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::{FlushObserver, Output};
-use crate::kafka::{Batch, PartitionSink};
+use crate::kafka::{BATCH_BYTES_MAX, Batch};
 use crate::types::TopicPartition;
 
 /// Most records of one appended batch.
@@ -61,10 +61,8 @@ impl Lanes {
     }
 
     /// The head of each lane, as much as one batch takes, and at least one record.
-    pub(super) fn next_batches(&self, sink: &dyn PartitionSink) -> Vec<Batch> {
+    pub(super) fn next_batches(&self) -> Vec<Batch> {
         let heads = self.lanes.iter().map(|(to, lane)| {
-            let waiting = lane.waiting.iter().map(|output| output.record.size());
-            let bytes_max = sink.batch_bytes(waiting.sum());
             let mut bytes = 0;
             let fits = lane
                 .waiting
@@ -72,7 +70,7 @@ impl Lanes {
                 .take(lane.records_max)
                 .take_while(|output| {
                     bytes += output.record.size();
-                    bytes <= bytes_max
+                    bytes <= BATCH_BYTES_MAX
                 });
             let count = match lane.unresolved {
                 0 => fits.count().max(1),

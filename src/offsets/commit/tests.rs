@@ -412,7 +412,7 @@ fn a_commit_record_cannot_be_made_smaller() {
     for records in [1, 2] {
         let mut lanes = Lanes::new(vec![output(0)]);
         assert!(!lanes.make_smaller(&to, records, &shrink, &Silent));
-        assert_eq!(lanes.next_batches(&Memory::new(false, &[])).len(), 1);
+        assert_eq!(lanes.next_batches().len(), 1);
     }
 }
 

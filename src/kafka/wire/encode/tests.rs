@@ -43,7 +43,7 @@ fn headers_repeat_names_and_hold_nulls() {
         null,
         Header::new("name", "two"),
     ])];
-    assert_eq!(read_back(encode_batch(&records, STAMP).unwrap()), records);
+    assert_eq!(read_back(packed(&records, STAMP)), records);
 }
 
 /// The offsets are those of KIP-98; `kafka-protocol` reads the same fields.
@@ -53,16 +53,16 @@ fn a_batch_bears_its_stamp() {
         is_transactional: true,
         ..STAMP
     };
-    let small = encode_batch(&[record(Vec::new()), record(Vec::new())], stamp).unwrap();
+    let small = packed(&[record(Vec::new()), record(Vec::new())], stamp);
     assert_eq!(small[21..23], 16_i16.to_be_bytes(), "transactional");
     let mut large = record(Vec::new());
     large.value = Some(vec![7; PACKED_FROM_BYTES].into());
-    let bytes = encode_batch(&[large, record(Vec::new())], stamp).unwrap();
+    let bytes = packed(&[large, record(Vec::new())], stamp);
     assert_eq!(bytes[21..23], 17_i16.to_be_bytes(), "gzip, transactional");
     assert_eq!(bytes[43..51], 4_711_i64.to_be_bytes());
     assert_eq!(bytes[51..53], 3_i16.to_be_bytes());
     assert_eq!(bytes[53..57], 42_i32.to_be_bytes());
-    let plain = encode_batch(&[record(Vec::new())], STAMP).unwrap();
+    let plain = packed(&[record(Vec::new())], STAMP);
     assert_eq!(plain[21..23], 0_i16.to_be_bytes(), "neither");
     let foreign = kafka_protocol::records::RecordBatchDecoder::decode(&mut bytes.clone()).unwrap();
     let sequences: Vec<_> = foreign
@@ -91,8 +91,16 @@ fn repetitive_text_is_packed() {
         value: Some(text.clone().into()),
         ..Record::default()
     };
-    let packed = encode_batch(&vec![record; 10], STAMP).unwrap();
-    assert!(packed.len() < text.len());
+    let records = vec![record; 10];
+    assert!(packed(&records, STAMP).len() < text.len());
+    let plain = encode_batch(&records, STAMP, Compression::None).unwrap();
+    assert!(plain.len() > 10 * text.len());
+    assert_eq!(plain[21..23], 0_i16.to_be_bytes(), "no codec");
+    assert_eq!(read_back(plain), records);
+}
+
+fn packed(records: &[Record], stamp: Stamp) -> Bytes {
+    encode_batch(records, stamp, Compression::Gzip).unwrap()
 }
 
 fn field() -> impl Strategy<Value = Option<Bytes>> {
@@ -123,8 +131,8 @@ proptest! {
 
     #[test]
     fn records_come_back_as_they_were_written(records in prop::collection::vec(any_record(), 1..20)) {
-        let bytes = encode_batch(&records, STAMP).unwrap();
-        prop_assert_eq!(encode_batch(&records, STAMP).unwrap(), bytes.clone());
+        let bytes = packed(&records, STAMP);
+        prop_assert_eq!(packed(&records, STAMP), bytes.clone());
         prop_assert_eq!(read_back(bytes), records);
     }
 

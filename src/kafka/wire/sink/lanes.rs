@@ -6,15 +6,18 @@ use bytes::Bytes;
 
 use super::super::cluster::Cluster;
 use super::super::connection::Deadline;
-use super::super::encode::{Stamp, encode_batch, sequence_after};
+use super::super::encode::{Compression, Stamp, encode_batch, sequence_after};
 use super::super::produce::{AppendError, Parcel};
 use super::super::transaction::Producer;
 use crate::kafka::{Batch, KafkaError};
 use crate::types::TopicPartition;
 
 /// One lane for each partition that was ever appended to.
-#[derive(Debug, Default)]
-pub(super) struct Lanes(HashMap<TopicPartition, Lane>);
+#[derive(Debug)]
+pub(super) struct Lanes {
+    lanes: HashMap<TopicPartition, Lane>,
+    compression: Compression,
+}
 
 #[derive(Debug)]
 struct Lane {
@@ -26,6 +29,14 @@ struct Lane {
 }
 
 impl Lanes {
+    /// None yet.
+    pub(super) fn new(compression: Compression) -> Self {
+        Self {
+            lanes: HashMap::new(),
+            compression,
+        }
+    }
+
     /// Appends each batch under the next sequence numbers of its lane, or again under those that it has; new lanes are `producer`'s. One
     /// outcome for each, in their order. Of two batches to one partition the second is refused.
     ///
@@ -44,9 +55,10 @@ impl Lanes {
         let mut parcels = Vec::new();
         let mut partitions = HashSet::new();
         for (index, batch) in batches.iter().enumerate() {
+            let compression = self.compression;
             let lane = self.lane(&batch.to, producer);
             let prepared = if partitions.insert(&batch.to) {
-                lane.prepare(transactional_id.is_some(), batch)
+                lane.prepare(transactional_id.is_some(), compression, batch)
             } else {
                 let detail = format!("two batches of one call go to {}", batch.to);
                 Err(AppendError::Refused(invalid(detail)))
@@ -67,15 +79,20 @@ impl Lanes {
         outcomes
     }
 
+    /// Every lane begins anew.
+    pub(super) fn clear(&mut self) {
+        self.lanes.clear();
+    }
+
     fn lane(&mut self, to: &TopicPartition, producer: Producer) -> &mut Lane {
-        self.0
+        self.lanes
             .entry(to.clone())
             .or_insert_with(|| Lane::new(producer))
     }
 
     /// The partition's lane begins anew as another producer's.
     pub(super) fn restart(&mut self, to: &TopicPartition, producer: Producer) {
-        self.0.insert(to.clone(), Lane::new(producer));
+        self.lanes.insert(to.clone(), Lane::new(producer));
     }
 }
 
@@ -92,6 +109,7 @@ impl Lane {
     fn prepare<'a>(
         &mut self,
         is_transactional: bool,
+        compression: Compression,
         batch: &'a Batch,
     ) -> Result<Parcel<'a>, AppendError> {
         let stamp = Stamp {
@@ -103,7 +121,7 @@ impl Lane {
         if batch.records.is_empty() {
             return Err(AppendError::Refused(invalid("it is empty".to_owned())));
         }
-        let bytes = encode_batch(&batch.records, stamp)
+        let bytes = encode_batch(&batch.records, stamp, compression)
             .map_err(|error| AppendError::Refused(invalid(error.to_string())))?;
         let was_sent = match &self.unsettled {
             None => false,
