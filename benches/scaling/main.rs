@@ -68,8 +68,6 @@ struct Measured {
     totals: Totals,
     log_bytes: u64,
     seconds: f64,
-    /// Since the start.
-    documents: u64,
     /// Seconds after the first document could come at which partitions have a refresh in the window, unless documents came before.
     refreshes: Vec<f64>,
 }
@@ -87,16 +85,13 @@ pub(crate) struct Pair {
     pub(crate) computed: f64,
     /// Events that the figure rests on.
     pub(crate) events: f64,
-    /// Whether what is computed is the most: how much goes out together hangs on when it began.
-    pub(crate) is_most: bool,
 }
 
 impl Pair {
     fn agrees(&self) -> bool {
         let ratio = self.measured / self.computed;
         let is_nothing = self.measured == 0.0 && self.computed == 0.0;
-        let least = if self.is_most { 0.0 } else { 1.0 / FACTOR };
-        is_nothing || self.events < EVENTS_MIN || (least..=FACTOR).contains(&ratio)
+        is_nothing || self.events < EVENTS_MIN || (1.0 / FACTOR..=FACTOR).contains(&ratio)
     }
 }
 
@@ -239,7 +234,6 @@ async fn measure(setup: &Setup, documents: f64, window: Duration) -> (Begun, Mea
         totals: group.totals().since(&totals),
         log_bytes: group.commit_log_bytes() - log_bytes,
         seconds: from.elapsed().as_secs_f64(),
-        documents: group.totals().documents,
         refreshes: refreshes_within(&claims, offered_from, setup, window),
     };
     eprintln!(
@@ -374,23 +368,12 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         let traffic = measured.traffic.of(api);
         count(traffic.bytes_in + traffic.bytes_out) / seconds
     };
-    // Who writes to a partition for the first time asks for its leader.
-    let dials = if load.is_wire {
-        0.0
-    } else {
-        let documents = count(measured.documents);
-        let before = documents - count(measured.totals.documents);
-        (load.outputs(documents) - load.outputs(before)) / seconds
-    };
     let pair = |what, measured, computed: f64| Pair {
         what,
         measured,
         computed,
         events: computed * seconds,
-        is_most: false,
     };
-    // Refreshes of partitions that were taken over at the same time go out together, on a driver that gathers: at least once, by rskafka.
-    let is_idle = measured.totals.documents == 0 && !load.is_wire;
     vec![
         pair(
             "flushes",
@@ -398,10 +381,7 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
             cost.flushes,
         ),
         pair("transactions", requests(ApiKey::EndTxn), cost.transactions),
-        Pair {
-            is_most: is_idle,
-            ..pair("Produce", requests(ApiKey::Produce), cost.produces)
-        },
+        pair("Produce", requests(ApiKey::Produce), cost.produces),
         pair("Fetch", requests(ApiKey::Fetch), cost.fetches),
         pair("bytes of Fetch", bytes(ApiKey::Fetch), cost.fetch_bytes),
         pair(
@@ -409,11 +389,7 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
             requests(ApiKey::ListOffsets),
             cost.list_offsets,
         ),
-        pair(
-            "Metadata",
-            requests(ApiKey::Metadata),
-            cost.metadata + dials,
-        ),
+        pair("Metadata", requests(ApiKey::Metadata), cost.metadata),
         pair(
             "copies and heartbeats",
             requests(ApiKey::OffsetCommit) + requests(ApiKey::Heartbeat),
@@ -421,7 +397,6 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         ),
         Pair {
             events: cost.flushes * seconds,
-            is_most: is_idle,
             ..pair(
                 "bytes of commits",
                 count(measured.log_bytes) / seconds,
@@ -433,7 +408,7 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
             ..pair(
                 "connections",
                 count(measured.traffic.connections),
-                load.connections(count(measured.documents)),
+                load.connections(),
             )
         },
     ]
@@ -448,7 +423,6 @@ fn start_pairs(setup: &Setup, start: &Begun, log_bytes: u64) -> Vec<Pair> {
         measured: count(measured),
         computed,
         events: load.partitions,
-        is_most: false,
     };
     let mut pairs = vec![
         pair(

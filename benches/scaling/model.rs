@@ -33,11 +33,6 @@ const BATCH: f64 = 95.0;
 const BATCH_FRAME: f64 = 61.0;
 /// A commit record without ranges, its key and its lengths, not packed.
 const COMMIT_RECORD: f64 = 213.0;
-/// Batches of three commits (512 bytes) and more are packed: this much, and so much more for each record.
-const PACKED_COMMITS: f64 = 190.0;
-const PACKED_COMMIT: f64 = 17.0;
-/// `kafka::rskafka::append`: the least time between two appends to a partition.
-const LINGER: f64 = 0.005;
 /// The marker that ends a transaction in each partition that it wrote to.
 const MARKER: f64 = 78.0;
 /// `offsets::log`: commit partitions that an instance reads at the same time.
@@ -64,7 +59,7 @@ pub(crate) struct Load {
     /// Documents a second.
     pub(crate) documents: f64,
     pub(crate) exactly_once: bool,
-    /// Whether the own driver works, which exactly once needs.
+    /// Whether the own driver reads, which exactly once needs.
     pub(crate) is_wire: bool,
     /// Bytes of a document.
     pub(crate) document_bytes: f64,
@@ -123,15 +118,6 @@ fn polls_alone(rate: f64) -> f64 {
     rate * (1.0 + none_within(POLL) + long_waits)
 }
 
-/// How many appends a second take so many parts a second, `pause` or more apart: who comes meanwhile goes out with the next.
-fn gathered(parts: f64, pause: f64) -> f64 {
-    if parts > 0.0 {
-        1.0 / (pause + (-parts * pause).exp() / parts)
-    } else {
-        0.0
-    }
-}
-
 /// How many of `places` are hit by `throws`.
 fn hit(places: f64, throws: f64) -> f64 {
     places * (1.0 - (1.0 - 1.0 / places).powf(throws))
@@ -148,8 +134,8 @@ impl Load {
         };
         let lanes = hit(self.partitions, of_a_flush);
         let (fetches, fetch_bytes) = self.fetches(per_partition);
-        let commits = self.commit_appends(flushes);
-        let commit_bytes = self.commit_bytes(flushes, commits);
+        let marker = if self.exactly_once { MARKER } else { 0.0 };
+        let commit_bytes = flushes * (BATCH_FRAME + COMMIT_RECORD + marker);
         let looks = self.instances / LOOK;
         // `pipeline::claims`: where the commit partitions end, in two ListOffsets for each broker, and a Fetch of each that was written to
         // since. Exactly once only the claim on the group is looked at.
@@ -165,10 +151,8 @@ impl Load {
         let claim_bytes = self.instances * watched * commit_bytes / self.commit_partitions;
         let produces = if self.exactly_once {
             flushes * hit(self.brokers, lanes + 1.0)
-        } else if self.is_wire {
-            flushes * (hit(self.brokers, lanes) + 1.0)
         } else {
-            self.output_appends(flushes * lanes) + commits
+            flushes * (hit(self.brokers, lanes) + 1.0)
         };
         let document_bytes = self.documents * (self.document_bytes + BATCH);
         Cost {
@@ -196,32 +180,6 @@ impl Load {
         let named = self.partitions / self.instances;
         let dealt = self.commit_partitions / self.instances;
         dealt.max(1.0).min(named)
-    }
-
-    /// `kafka::rskafka::append`: each instance has a writer for each partition that it writes to. By the hash of the key those are all.
-    fn output_appends(&self, parts: f64) -> f64 {
-        let writers = self.instances * self.partitions;
-        writers * gathered(parts / writers, LINGER.max(self.round_trip))
-    }
-
-    fn commit_appends(&self, flushes: f64) -> f64 {
-        if self.is_wire {
-            return flushes;
-        }
-        let writers = self.instances * self.commit_partitions_of_an_instance();
-        writers * gathered(flushes / writers, LINGER.max(self.round_trip))
-    }
-
-    fn commit_bytes(&self, flushes: f64, appends: f64) -> f64 {
-        let marker = if self.exactly_once { MARKER } else { 0.0 };
-        let records = if appends > 0.0 {
-            flushes / appends
-        } else {
-            0.0
-        };
-        let packed = PACKED_COMMITS + PACKED_COMMIT * records;
-        let body = (COMMIT_RECORD * records).min(packed);
-        appends * (BATCH_FRAME + body + marker)
     }
 
     /// `pipeline::worker::flush_due_at`: a flush follows the last one after the interval, when the next answer is there, or after the
@@ -265,28 +223,21 @@ impl Load {
         (pairs * total, pairs * bytes)
     }
 
-    /// Connections that stay open, of all brokers together, after so many documents.
-    pub(crate) fn connections(&self, documents: f64) -> f64 {
-        let named = self.partitions / self.instances;
-        if self.is_wire {
-            // `kafka::wire::pool`: as many to each broker as a round of flushes needs at once.
-            return self.instances * self.brokers * (named / self.brokers).clamp(2.0, BURST);
-        }
-        // `kafka::rskafka`: one for each partition that is read, that is committed to, that results went to. By the hash of the key each
-        // instance writes to every output partition in the end.
-        let commits = self.instances * self.commit_partitions_of_an_instance();
-        self.partitions + commits + self.outputs(documents) + self.instances * self.own()
+    /// Connections that stay open, of all brokers together.
+    pub(crate) fn connections(&self) -> f64 {
+        // `kafka::rskafka`: one for each partition, and one to begin with.
+        let reading = if self.is_wire {
+            0.0
+        } else {
+            self.partitions + self.instances
+        };
+        reading + self.instances * self.own()
     }
 
-    /// Connections of rskafka to partitions that results went to.
-    pub(crate) fn outputs(&self, documents: f64) -> f64 {
-        self.instances * hit(self.partitions, documents / self.instances)
-    }
-
-    /// Connections of the own driver that an instance has beside rskafka's: as many as commit partitions are read at once, and those of
-    /// looks, of the membership and of the copies.
+    /// `kafka::wire::pool`: as many to each broker as a round of flushes needs at once.
     fn own(&self) -> f64 {
-        self.commit_partitions_of_an_instance().min(READING) + 2.0
+        let named = self.partitions / self.instances;
+        self.brokers * (named / self.brokers).clamp(2.0, BURST)
     }
 
     /// What it takes to begin: all partitions once.
@@ -294,11 +245,11 @@ impl Load {
         let claims = self.partitions + if self.is_group { 0.0 } else { 1.0 };
         let named = self.partitions / self.instances;
         let watched = self.commit_partitions_of_an_instance();
-        // `kafka::rskafka`: where the input ends, twice, and the stream; a writer for each commit partition.
+        // `kafka::rskafka`: where the input ends, twice, and the stream.
         let dials = if self.is_wire {
             0.0
         } else {
-            3.0 * self.partitions + self.instances * watched
+            3.0 * self.partitions
         };
         let input_bounds = if self.is_wire {
             0.0
@@ -323,23 +274,13 @@ impl Load {
             self.instances * (START_METADATA / 2.0 + ids + WAVE_COMMIT_IDS * waves);
         let input_bytes = self.partitions * METADATA_ENTRY + METADATA_FRAME;
         let commit_bytes = self.commit_partitions * METADATA_ENTRY + METADATA_FRAME;
-        let commit_dials = if self.is_wire {
-            0.0
-        } else {
-            self.instances * watched
-        };
-        let own = if self.is_wire {
-            self.brokers * (named / self.brokers).clamp(2.0, BURST)
-        } else {
-            self.own()
-        };
         TakeOver {
             list_offsets: input_bounds + 2.0 * looks * self.instances * hit(self.brokers, named),
             metadata: dials + metadata_of_input + metadata_of_commits,
-            metadata_bytes: (dials - commit_dials + metadata_of_input) * input_bytes
-                + (commit_dials + metadata_of_commits) * commit_bytes,
-            fences: if self.exactly_once { claims } else { 0.0 },
-            connections: dials + self.instances * own,
+            metadata_bytes: (dials + metadata_of_input) * input_bytes
+                + metadata_of_commits * commit_bytes,
+            fences: claims,
+            connections: dials + self.instances * self.own(),
             // `offsets::log`: each commit partition once.
             read_bytes: self.instances * watched * commit_log_bytes / self.commit_partitions,
         }
@@ -352,7 +293,7 @@ pub(crate) struct TakeOver {
     pub(crate) list_offsets: f64,
     pub(crate) metadata: f64,
     pub(crate) metadata_bytes: f64,
-    /// InitProducerId, each with a look for its coordinator.
+    /// InitProducerId, exactly once each with a look for its coordinator.
     pub(crate) fences: f64,
     /// Connections that are opened.
     pub(crate) connections: f64,

@@ -151,7 +151,7 @@ pub(crate) fn computed() {
                         + cost.heartbeats
                 ),
                 cost.commit_bytes / documents,
-                load.connections(1e9) / load.brokers,
+                load.connections() / load.brokers,
                 CALLS * endpoints / instances,
                 start.read_bytes / instances / 1e6,
                 start.metadata_bytes / 1e6,

@@ -23,7 +23,7 @@ use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
-const RETRY_CAP: Duration = Duration::from_secs(2);
+const RETRY_CAP: Duration = Duration::from_secs(1);
 
 /// A record that is the outcome of an input record: a result or a dead letter.
 #[derive(Debug, Clone)]

@@ -18,7 +18,7 @@ use crate::retry::Backoff;
 use crate::types::{Offset, Record, TopicPartition, error_chain};
 
 const RETRY_INITIAL: Duration = Duration::from_millis(100);
-const RETRY_CAP: Duration = Duration::from_secs(2);
+const RETRY_CAP: Duration = Duration::from_secs(1);
 /// The longest that a fetch waits where nothing comes: each answer wakes the fetch loop and the worker, which is most of what an idle partition
 /// costs. Less than it takes to tell of a broker that is silent.
 const IDLE_WAIT_MAX: Duration = Duration::from_millis(1_500);

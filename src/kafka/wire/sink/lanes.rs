@@ -1,8 +1,10 @@
 //! The partitions that a writer appends to, each with the sequence numbers that it has reached there.
 
 use std::collections::{HashMap, HashSet};
+use std::io;
 
 use bytes::Bytes;
+use tokio::task::spawn_blocking;
 
 use super::super::cluster::Cluster;
 use super::super::connection::Deadline;
@@ -10,7 +12,10 @@ use super::super::encode::{Compression, Stamp, encode_batch, sequence_after};
 use super::super::produce::{AppendError, Parcel};
 use super::super::transaction::Producer;
 use crate::kafka::{Batch, KafkaError};
-use crate::types::TopicPartition;
+use crate::types::{Record, TopicPartition};
+
+/// So much is packed in a third of a millisecond (bench `append_gzip`); to change the thread takes some tens of microseconds.
+const ENCODED_AT_ONCE_BYTES: usize = 64 * 1024;
 
 /// One lane for each partition that was ever appended to.
 #[derive(Debug)]
@@ -59,6 +64,7 @@ impl Lanes {
             let lane = self.lane(&batch.to, producer);
             let prepared = if partitions.insert(&batch.to) {
                 lane.prepare(transactional_id.is_some(), compression, batch)
+                    .await
             } else {
                 let detail = format!("two batches of one call go to {}", batch.to);
                 Err(AppendError::Refused(invalid(detail)))
@@ -106,7 +112,7 @@ impl Lane {
     }
 
     /// The batch's bytes, which are unsettled from now on.
-    fn prepare<'a>(
+    async fn prepare<'a>(
         &mut self,
         is_transactional: bool,
         compression: Compression,
@@ -121,7 +127,8 @@ impl Lane {
         if batch.records.is_empty() {
             return Err(AppendError::Refused(invalid("it is empty".to_owned())));
         }
-        let bytes = encode_batch(&batch.records, stamp, compression)
+        let bytes = encoded(&batch.records, stamp, compression)
+            .await
             .map_err(|error| AppendError::Refused(invalid(error.to_string())))?;
         let was_sent = match &self.unsettled {
             None => false,
@@ -156,6 +163,17 @@ impl Lane {
             Err(_) => {}
         }
     }
+}
+
+/// On a thread for blocking work when it takes long, as calls to the model would wait for it.
+async fn encoded(records: &[Record], stamp: Stamp, compression: Compression) -> io::Result<Bytes> {
+    let bytes: usize = records.iter().map(Record::size).sum();
+    if bytes <= ENCODED_AT_ONCE_BYTES {
+        return encode_batch(records, stamp, compression);
+    }
+    let records = records.to_vec();
+    let encoding = spawn_blocking(move || encode_batch(&records, stamp, compression));
+    encoding.await.map_err(io::Error::other)?
 }
 
 fn invalid(detail: String) -> KafkaError {
