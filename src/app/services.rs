@@ -95,13 +95,19 @@ impl App {
     }
 
     /// What reads the input and what writes.
-    fn edges(&self) -> (Arc<dyn Source>, Arc<dyn Sink>) {
+    fn edges(&self, partitions: usize) -> (Arc<dyn Source>, Arc<dyn Sink>) {
         let (kafka, cluster) = (&self.settings.kafka, &self.cluster);
+        let choice = self.driver.for_partitions(kafka.driver, partitions);
+        if choice != self.driver {
+            let (driver, because_of) = (choice.driver, choice.reason);
+            tracing::info!(%driver, partitions, because_of, "another driver reads the input");
+            self.board.set_info("driver", driver.to_string());
+        }
         let isolation = match self.settings.isolation_level() {
             IsolationLevel::ReadUncommitted => Isolation::ReadUncommitted,
             IsolationLevel::ReadCommitted => Isolation::ReadCommitted,
         };
-        let source: Arc<dyn Source> = match self.driver.driver {
+        let source: Arc<dyn Source> = match choice.driver {
             Driver::Rskafka => Arc::new(RskafkaSource::new(kafka.clone(), cluster.clone())),
             Driver::Wire => Arc::new(WireSource::new(cluster.clone(), isolation)),
         };
@@ -137,10 +143,10 @@ impl App {
     ) -> Services {
         let settings = &self.settings;
         let asked = self.asking.now();
+        let (source, sink) = self.edges(partitions.len());
         let partitions = partitions.iter();
         let classes = partitions.map(|(partition, _)| asked.topics.class(partition));
         let classes: Vec<_> = classes.collect();
-        let (source, sink) = self.edges();
         let sink = self.sink_layer.around(sink);
         Services {
             source,

@@ -22,6 +22,10 @@ impl fmt::Display for Driver {
     }
 }
 
+/// Most partitions that `auto` leaves to rskafka, which has a connection for each and asks for the metadata of all with each. 1,000 of them take
+/// 3.7 % of a core while idle and 3.8 s to begin; on `wire` 1.3 % and 0.4 s (`docs/performance.md`).
+const RSKAFKA_PARTITIONS_MAX: usize = 256;
+
 /// What the settings ask of a driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Needs {
@@ -40,6 +44,23 @@ pub struct DriverChoice {
     pub driver: Driver,
     /// Why, for the operator.
     pub reason: &'static str,
+}
+
+impl DriverChoice {
+    /// The choice where so many partitions may have to be read: many are not left to rskafka, unless it was asked for by name.
+    #[must_use]
+    pub fn for_partitions(self, setting: DriverSetting, partitions: usize) -> Self {
+        if setting == DriverSetting::Auto
+            && self.driver == Driver::Rskafka
+            && partitions > RSKAFKA_PARTITIONS_MAX
+        {
+            return Self {
+                driver: Driver::Wire,
+                reason: "more than 256 partitions, and rskafka has a connection for each",
+            };
+        }
+        self
+    }
 }
 
 /// Follows the setting; `auto` takes rskafka unless a setting needs what it lacks.
@@ -81,6 +102,23 @@ pub const fn choose_driver(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn auto_leaves_no_more_than_some_partitions_to_rskafka() {
+        let choice = |setting, partitions| {
+            let needs = Needs {
+                transactions: false,
+                read_committed: false,
+                security: None,
+            };
+            let choice = choose_driver(setting, needs).unwrap();
+            choice.for_partitions(setting, partitions).driver
+        };
+        assert_eq!(choice(DriverSetting::Auto, 256), Driver::Rskafka);
+        assert_eq!(choice(DriverSetting::Auto, 257), Driver::Wire);
+        assert_eq!(choice(DriverSetting::Rskafka, 257), Driver::Rskafka);
+        assert_eq!(choice(DriverSetting::Wire, 1), Driver::Wire);
+    }
 
     #[test]
     fn auto_takes_rskafka_unless_a_setting_needs_more() {

@@ -8,7 +8,28 @@ use kafka_llm_processor::sandbox::vllm::{Action, Fault, Latency, VllmConfig};
 
 use kafka_llm_processor::types::{Header, Record};
 
-use crate::harness::{GROUP, INPUT, World, eventually, json, plain};
+use crate::harness::{Flavour, GROUP, INPUT, World, eventually, json, plain};
+
+/// rskafka has a connection for each.
+#[tokio::test]
+async fn many_partitions_are_not_left_to_rskafka() {
+    if Flavour::current() != Flavour::Rskafka {
+        return;
+    }
+    for (partitions, expected) in [(256, "rskafka"), (257, "wire")] {
+        let world = World::new(partitions).await;
+        world.produce(0..20, plain);
+        let running = world.start(&["kafka.driver=auto"]);
+        eventually("everything is committed", || world.is_all_committed()).await;
+        let status = running.board.snapshot();
+        running.drain().await;
+        assert_eq!(status.info["driver"], expected);
+        // The pool of our own connections keeps within 96 to a broker.
+        let connections = world.broker.traffic().connections_opened;
+        let is_one_for_each = connections > u64::try_from(partitions).unwrap();
+        assert_eq!(is_one_for_each, expected == "rskafka", "{connections}");
+    }
+}
 
 #[tokio::test]
 async fn every_document_has_one_result_with_its_source() {
