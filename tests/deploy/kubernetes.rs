@@ -114,6 +114,22 @@ fn the_pod_may_nothing_that_it_does_not_need() {
     }
 }
 
+/// A list of ports is one value for `kubectl apply`: what the API server adds to one is a difference each time, and between two ways to apply a conflict.
+#[test]
+fn every_port_names_its_protocol() {
+    let rules = &document(&format!("{BASE}/network.yaml"))["spec"];
+    let mut ports = 0;
+    for way in ["ingress", "egress"] {
+        for rule in rules[way].as_array().unwrap() {
+            for port in rule["ports"].as_array().unwrap() {
+                assert!(port["protocol"].is_string(), "{way}: {port}");
+                ports += 1;
+            }
+        }
+    }
+    assert_eq!(ports, 5);
+}
+
 /// Probes reach the admin server, and each asks what it is for: an outage restarts no pod.
 #[test]
 fn probes_ask_the_admin_server_where_it_listens() {
