@@ -13,6 +13,8 @@
 
 #[path = "deploy/compose.rs"]
 mod compose;
+#[path = "deploy/image.rs"]
+mod image;
 #[path = "deploy/kubernetes.rs"]
 mod kubernetes;
 #[path = "deploy/metrics.rs"]
