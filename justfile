@@ -238,6 +238,10 @@ lint:
 doc:
     RUSTDOCFLAGS="-D warnings" {{ cargo }} doc --no-deps
 
+# the Dockerfile, as BuildKit reads it
+image-check:
+    deploy/check/run image
+
 # compose.yaml and its override, as Compose itself reads them
 compose-check:
     deploy/check/run compose
