@@ -11,6 +11,7 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use crate::cli::output::first_line;
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE};
 use crate::llm::{Call, HttpTransport, LlmConfig, LlmError, Transport as _, TransportError};
 use crate::telemetry::AdminConfig;
@@ -169,13 +170,6 @@ const fn to_ask(listen: Listen) -> Option<SocketAddr> {
         ip => ip,
     };
     Some(SocketAddr::new(ip, address.port()))
-}
-
-/// Whoever listens there may be somebody else.
-fn first_line(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let line = text.lines().next().unwrap_or_default();
-    super::output::harmless(line).chars().take(200).collect()
 }
 
 #[cfg(test)]
