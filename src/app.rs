@@ -1,5 +1,7 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
+#[cfg(test)]
+mod captured;
 mod drift;
 mod observe;
 mod reload;
