@@ -44,6 +44,7 @@ fn answer(bencher: divan::Bencher, text_bytes: usize) {
             &headers,
             divan::black_box(body.as_bytes()),
             Timestamp::UNIX_EPOCH,
+            |said| said,
         )
         .unwrap()
     });
@@ -60,6 +61,7 @@ fn refusal(bencher: divan::Bencher) {
             &headers,
             divan::black_box(body),
             Timestamp::UNIX_EPOCH,
+            |said| said,
         )
         .unwrap_err()
     });

@@ -1,5 +1,7 @@
 //! Builds every part from the settings, runs them, and ends them in order.
 
+#[cfg(test)]
+mod captured;
 mod drift;
 mod observe;
 mod reload;
@@ -28,6 +30,7 @@ use crate::pipeline::{
 };
 use crate::retry::Backoff;
 use crate::telemetry::holds::Holds;
+use crate::telemetry::logging::Losses;
 use crate::telemetry::registry::new_registry;
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::status::{RunState, Summary};
@@ -108,9 +111,18 @@ impl App {
     /// # Errors
     /// When a setting, a template, a file or the admin server's address is of no use. Nothing that a server says is among them.
     pub fn build(settings: Settings) -> anyhow::Result<Self> {
+        Self::build_with(settings, &Losses::default())
+    }
+
+    /// [`build`](Self::build), with the lines of the log that are lost among its metrics.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn build_with(settings: Settings, log: &Losses) -> anyhow::Result<Self> {
         settings.check()?;
         let shutdown = CancellationToken::new();
         let mut registry = new_registry();
+        log.register(&mut registry);
         let board = StatusBoard::new(&mut registry);
         board.endings().keep_payloads(settings.admin.show_payloads);
         let pipeline_metrics = PipelineMetrics::new(&mut registry);

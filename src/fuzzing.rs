@@ -66,6 +66,7 @@ fn llm_replies(bytes: &[u8]) {
         &headers,
         body,
         Timestamp::UNIX_EPOCH,
+        |said| said,
     ));
     drop(classify_reply(
         asked,
@@ -73,6 +74,7 @@ fn llm_replies(bytes: &[u8]) {
         &headers,
         body,
         Timestamp::UNIX_EPOCH,
+        |said| said,
     ));
 }
 

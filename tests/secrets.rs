@@ -197,7 +197,9 @@ async fn nothing_tells_a_secret_while_all_goes_well() {
             variables.push((name.to_owned(), value.to_owned()));
         }
         // One failed attempt, whose words repeat the key.
-        let words = format!(r#"{{"error":{{"message":"I was sent {KEY} by you"}}}}"#);
+        // Once in the middle, and once where its words are cut.
+        let sent = format!("I was sent {KEY} by you");
+        let words = format!(r#"{{"error":{{"message":"{sent:<150}{KEY}"}}}}"#);
         servers.llm.faults().push(Action::answer(500, words));
         let variables = borrowed(&variables);
         let mut processor = Processor::start(&["run".to_owned()], &variables);

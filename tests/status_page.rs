@@ -333,7 +333,7 @@ async fn one_page_too_many_is_told_so_and_gets_its_turn() {
     for _ in 0..16 {
         let mut other = TcpStream::connect(service.admin).await.unwrap();
         other
-            .write_all(b"GET /events HTTP/1.1\r\nHost: a\r\n\r\n")
+            .write_all(b"GET /events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
             .await
             .unwrap();
         let mut answer = [0; 12];

@@ -154,17 +154,17 @@ fn count(count: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Mutex, PoisonError};
-
     use async_trait::async_trait;
+    use prometheus_client::registry::Registry;
     use tokio::time::sleep;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::app::captured::Lines;
     use crate::llm::{Call, LlmConfig, LlmMetrics, Reply, Transport, TransportError};
     use crate::telemetry::registry::new_registry;
-    use crate::telemetry::status::RunState;
+    use crate::telemetry::status::{Head, PartitionStatus, RunState, Stage};
+    use crate::types::Offset;
 
     #[derive(Debug)]
     struct Silent;
@@ -176,18 +176,17 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            lines.extend_from_slice(bytes);
-            Ok(bytes.len())
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+    /// One that looks at this board.
+    fn observer(board: &StatusBoard, registry: &mut Registry, stall_after: Duration) -> Observer {
+        let metrics = LlmMetrics::new(registry);
+        let stop = CancellationToken::new();
+        let client = VllmClient::new(&LlmConfig::default(), Arc::new(Silent), metrics, &stop);
+        Observer {
+            client: Arc::new(client.unwrap()),
+            open: OpenGauges::default(),
+            drift: None,
+            board: board.clone(),
+            stall_after,
         }
     }
 
@@ -195,30 +194,14 @@ mod tests {
     async fn what_limits_is_told_once_a_minute() {
         let mut registry = new_registry();
         let board = StatusBoard::new(&mut registry);
-        let metrics = LlmMetrics::new(&mut registry);
-        let config = LlmConfig::default();
-        let stop = CancellationToken::new();
-        let client = VllmClient::new(&config, Arc::new(Silent), metrics, &stop).unwrap();
         let lines = Lines::default();
-        let written = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || written.clone())
-            .finish();
-        let _default = tracing::subscriber::set_default(subscriber);
+        let _capturing = lines.capture();
         board.set_state(RunState::Running);
-        let observer = Observer {
-            client: Arc::new(client),
-            open: OpenGauges::default(),
-            drift: None,
-            board: board.clone(),
-            stall_after: Duration::from_secs(600),
-        };
+        let observer = observer(&board, &mut registry, Duration::from_secs(600));
         let observing = tokio::spawn(observer.run());
         sleep(Duration::from_millis(185_500)).await;
         observing.abort();
-        let lines = lines.0.lock().unwrap().clone();
-        let said = String::from_utf8(lines).unwrap();
+        let said = lines.text();
         let told: Vec<_> = said
             .lines()
             .filter(|line| line.contains("limited by"))
@@ -231,5 +214,85 @@ mod tests {
         );
         let limited: Duration = board.limited().values().sum();
         assert_eq!(limited, Duration::from_secs(185), "no second is left out");
+    }
+
+    /// `docs/0`, whose oldest unfinished document waits for Kafka.
+    fn partition(offset: i64) -> PartitionStatus {
+        PartitionStatus {
+            topic: "docs".to_owned(),
+            partition: 0,
+            owner_epoch: 1,
+            next_fetch_offset: Offset::new(40),
+            commit_offset: Offset::new(offset),
+            high_watermark: Offset::new(40),
+            open: 1,
+            queued: 0,
+            in_flight: 1,
+            waiting_for_turn: 0,
+            appending: 1,
+            unacknowledged: 0,
+            append_ms: None,
+            head: Some(Head {
+                offset: Offset::new(offset),
+                stage: Stage::Appending,
+            }),
+            oldest_open_ms: Some(10),
+            commit_bytes: 0,
+            waits_for_room: false,
+            read_ahead_waits: None,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_partition_that_stands_still_is_told_once_by_offset_and_once_more_when_it_goes_on() {
+        let mut registry = new_registry();
+        let board = StatusBoard::new(&mut registry);
+        let lines = Lines::default();
+        let _capturing = lines.capture();
+        board.set_state(RunState::Running);
+        board.set_partition(partition(17));
+        let observer = observer(&board, &mut registry, Duration::from_secs(90));
+        let observing = tokio::spawn(observer.run());
+        let about = |word: &str| {
+            let said = lines.text();
+            let told = said.lines().filter(|line| line.contains(word));
+            told.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (stalled, goes_on) = ("makes no progress", "makes progress again");
+        sleep(Duration::from_millis(89_500)).await;
+        assert_eq!(about(stalled), Vec::<String>::new());
+        sleep(Duration::from_secs(200)).await;
+        let told = about(stalled);
+        let [told] = &told[..] else {
+            panic!("{told:?}");
+        };
+        for part in [
+            " WARN ",
+            "topic=\"docs\"",
+            "partition=0",
+            "offset=17",
+            "stood_seconds=90",
+            "for 90s (pipeline.stall_after)",
+            "offset 17 waits for Kafka to acknowledge its result",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert_eq!(board.snapshot().stalled.len(), 1);
+        assert_eq!(about(goes_on), Vec::<String>::new());
+
+        board.set_partition(partition(18));
+        sleep(Duration::from_secs(60)).await;
+        observing.abort();
+        let told = about(goes_on);
+        let [told] = &told[..] else {
+            panic!("{told:?}");
+        };
+        for part in [" INFO ", "topic=docs", "partition=0", "stood_seconds=290"] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        assert_eq!(
+            (about(stalled).len(), board.snapshot().stalled.len()),
+            (1, 0)
+        );
     }
 }

@@ -26,6 +26,7 @@ pub(super) fn start(
     metrics: TraceMetrics,
 ) -> anyhow::Result<Option<Traces>> {
     let config = &settings.telemetry;
+    tell_passed_over(settings);
     let Some(endpoint) = config.endpoint() else {
         return Ok(None);
     };
@@ -43,6 +44,21 @@ pub(super) fn start(
     let traces = Traces::start(config, instance, Arc::new(collector), metrics);
     tracing::info!(endpoint, sample_ratio = config.sample_ratio, "tracing to");
     Ok(Some(traces))
+}
+
+/// The value is not repeated: it may hold what belongs into the headers.
+fn tell_passed_over(settings: &Settings) {
+    if settings.passed_over.is_empty() {
+        return;
+    }
+    let names = settings.passed_over.join(" and ");
+    let instead = match settings.telemetry.endpoint() {
+        Some(_) => "spans go where another setting says",
+        None => "no spans are made",
+    };
+    tracing::warn!(
+        "{names}: must be an http:// or https:// URL of a collector that takes OTLP over HTTP, such as http://localhost:4318 (gRPC, port 4317, is not spoken); it is passed over, and {instead}"
+    );
 }
 
 fn headers(set: Vec<(String, crate::types::Secret)>) -> anyhow::Result<HeaderMap> {
@@ -91,5 +107,45 @@ impl App {
     /// What makes the spans of documents; none where tracing is off.
     pub(super) fn spans(&self) -> Spans {
         self.traces.as_ref().map(Traces::spans).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::captured::Lines;
+    use crate::telemetry::registry::new_registry;
+
+    #[tokio::test]
+    async fn an_address_of_another_protocol_is_told_once_and_not_repeated() {
+        let variable = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        let bad = variable("OTEL_EXPORTER_OTLP_ENDPOINT", "me:hush@collector:4317");
+        let exact = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "collector");
+        let good = variable("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://127.0.0.1:1/x");
+        for (environment, count) in [
+            (vec![bad.clone(), exact], 1),
+            (vec![bad.clone()], 1),
+            (vec![bad, good.clone()], 0),
+            (vec![good], 0),
+        ] {
+            let settings = Settings::load(None, environment, &[]).unwrap();
+            let lines = Lines::default();
+            let _capturing = lines.capture();
+            let metrics = TraceMetrics::new(&mut new_registry());
+            drop(start(&settings, "i-1", metrics).unwrap());
+            let said = lines.text();
+            let warnings: Vec<_> = said.lines().filter(|line| line.contains("WARN")).collect();
+            assert_eq!(warnings.len(), count, "{said}");
+            assert!(!said.contains("hush"), "{said}");
+            for line in warnings {
+                for part in [
+                    "OTEL_EXPORTER_OTLP_ENDPOINT",
+                    "http://localhost:4318",
+                    "no spans are made",
+                ] {
+                    assert!(line.contains(part), "{line}");
+                }
+            }
+        }
     }
 }

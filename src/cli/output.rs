@@ -162,6 +162,15 @@ pub fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(text.chars().map(shown).collect())
 }
 
+/// The first line of an answer: whoever listens there may be somebody else.
+#[must_use]
+pub fn first_line(body: &[u8]) -> String {
+    const CHARS_MAX: usize = 400;
+    let text = String::from_utf8_lossy(body);
+    let line = text.lines().next().unwrap_or_default();
+    harmless(line).chars().take(CHARS_MAX).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

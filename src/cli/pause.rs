@@ -11,10 +11,12 @@ use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
 use serde::Deserialize;
 use tokio::time::timeout;
 
+use crate::cli::output::first_line;
 use crate::cli::{EXIT_FAILURE, EXIT_USAGE};
 use crate::llm::{Call, HttpTransport, LlmConfig, LlmError, Transport as _, TransportError};
 use crate::telemetry::AdminConfig;
 use crate::telemetry::server::{AdminError, Listen};
+use crate::types::Secret;
 
 /// The server answers from memory.
 const WITHIN: Duration = Duration::from_secs(5);
@@ -111,7 +113,8 @@ pub async fn run(
             .to_string(),
     };
     let mut headers = HeaderMap::new();
-    if let Some(token) = admin.token()? {
+    let token = admin.token()?;
+    if let Some(token) = &token {
         let value = HeaderValue::from_str(&format!("Bearer {}", token.expose()));
         // The source would print the token.
         let mut value = value.map_err(|_invalid| PauseError::Header)?;
@@ -136,11 +139,20 @@ pub async fn run(
         return Err(PauseError::Refused {
             address,
             status: reply.status,
-            text: first_line(&reply.body),
+            text: words(&reply.body, token.as_ref()),
         });
     };
     writeln!(out, "{address}: {}", sentence(paused, &turned))?;
     Ok(())
+}
+
+/// What it says, without the token should it repeat that: whoever listens there may be somebody else.
+fn words(body: &[u8], token: Option<&Secret>) -> String {
+    let said = String::from_utf8_lossy(body).into_owned();
+    match token {
+        Some(token) => first_line(token.redact(said).as_bytes()),
+        None => first_line(said.as_bytes()),
+    }
 }
 
 fn sentence(paused: bool, turned: &Turned) -> String {
@@ -171,16 +183,21 @@ const fn to_ask(listen: Listen) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, address.port()))
 }
 
-/// Whoever listens there may be somebody else.
-fn first_line(body: &[u8]) -> String {
-    let text = String::from_utf8_lossy(body);
-    let line = text.lines().next().unwrap_or_default();
-    super::output::harmless(line).chars().take(200).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_refused_is_told_without_the_token() {
+        let token = Secret::new("hush-token-of-some-length");
+        let body = format!("{}{} is wrong\nmore", "x".repeat(390), token.expose());
+        let said = words(body.as_bytes(), Some(&token));
+        assert!(
+            said.ends_with("x*** is wro") && !said.contains("hu"),
+            "{said}"
+        );
+        assert_eq!(words(b"no\nmore", None), "no");
+    }
 
     #[test]
     fn the_address_to_ask_follows_admin_listen() {

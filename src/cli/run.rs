@@ -64,7 +64,7 @@ async fn until_stopped(
     if let Some(file) = log.file() {
         tracing::info!(file = %file.display(), "logging to");
     }
-    let app = match App::build(settings) {
+    let app = match App::build_with(settings, log.losses()) {
         Ok(app) => app,
         Err(error) => {
             tracing::error!("{error:#}");

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use clap::Args;
 use tokio::time::timeout;
 
-use crate::cli::output::Terminal;
+use crate::cli::output::{Terminal, first_line};
 use crate::llm::{Call, HttpTransport, LlmConfig, Reply, Transport as _};
 use crate::telemetry::server::Listen;
 use crate::types::error_chain;
@@ -78,6 +78,14 @@ pub enum StatusError {
         address: String,
         /// What is wrong with it.
         why: String,
+    },
+    /// It answers others, or under another name.
+    #[error("{address} refuses to answer: {text}")]
+    Refused {
+        /// What was asked.
+        address: String,
+        /// What it said.
+        text: String,
     },
     /// The output cannot be written.
     #[error(transparent)]
@@ -147,7 +155,7 @@ async fn answers(
 ) -> Result<bool, StatusError> {
     let Reply { status, body, .. } = ask(address, probe).await?;
     if !matches!(status, 200 | 503) {
-        return Err(foreign(address, probe, status));
+        return Err(unexpected(address, probe, status, &body));
     }
     out.write_all(&body)?;
     out.flush()?;
@@ -159,13 +167,20 @@ async fn page(address: &str) -> Result<Bytes, StatusError> {
     if status == 200 {
         return Ok(body);
     }
-    Err(foreign(address, STATUS, status))
+    Err(unexpected(address, STATUS, status, &body))
 }
 
-fn foreign(address: &str, path: &str, status: u16) -> StatusError {
-    StatusError::Foreign {
-        address: address.to_owned(),
-        why: format!("{path} answers {status}"),
+fn unexpected(address: &str, path: &str, status: u16, body: &[u8]) -> StatusError {
+    let address = address.to_owned();
+    match status {
+        403 => StatusError::Refused {
+            address,
+            text: first_line(body),
+        },
+        _ => StatusError::Foreign {
+            address,
+            why: format!("{path} answers {status}"),
+        },
     }
 }
 

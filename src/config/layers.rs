@@ -185,6 +185,8 @@ impl<P: Provider> Provider for Named<P> {
 pub(super) struct Variables {
     dict: Dict,
     pub(super) names: Names,
+    /// Those of OpenTelemetry's with the address of another protocol.
+    pub(super) passed_over: Vec<String>,
 }
 
 impl Variables {
@@ -194,6 +196,7 @@ impl Variables {
     ) -> Self {
         let defaults = defaults();
         let (mut dict, mut names) = (Dict::new(), Names::new());
+        let mut passed_over = Vec::new();
         let mut variables: Vec<_> = environment.into_iter().collect();
         // Those of others come first, so that ours hold.
         variables.sort_by_cached_key(|(name, _)| (standard(name).is_none(), name.clone()));
@@ -203,8 +206,14 @@ impl Variables {
             .map(|path| path.to_lowercase().replace("__", "."))
             .collect();
         for (name, value) in variables {
-            if standard(&name).is_some_and(|key| yields(key, &value, &ours)) {
-                continue;
+            if let Some(key) = standard(&name) {
+                if yields(key, &ours) {
+                    continue;
+                }
+                if is_foreign(key, &value) {
+                    passed_over.push(name);
+                    continue;
+                }
             }
             let promised = PROMISED.iter().find(|(variable, _)| *variable == name);
             let named = promised.map(|(_, key)| *key).or_else(|| standard(&name));
@@ -221,7 +230,11 @@ impl Variables {
                 None => problems.push(unknown(&key, &format!("environment variable {name}"))),
             }
         }
-        Self { dict, names }
+        Self {
+            dict,
+            names,
+            passed_over,
+        }
     }
 }
 
@@ -242,23 +255,31 @@ fn standard(name: &str) -> Option<&'static str> {
     found.map(|(_, key)| *key)
 }
 
-/// Whether a variable of OpenTelemetry's is passed over: a variable of ours sets the same by another name, or it is the address of another
-/// protocol, as `collector:4317` is, which others on the machine may need.
-fn yields(key: &str, value: &str, ours: &[String]) -> bool {
+/// Whether a variable of ours sets by another name what one of OpenTelemetry's does.
+fn yields(key: &str, ours: &[String]) -> bool {
     let is_set = |names: &[&str]| ours.iter().any(|set| names.contains(&set.as_str()));
     match key {
         "telemetry.otlp_endpoint" | "telemetry.otlp_traces_endpoint" => {
-            let is_http = value.trim().is_empty()
-                || ["http://", "https://"]
-                    .iter()
-                    .any(|scheme| value.trim().starts_with(scheme));
-            !is_http || is_set(&["telemetry.otlp_endpoint", "telemetry.otlp_traces_endpoint"])
+            is_set(&["telemetry.otlp_endpoint", "telemetry.otlp_traces_endpoint"])
         }
         "telemetry.otlp_headers" => {
             is_set(&["telemetry.otlp_headers", "telemetry.otlp_headers_file"])
         }
         _ => false,
     }
+}
+
+/// Whether it is the address of another protocol, as `collector:4317` is, which others on the machine may need: no reason to end the start.
+fn is_foreign(key: &str, value: &str) -> bool {
+    let is_address = matches!(
+        key,
+        "telemetry.otlp_endpoint" | "telemetry.otlp_traces_endpoint"
+    );
+    let value = value.trim();
+    let is_http = ["http://", "https://"]
+        .iter()
+        .any(|scheme| value.starts_with(scheme));
+    is_address && !value.is_empty() && !is_http
 }
 
 /// What the command line sets.

@@ -67,6 +67,9 @@ pub struct Settings {
     /// Where the values came from, for messages about what a setting leads to, such as a file.
     #[serde(skip)]
     pub origins: Origins,
+    /// Variables of OpenTelemetry's that would say where spans go, and do not: they hold no address of HTTP.
+    #[serde(skip)]
+    pub passed_over: Vec<String>,
 }
 
 impl Settings {
@@ -95,12 +98,19 @@ impl Settings {
         let variables = layers::Variables::new(environment, &mut problems);
         let flags = layers::Flags::new(overrides, &mut problems);
         let names = (variables.names.clone(), flags.names.clone());
+        let passed_over = variables.passed_over.clone();
         figment = figment.merge(variables).merge(flags);
         if !problems.is_empty() {
             return Err(ConfigError::from(problems));
         }
         let mut settings: Self = figment.extract().map_err(ConfigError::from_figment)?;
         settings.origins = Origins::new(&figment, &names.0, &names.1);
+        settings.passed_over = passed_over;
+        // What says exactly where traces go leaves the other nothing to say.
+        if !settings.telemetry.otlp_traces_endpoint.trim().is_empty() {
+            let exact = |name: &String| name.contains("TRACES");
+            settings.passed_over.retain(exact);
+        }
         settings.check()?;
         Ok(settings)
     }

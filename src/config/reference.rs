@@ -239,6 +239,7 @@ pub const KEYS: &[Key] = &[
     key("drift.sensitivity", "false alarms", "that may be expected in 100,000 documents; the fewer, the more windows in a row an alarm takes"),
     key("admin.listen", "`address:port`, or `off`", "`/` (the status page), `/events`, `/metrics`, `/status`, `/readyz`, `/livez`, `POST /pause`, `/resume`; port 0 takes a free one"),
     key("admin.token_file", "file", "holds the token that `/pause` and `/resume` ask for, read at the start; without one they are taken on a loopback address only"),
+    key("admin.allowed_hosts", "names, comma separated", "under which it answers, beside IP addresses and `localhost`: see [the admin port](#the-admin-port); `.example.org` for all below it, `*` for any").absent("none"),
     key("admin.show_payloads", "`true`, `false`", "whether the status page shows the beginnings of answers to whoever can open it"),
     key("log.level", "`error`, `warn`, `info`, `debug`, `trace`", "or a list such as `info,kafka_llm_processor::kafka=debug`"),
     key("log.format", "`human`, `json`", "of the log's lines"),

@@ -408,9 +408,46 @@ fn open_telemetrys_variables_are_honoured_and_yield_to_ours() {
     let endpoint = settings.telemetry.endpoint();
     assert_eq!(endpoint.as_deref(), Some("http://ours:4318/v1/traces"));
     assert_eq!(settings.telemetry.otlp_headers, None);
-    // Of another protocol.
-    let settings = load(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317")]);
-    assert_eq!(settings.telemetry.endpoint(), None);
+}
+
+/// They are another protocol's, and another program may need them.
+#[test]
+fn addresses_of_collectors_that_are_not_http_are_passed_over_and_remembered() {
+    const BASE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+    const EXACT: &str = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT";
+    let ours = "KLP_TELEMETRY__OTLP_ENDPOINT";
+    for (variables, endpoint, passed_over) in [
+        (&[(BASE, "collector:4317")][..], None, &[BASE][..]),
+        (
+            &[(BASE, "grpc://c:4317"), (EXACT, "c")],
+            None,
+            &[BASE, EXACT],
+        ),
+        (
+            &[(BASE, "http://c:4318"), (EXACT, "c:4317")],
+            Some("http://c:4318/v1/traces"),
+            &[EXACT],
+        ),
+        // Nobody asks these.
+        (
+            &[(BASE, "c:4317"), (EXACT, "http://t/x")],
+            Some("http://t/x"),
+            &[],
+        ),
+        (
+            &[(BASE, "c:4317"), (ours, "http://o")],
+            Some("http://o/v1/traces"),
+            &[],
+        ),
+        (&[(BASE, " ")], None, &[]),
+    ] {
+        let environment = variables.iter();
+        let environment =
+            environment.map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let settings = Settings::load(None, environment.collect::<Vec<_>>(), &[]).unwrap();
+        assert_eq!(settings.telemetry.endpoint().as_deref(), endpoint);
+        assert_eq!(settings.passed_over, passed_over, "{variables:?}");
+    }
 }
 
 /// Everybody on a machine can read the command lines of its processes.

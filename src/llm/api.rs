@@ -219,7 +219,8 @@ pub(super) struct ErrorBody {
 /// Reads an error body: vLLM's own shape, `{"error":"…"}`, `{"detail":…}`, a bare `{"message":…}`, or text.
 pub(super) fn read_error(body: &[u8]) -> ErrorBody {
     let Ok(value) = serde_json::from_slice::<Value>(body) else {
-        let text = String::from_utf8_lossy(body.get(..512).unwrap_or(body));
+        // Whole, as what is cut could hold the beginning of a secret; who repeats it cuts it.
+        let text = String::from_utf8_lossy(body);
         let text = text.trim();
         return ErrorBody {
             // A page of HTML says nothing in its first line.

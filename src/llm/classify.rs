@@ -86,7 +86,8 @@ pub struct Target<'a> {
     pub model: &'a str,
 }
 
-/// Judges an answer to a chat completion. `now` is needed for a `Retry-After` that is a date.
+/// Judges an answer to a chat completion. `now` is needed for a `Retry-After` that is a date; `redact` takes out of the server's words what
+/// must not be repeated, before they are cut: of a secret across the cut the beginning would stay.
 ///
 /// # Errors
 /// The failure, when it is not an answer with text. One that was cut (`length`) is an answer here.
@@ -96,9 +97,12 @@ pub fn reply(
     headers: &HeaderMap,
     body: &[u8],
     now: Timestamp,
+    redact: impl FnOnce(String) -> String,
 ) -> Result<Answer, Failure> {
     if status != 200 {
-        let (fault, detail) = refusal(target, status, headers, body, now);
+        let mut error = api::read_error(body);
+        error.message = error.message.map(redact);
+        let (fault, detail) = refusal(target, status, headers, &error, now);
         return Err(Failure {
             fault,
             detail,
@@ -186,13 +190,12 @@ fn refusal(
     target: Target<'_>,
     status: u16,
     headers: &HeaderMap,
-    body: &[u8],
+    error: &ErrorBody,
     now: Timestamp,
 ) -> (Fault, String) {
     let url = target.url;
-    let error = api::read_error(body);
     match status {
-        400 => bad_request(&error),
+        400 => bad_request(error),
         401 | 403 | 407 => (
             Fault::Endpoint,
             format!(
@@ -213,7 +216,7 @@ fn refusal(
         ),
         402 | 426 | 505 | 511 => (
             Fault::Endpoint,
-            with_quote(format!("{url} refuses service (status {status})"), &error),
+            with_quote(format!("{url} refuses service (status {status})"), error),
         ),
         413 => (
             Fault::Document(DeadLetterReason::RequestRejected),
@@ -231,12 +234,12 @@ fn refusal(
             Fault::Request,
             with_quote(
                 "the server does not implement this (status 501)".to_owned(),
-                &error,
+                error,
             ),
         ),
         500.. => (
             Fault::Transient,
-            with_quote(format!("the server failed (status {status})"), &error),
+            with_quote(format!("the server failed (status {status})"), error),
         ),
         300..400 => (
             Fault::Endpoint,
@@ -246,7 +249,7 @@ fn refusal(
             Fault::Request,
             with_quote(
                 format!("the server refuses the request (status {status})"),
-                &error,
+                error,
             ),
         ),
         _ => (

@@ -367,7 +367,7 @@ impl Endpoint {
             .map_err(|error| classify::transport(self.target(), &error))
     }
 
-    /// Servers repeat what they were sent, the key too.
+    /// Servers repeat what they were sent, the key too: also in pieces that only the sentence puts together.
     fn redacted(&self, failure: Failure) -> Failure {
         Failure {
             detail: self.common.authorization.redact(failure.detail),
@@ -430,6 +430,7 @@ impl Endpoint {
             &reply.headers,
             &reply.body,
             clock::now(),
+            |said| self.common.authorization.redact(said),
         )
         .map_err(|failure| self.redacted(failure))?;
         let waiting = api::read_waiting(&reply.headers);
@@ -451,6 +452,7 @@ impl Endpoint {
                 &reply.headers,
                 &reply.body,
                 clock::now(),
+                |said| self.common.authorization.redact(said),
             )
             .map(|_| None)
             .map_err(|failure| self.redacted(failure)),

@@ -5,6 +5,7 @@
 
 mod connection;
 mod control;
+mod hosts;
 mod listen;
 mod routes;
 
@@ -16,6 +17,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use axum::Router;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +26,9 @@ use crate::telemetry::{Health, Metrics, PauseSwitch, StatusBoard};
 use crate::types::Secret;
 use connection::BoundedListener;
 use control::Guard;
+use hosts::HostCheck;
 
+pub use hosts::AllowedHosts;
 pub use listen::Listen;
 
 /// How long requests that run may take to end when the server stops.
@@ -39,6 +43,8 @@ pub struct AdminConfig {
     /// File with the token that `POST /pause` and `/resume` must bring. Without one they are taken only where [`listen`](Self::listen) is a
     /// loopback address. Read at start.
     pub token_file: Option<PathBuf>,
+    /// Names under which it answers, beside IP addresses and `localhost`.
+    pub allowed_hosts: AllowedHosts,
     /// Whether the status page shows the beginnings of answers.
     pub show_payloads: bool,
 }
@@ -157,6 +163,8 @@ impl AdminServer {
         let address = listener.local_addr().map_err(refused)?;
 
         let guard = Guard::new(token.as_ref(), address);
+        let hosts = HostCheck::new(config.allowed_hosts.clone());
+        let router = routes::router(sources, guard, hosts, &shutdown);
 
         let (started, starting) = mpsc::sync_channel(1);
         let (ending, ended) = oneshot::channel();
@@ -164,7 +172,7 @@ impl AdminServer {
         thread::Builder::new()
             .name("admin".to_owned())
             .spawn(move || {
-                let outcome = run(listener, sources, guard, stop, &started);
+                let outcome = run(listener, router, stop, &started);
                 // A start that failed was told; nobody listens for it any more when the caller is gone.
                 if let Err(error) = outcome {
                     drop(started.send(Err(error)));
@@ -206,8 +214,7 @@ impl AdminServer {
 
 fn run(
     listener: TcpListener,
-    sources: AdminSources,
-    guard: Guard,
+    router: Router,
     shutdown: CancellationToken,
     started: &mpsc::SyncSender<io::Result<()>>,
 ) -> io::Result<()> {
@@ -218,7 +225,7 @@ fn run(
     runtime.block_on(async {
         let listener = BoundedListener::new(tokio::net::TcpListener::from_std(listener)?);
         drop(started.send(Ok(())));
-        let server = axum::serve(listener, routes::router(sources, guard, &shutdown))
+        let server = axum::serve(listener, router)
             .with_graceful_shutdown(shutdown.clone().cancelled_owned());
         let mut serving = std::pin::pin!(server.into_future());
         tokio::select! {

@@ -72,6 +72,27 @@ fn the_processor_of_compose_works_exactly_once_and_ends_in_time() {
     assert_eq!(strings(&processor["cap_drop"]), ["ALL"]);
 }
 
+/// A processor answers under the names that it knows, and one that Prometheus has is not refused.
+#[test]
+fn prometheus_may_ask_the_processor_under_the_name_it_has() {
+    let prometheus = document("deploy/prometheus/prometheus.yml");
+    let configs = prometheus["scrape_configs"].as_array().unwrap();
+    let of = |job: &str| {
+        let config = configs.iter().find(|config| config["job_name"] == job);
+        strings(&config.unwrap()["static_configs"][0]["targets"])
+    };
+    let settings = Settings::load(None, environment(&service("processor")), &[]).unwrap();
+    for target in of("kafka-llm-processor") {
+        assert!(settings.admin.allowed_hosts.allows(target), "{target}");
+    }
+    // That of the host is started by hand: the file says how.
+    for target in of("kafka-llm-processor-host") {
+        let (host, _) = target.split_once(':').unwrap();
+        let setting = format!("KLP_ADMIN__ALLOWED_HOSTS={host}");
+        assert!(read(COMPOSE).contains(&setting), "{setting}");
+    }
+}
+
 #[test]
 fn the_names_of_the_seed_are_the_defaults_of_compose() {
     let processor = environment(&service("processor"));

@@ -117,3 +117,20 @@ fn of_many_partitions_those_with_most_to_do_are_shown() {
     assert!(!text.contains("docs/79 "), "{text}");
     assert!(text.ends_with("and 80 more with less to do\n"), "{text}");
 }
+
+#[test]
+fn what_it_refuses_is_told_with_its_reason() {
+    let refused = unexpected(
+        "node-1:9100",
+        STATUS,
+        403,
+        b"the host node-1 is not in admin.allowed_hosts\n\x1b[2J",
+    )
+    .to_string();
+    assert_eq!(
+        refused,
+        "node-1:9100 refuses to answer: the host node-1 is not in admin.allowed_hosts"
+    );
+    let foreign = unexpected("node-1:9100", STATUS, 404, b"").to_string();
+    assert!(foreign.contains("/status answers 404"), "{foreign}");
+}

@@ -11,7 +11,14 @@ fn now() -> Timestamp {
 }
 
 fn judge(status: u16, body: &str) -> Result<Answer, Failure> {
-    reply(TARGET, status, &HeaderMap::new(), body.as_bytes(), now())
+    reply(
+        TARGET,
+        status,
+        &HeaderMap::new(),
+        body.as_bytes(),
+        now(),
+        |said| said,
+    )
 }
 
 fn failure(status: u16, body: &str) -> Failure {
@@ -89,6 +96,28 @@ fn a_validation_error_is_the_requests_fault_and_its_echo_is_cut() {
         "{}",
         failure.detail
     );
+}
+
+/// A key that lies across the cut would keep its beginning.
+#[test]
+fn what_must_not_be_repeated_goes_before_the_sentence_is_cut() {
+    const KEY: &str = "hush-key-of-some-length";
+    let before = "x".repeat(QUOTED_CHARS_MAX - 8);
+    let message = format!("{before}{KEY} by you");
+    // What is before the sentence in a body without JSON counts as well.
+    let blank = " ".repeat(505);
+    for (status, body) in [
+        (500, error(&message, "InternalServerError", None, 500)),
+        (400, error(&message, "BadRequestError", None, 400)),
+        (402, message.clone()),
+        (500, format!("{blank}{KEY} by you")),
+    ] {
+        let redact = |said: String| said.replace(KEY, "***");
+        let headers = HeaderMap::new();
+        let judged = reply(TARGET, status, &headers, body.as_bytes(), now(), redact);
+        let detail = judged.unwrap_err().detail;
+        assert!(!detail.contains("hu") && detail.contains("***"), "{detail}");
+    }
 }
 
 #[test]
@@ -215,7 +244,7 @@ fn retry_after_is_read_as_seconds_or_as_a_date() {
     ] {
         let mut headers = HeaderMap::new();
         headers.insert(RETRY_AFTER, HeaderValue::from_static(text));
-        let failure = reply(TARGET, 429, &headers, b"", now()).unwrap_err();
+        let failure = reply(TARGET, 429, &headers, b"", now(), |said| said).unwrap_err();
         assert_eq!(
             failure.fault,
             Fault::Capacity {

@@ -5,6 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::registry::Registry;
 use tokio::time::sleep;
 use tracing_appender::non_blocking::ErrorCounter;
 
@@ -44,6 +49,11 @@ impl Losses {
         self.unwritten.load(Ordering::Relaxed)
     }
 
+    /// Has the metrics count them.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register_collector(Box::new(self.clone()));
+    }
+
     /// Tells now and then, while there is something to tell: what the file does not take the console may.
     ///
     /// # Cancel safety
@@ -62,6 +72,27 @@ impl Losses {
                 told = now;
             }
         }
+    }
+}
+
+/// The counts are where the queues and writers keep them, and are looked up when they are asked for.
+impl Collector for Losses {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let mut family = encoder.encode_descriptor(
+            "log_lines_lost",
+            "Lines of the log that were not written, by reason",
+            None,
+            MetricType::Counter,
+        )?;
+        for (reason, lines) in [
+            ("queue_full", self.dropped()),
+            ("unwritten", self.unwritten()),
+        ] {
+            let lines = u64::try_from(lines).unwrap_or(u64::MAX);
+            let label = [("reason", reason)];
+            ConstCounter::new(lines).encode(family.encode_family(&label)?)?;
+        }
+        Ok(())
     }
 }
 

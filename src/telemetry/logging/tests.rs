@@ -3,6 +3,7 @@ use std::sync::{Arc, Mutex};
 use serde_json::Value;
 
 use super::*;
+use crate::telemetry::registry::{Metrics, new_registry};
 
 /// A console whose lines can be read when the guard is dropped.
 #[derive(Clone, Default)]
@@ -285,6 +286,16 @@ fn lines_for_a_full_disk_are_counted_and_the_others_are_written() {
     let losses = guard.losses().clone();
     drop(guard);
     assert_eq!((losses.dropped(), losses.unwritten()), (0, 50));
+    let mut registry = new_registry();
+    losses.register(&mut registry);
+    let metrics = Metrics::new(registry).encode().unwrap();
+    for sample in [
+        "# TYPE klp_log_lines_lost counter\n",
+        "klp_log_lines_lost_total{reason=\"unwritten\"} 50\n",
+        "klp_log_lines_lost_total{reason=\"queue_full\"} 0\n",
+    ] {
+        assert!(metrics.contains(sample), "{metrics}");
+    }
     let lines = String::from_utf8(console.0.lock().unwrap().clone()).unwrap();
     assert_eq!(lines.lines().count(), 50);
 }

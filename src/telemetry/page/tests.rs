@@ -53,7 +53,8 @@ struct Listener {
 impl Fixture {
     async fn ask(&self, path: &str) -> BufReader<TcpStream> {
         let mut stream = TcpStream::connect(self.server.local_addr()).await.unwrap();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let request =
+            format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n");
         stream.write_all(request.as_bytes()).await.unwrap();
         BufReader::new(stream)
     }

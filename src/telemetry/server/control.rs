@@ -2,7 +2,7 @@
 //!
 //! A page in a browser on the operator's machine can send requests to it without being asked. So a request must have the content type of
 //! JSON, which a page cannot give to another site without asking that site first, and must not come from a page at all: browsers say so
-//! with `Origin` or `Sec-Fetch-Site`, also where a name was made to point here.
+//! with `Origin` or `Sec-Fetch-Site`, also where a name was made to point here. Under such a name nothing is answered: see `hosts`.
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -14,11 +14,17 @@ use crate::telemetry::page::{self, StatusPage};
 use crate::telemetry::registry::{CONTENT_TYPE, CONTENT_TYPE_CLASSIC};
 use crate::telemetry::server::AdminSources;
 use crate::telemetry::server::control::{self, Guard};
+use crate::telemetry::server::hosts::{self, HostCheck};
 
 /// The longest that an answer may take.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(super) fn router(sources: AdminSources, guard: Guard, shutdown: &CancellationToken) -> Router {
+pub(super) fn router(
+    sources: AdminSources,
+    guard: Guard,
+    hosts: HostCheck,
+    shutdown: &CancellationToken,
+) -> Router {
     let page = page::router(
         sources.health.clone(),
         sources.status.clone(),
@@ -33,6 +39,7 @@ pub(super) fn router(sources: AdminSources, guard: Guard, shutdown: &Cancellatio
         .merge(control::router(sources.pause, guard))
         .merge(page)
         .layer(middleware::from_fn(within_time))
+        .layer(middleware::from_fn_with_state(hosts, hosts::check))
 }
 
 async fn within_time(request: Request, next: Next) -> Response {

@@ -76,8 +76,9 @@ impl Fixture {
 
     /// `headers` are lines.
     async fn ask(&self, method: &str, path: &str, headers: &str) -> (u16, String, String) {
-        let request =
-            format!("{method} {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{headers}\r\n");
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{headers}\r\n"
+        );
         let answer = self.send(request.as_bytes()).await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
@@ -89,7 +90,7 @@ impl Fixture {
 async fn metrics_are_openmetrics_for_who_asks_for_it_and_classic_text_for_others() {
     let fixture = fixture();
     let sample = "klp_documents_total{status=\"ok\"} 0\n";
-    let asked = "GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2\r\n\r\n";
+    let asked = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nAccept: application/openmetrics-text;version=1.0.0;q=0.5,text/plain;q=0.2\r\n\r\n";
     let answer = fixture.send(asked.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 200") && answer.contains(CONTENT_TYPE));
     assert!(answer.contains(sample) && answer.ends_with("# EOF\n"));
@@ -160,7 +161,7 @@ async fn it_answers_while_the_callers_event_loop_is_busy() {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(address).unwrap();
     stream
-        .write_all(b"GET /livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        .write_all(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n")
         .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -170,7 +171,8 @@ async fn it_answers_while_the_callers_event_loop_is_busy() {
 #[tokio::test]
 async fn a_request_that_is_too_large_is_cut() {
     let fixture = fixture();
-    let mut request = b"POST /status HTTP/1.1\r\nHost: a\r\nContent-Length: 999999\r\n".to_vec();
+    let mut request =
+        b"POST /status HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 999999\r\n".to_vec();
     for index in 0..90 {
         request.extend_from_slice(format!("x-{index}: {}\r\n", "a".repeat(1000)).as_bytes());
     }
@@ -377,5 +379,72 @@ async fn a_token_file_of_no_use_names_the_setting() {
         let message = error.to_string();
         assert!(message.contains("admin.token_file"), "{message}");
         assert!(!message.contains("short"), "{message}");
+    }
+}
+
+/// What a page sends whose name was made to point here.
+#[tokio::test]
+async fn a_name_that_is_not_known_is_refused_whatever_it_asks_for() {
+    for listen in ["127.0.0.1:0", "0.0.0.0:0"] {
+        let fixture = fixture_with(&config(listen));
+        for request in [
+            "GET /",
+            "GET /events",
+            "GET /status",
+            "GET /metrics",
+            "GET /readyz",
+            "GET /other",
+            "POST /pause",
+            "POST /resume",
+        ] {
+            for hosts in [
+                "Host: evil.example:9100",
+                "Host: 127.0.0.1\r\nHost: evil.example",
+            ] {
+                let request =
+                    format!("{request} HTTP/1.1\r\n{hosts}\r\nConnection: close\r\n{JSON}\r\n");
+                let answer = fixture.send(request.as_bytes()).await;
+                assert!(
+                    answer.starts_with("HTTP/1.1 403") && answer.contains("admin.allowed_hosts"),
+                    "{request}: {answer}"
+                );
+            }
+        }
+        let in_the_line = "GET http://evil.example/status HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n";
+        assert!(
+            fixture
+                .send(in_the_line.as_bytes())
+                .await
+                .starts_with("HTTP/1.1 403")
+        );
+        let alive = "GET /livez HTTP/1.1\r\nHost: klp.example.org\r\nConnection: close\r\n\r\n";
+        assert!(
+            fixture
+                .send(alive.as_bytes())
+                .await
+                .starts_with("HTTP/1.1 200"),
+            "a refused probe restarts what works"
+        );
+        assert!(fixture.turns.lock().unwrap().is_empty());
+    }
+}
+
+#[tokio::test]
+async fn addresses_no_host_and_names_of_the_setting_are_answered() {
+    let fixture = fixture_with(&AdminConfig {
+        allowed_hosts: "processor".parse().unwrap(),
+        ..config("127.0.0.1:0")
+    });
+    for head in [
+        "HTTP/1.0",
+        "HTTP/1.1\r\nHost:",
+        "HTTP/1.1\r\nHost: 10.1.2.3:9100",
+        "HTTP/1.1\r\nHost: [::1]:9100",
+        "HTTP/1.1\r\nHost: localhost:9100",
+        "HTTP/1.1\r\nHost: processor:9100",
+    ] {
+        let request = format!("GET /status {head}\r\nConnection: close\r\n\r\n");
+        let answer = fixture.send(request.as_bytes()).await;
+        assert_eq!(answer.split(' ').nth(1), Some("200"), "{head}: {answer}");
     }
 }
