@@ -28,8 +28,8 @@
 //! `sandbox` stands beside the ladder: it imports `types` and `clock` alone and is used by `cli`, tests, examples and benches.
 //!
 //! # Not goals
-//! Not one call of the model per document, not exactly once beyond one Kafka cluster, and not on the driver `rskafka`, which is the one that at
-//! least once takes; no general stream processing, no model serving.
+//! Not one call of the model per document, not exactly once beyond one Kafka cluster, and not where the driver `rskafka` reads, which is the
+//! one that at least once takes; no general stream processing, no model serving.
 
 pub mod app;
 pub mod cli;
