@@ -49,6 +49,11 @@ const SHARED_LOOKS: f64 = 2.5;
 /// `kafka::wire::pool`: the bursts of the two lanes in which a round of flushes, or a take-over, goes out; the polls are beside them.
 const BURST: f64 = 62.0;
 
+/// `kafka::driver`: whether `auto` takes the own client to read.
+pub(crate) fn is_wire(exactly_once: bool, partitions: f64) -> bool {
+    exactly_once || partitions > 256.0
+}
+
 /// What is worked on, and by whom. Counts and rates are of the whole group.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {

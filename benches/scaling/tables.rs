@@ -1,7 +1,7 @@
 //! What was measured beside what was computed, and what is only computed, as the tables of `docs/scaling.md`.
 
 use super::Pair;
-use super::model::{Load, REFRESH};
+use super::model::{Load, REFRESH, is_wire};
 use super::service::{COMMIT_PARTITIONS_MAX, Setup};
 
 /// Measured on one Apache Kafka 4.3.1 by `just cost`: from the end of one flush to the next, less the interval.
@@ -110,7 +110,7 @@ pub(crate) fn computed() {
     ]);
     for (name, documents, partitions, instances, endpoints) in LOADS {
         for (driver, exactly_once, interval) in [
-            ("rskafka, at least once", false, 0.01),
+            ("at least once", false, 0.01),
             ("exactly once", true, 0.05),
             ("exactly once, commit_interval_ms = 1000", true, 1.0),
         ] {
@@ -122,7 +122,7 @@ pub(crate) fn computed() {
                 documents,
                 document_bytes: 1_024.0,
                 exactly_once,
-                is_wire: exactly_once,
+                is_wire: is_wire(exactly_once, partitions),
                 interval,
                 is_group: instances > 1.0,
                 flush: if exactly_once {
