@@ -214,8 +214,13 @@ async fn ask(config: &KafkaConfig) -> Result<Held, KafkaError> {
             "it answers {status}{said} (kafka.sasl_oauthbearer_client_credentials_client_id, …_client_secret)"
         )));
     }
+    held(&body, &fails)
+}
+
+/// The token of an answer.
+fn held(body: &[u8], fails: &dyn Fn(&dyn fmt::Display) -> KafkaError) -> Result<Held, KafkaError> {
     // The parser's own words could repeat the token.
-    let answer: Answer = serde_json::from_slice(&body)
+    let answer: Answer = serde_json::from_slice(body)
         .map_err(|_source| fails(&"its answer is no JSON with an access_token"))?;
     let token = check(answer.access_token, ENDPOINT)?;
     let life = answer
@@ -303,6 +308,16 @@ fn complaint(body: &[u8], secret: &Secret) -> String {
         .take(WORDS_MAX)
         .collect();
     format!(", {said}")
+}
+
+/// What the crate's `fuzzing` hands to fuzzers.
+pub(super) fn fuzzing(body: &[u8]) {
+    let fails = |detail: &dyn fmt::Display| KafkaError::Credentials {
+        detail: detail.to_string(),
+    };
+    drop(held(body, &fails));
+    drop(complaint(body, &Secret::new("hush")));
+    expired_since(&Secret::new(String::from_utf8_lossy(body)));
 }
 
 #[cfg(test)]
