@@ -33,20 +33,28 @@ pub(crate) fn schemas(bytes: &[u8]) {
     }
 }
 
-/// A template, a zero byte and the fields of a document.
+/// A template, a zero byte and the fields of a document. The template is only parsed: who writes one may have it make a gigabyte of nothing.
 pub(crate) fn templates(bytes: &[u8]) {
     let (template, fields) = halves(bytes);
-    let config = PromptConfig {
-        user: Some(template),
-        ..PromptConfig::default()
-    };
+    drop(Prompt::new(&with_template(&template), None));
     let fields = serde_json::from_str(&fields).unwrap_or_default();
     let context = Prompt::context(fields, "id", KafkaContext::default());
-    for config in [config, PromptConfig::default()] {
-        if let Ok(prompt) = Prompt::new(&config, None) {
+    for template in [
+        "{% for x in list %}{% for y in x %}{{ y|upper|tojson }}{% endfor %}{% endfor %}",
+        "{{ a.b }}{{ list|sort|join(',') }}{{ list[1:]|reverse|first }}{{ a|items|length }}",
+        "{{ content }}{{ kafka.topic }}{{ a + 1 }}{{ a ~ list }}{{ a // 2 }}{{ a|round }}{{ a|title }}",
+    ] {
+        if let Ok(prompt) = Prompt::new(&with_template(template), None) {
             let scope = prompt.scope(&context);
             drop(prompt.render_with(Question::Answer, &scope, "text"));
         }
+    }
+}
+
+fn with_template(template: &str) -> PromptConfig {
+    PromptConfig {
+        user: Some(template.to_owned()),
+        ..PromptConfig::default()
     }
 }
 
