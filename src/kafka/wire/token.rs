@@ -120,7 +120,7 @@ pub(super) const fn origin(config: &KafkaConfig) -> &'static str {
 /// How long ago it expired, when the token tells and it did.
 pub(super) fn expired_since(token: &Secret) -> Option<Duration> {
     let expires = expiry(token)?;
-    u64::try_from(clock::now().as_second() - expires)
+    u64::try_from(clock::now().as_second().saturating_sub(expires))
         .ok()
         .map(Duration::from_secs)
 }
@@ -227,7 +227,7 @@ fn held(body: &[u8], fails: &dyn Fn(&dyn fmt::Display) -> KafkaError) -> Result<
         .expires_in
         .and_then(|told| seconds(&told))
         .or_else(|| {
-            let left = expiry(&token)? - clock::now().as_second();
+            let left = expiry(&token)?.saturating_sub(clock::now().as_second());
             u64::try_from(left).ok()
         })
         .map_or(LIFE_UNTOLD, Duration::from_secs);
