@@ -224,9 +224,28 @@ static target="x86_64-unknown-linux-musl":
     echo "target/static/kafka-llm-processor, $size bytes"
     sha256sum target/static/kafka-llm-processor
 
-# everything that reads bytes from outside, on the corpus and what chance makes of it: just fuzz 60; cargo fuzz does more (see tests/fuzz/Cargo.toml)
-fuzz seconds="10":
+# everything that reads bytes from outside, on the corpus and what chance makes of it: just fuzz-corpus 60
+fuzz-corpus seconds="10":
     FUZZ_SECONDS={{ seconds }} FUZZ_SEED=$RANDOM {{ cargo }} test --test fuzz_corpus -- --nocapture
+
+# one of the targets of src/fuzzing.rs (or `all`, one after the other), guided by coverage: just fuzz kafka_answers 300; needs cargo-fuzz and a C++ compiler, no nightly
+fuzz target="all" seconds="60":
+    #!/usr/bin/env bash
+    set -euo pipefail
+    command -v cargo-fuzz > /dev/null || { echo "cargo install cargo-fuzz --locked" >&2; exit 1; }
+    # The versions that the program is built with; the lock file of tests/fuzz is left out of the repository.
+    cp Cargo.lock tests/fuzz/Cargo.lock
+    targets={{ target }}
+    [ "$targets" != all ] || targets=$({{ cargo }} fuzz list --fuzz-dir tests/fuzz)
+    export CARGO_TARGET_DIR=$PWD/target/fuzz
+    for target in $targets; do
+        # What is found is kept beside the corpus, which stays small: what is worth it is copied by hand.
+        found=target/fuzz/corpus/$target
+        mkdir -p "$found" target/fuzz/artifacts
+        {{ cargo }} fuzz run --fuzz-dir tests/fuzz --sanitizer none "$target" "$PWD/$found" "$PWD/tests/fuzz/corpus/$target" -- \
+            -max_total_time={{ seconds }} -rss_limit_mb=1024 -malloc_limit_mb=512 -timeout=10 -max_len=4096 -print_final_stats=1 \
+            -artifact_prefix="$PWD/target/fuzz/artifacts/$target-"
+    done
 
 # formats, lints, dependency rules
 lint:

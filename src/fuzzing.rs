@@ -2,17 +2,23 @@
 //!
 //! Not part of the interface. `tests/fuzz_corpus.rs` runs all of them for a bounded time on stable, `tests/fuzz` with `cargo fuzz`.
 
+use std::path::Path;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use reqwest::header::{HeaderMap, HeaderValue, RETRY_AFTER};
 
+use crate::cli::dead_letters::fuzzing_marks;
+use crate::config::Settings;
 use crate::kafka::wire::fuzzing;
-use crate::llm::{Target as Asked, classify_reply};
-use crate::offsets::CommitRecord;
+use crate::llm::{Target as Asked, classify_reply, fuzzing as llm};
+use crate::offsets::{CommitRecord, seen};
+use crate::records::audit::{AuditRecord, chain};
 use crate::records::dead_letter::DeadLetter;
 use crate::records::document::{Document, InputFormat};
 use crate::records::headers;
 use crate::records::result::ResultRecord;
+use crate::telemetry::server::fuzzing as admin;
 use crate::types::{Header, Offset, Record, SourcePosition, TopicPartition};
 
 /// Something that reads bytes from outside.
@@ -25,14 +31,25 @@ pub struct Target {
 }
 
 /// Everything that reads bytes from outside.
-pub const TARGETS: [Target; 7] = [
+pub const TARGETS: [Target; 18] = [
     target("kafka_batches", fuzzing::batches),
     target("kafka_batch_bodies", fuzzing::batch_bodies),
+    target("kafka_fetches", fuzzing::fetches),
     target("kafka_answers", fuzzing::answers),
+    target("kafka_frames", fuzzing::frames),
     target("kafka_members", fuzzing::members),
+    target("sasl_messages", fuzzing::sasl_messages),
+    target("oauth_tokens", fuzzing::tokens),
     target("llm_replies", llm_replies),
+    target("llm_lists", llm::lists),
+    target("structured_answers", llm::structured_answers),
+    target("schemas", llm::schemas),
+    target("templates", llm::templates),
     target("documents", documents),
+    target("long_documents", llm::long_documents),
     target("own_records", own_records),
+    target("configuration", configuration),
+    target("admin_requests", admin::requests),
 ];
 
 const fn target(name: &'static str, read: fn(&[u8])) -> Target {
@@ -98,6 +115,12 @@ fn documents(bytes: &[u8]) {
 fn own_records(bytes: &[u8]) {
     drop(CommitRecord::from_value(bytes));
     drop(ResultRecord::parse(bytes));
+    drop(AuditRecord::parse(bytes));
+    drop(chain::Seen::parse(bytes));
+    fuzzing_marks(Some(Bytes::copy_from_slice(bytes)));
+    let values = bytes.split(|byte| *byte == 0);
+    let values: Vec<_> = values.map(Bytes::copy_from_slice).collect();
+    seen::fuzzing(&values);
     // Names and values, a zero byte behind each.
     let mut parts = bytes.split(|byte| *byte == 0);
     let mut record = Record::default();
@@ -109,6 +132,18 @@ fn own_records(bytes: &[u8]) {
     }
     drop(DeadLetter::read(&record));
     drop(headers::source(&record));
+    drop(headers::trace(&record));
+}
+
+/// A file of settings, a zero byte, and variables with `=`, each with a zero byte behind it.
+fn configuration(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let mut parts = text.split('\0');
+    let file = parts.next().unwrap_or_default();
+    let variables = parts.filter_map(|part| part.split_once('='));
+    let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let path = Path::new("klp.toml");
+    drop(Settings::layered(Some((path, file)), variables, &[]));
 }
 
 /// Hands the bytes to the target of this name.

@@ -25,6 +25,7 @@ use crate::types::TopicPartition;
 pub use filter::FilterArgs;
 pub use list::ListArgs;
 pub use marks::MarksError;
+pub(crate) use marks::fuzzing as fuzzing_marks;
 pub use replay::ReplayArgs;
 pub use show::{ShowArgs, Target};
 

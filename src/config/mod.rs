@@ -84,14 +84,25 @@ impl Settings {
         environment: impl IntoIterator<Item = (String, String)>,
         overrides: &[Override],
     ) -> Result<Self, ConfigError> {
+        // Read here, as the provider takes a file that is not there for an empty one.
+        let text = file.map(std::fs::read_to_string).transpose();
+        let text = text.map_err(|error| {
+            let file = file.unwrap_or_else(|| Path::new(""));
+            ConfigError::new(format!("--config {}: {error}", file.display()))
+        })?;
+        Self::layered(file.zip(text.as_deref()), environment, overrides)
+    }
+
+    /// As [`Settings::load`], of a file that was read.
+    pub(crate) fn layered(
+        file: Option<(&Path, &str)>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[Override],
+    ) -> Result<Self, ConfigError> {
         let mut figment = Figment::from(Serialized::defaults(Self::default()));
         let mut problems = Vec::new();
-        if let Some(file) = file {
-            // Read here, as the provider takes a file that is not there for an empty one.
-            let text = std::fs::read_to_string(file).map_err(|error| {
-                ConfigError::new(format!("--config {}: {error}", file.display()))
-            })?;
-            let toml = Toml::string(&text);
+        if let Some((file, text)) = file {
+            let toml = Toml::string(text);
             layers::check_keys(&toml, &file.display().to_string(), &mut problems)?;
             figment = figment.merge(layers::Named::file(toml, file));
         }

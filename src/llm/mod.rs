@@ -17,6 +17,7 @@ mod document;
 mod endpoint;
 mod error;
 mod forecaster;
+pub(crate) mod fuzzing;
 mod gate;
 mod long;
 mod metrics;

@@ -64,6 +64,10 @@ both. Add nothing. One fact per line, without introduction. Use at most {{ words
 Notes:
 {{ content }}";
 
+/// The steps that one rendering may take, some ten for each turn of a loop: a list of a document has at most some hundred thousand entries, but
+/// loops within loops over it have the square of that.
+const STEPS_MAX: u64 = 10_000_000;
+
 const SYSTEM: &str = "prompt.system";
 const USER: &str = "prompt.user";
 const MAP: &str = "prompt.map";
@@ -228,6 +232,7 @@ impl Prompt {
         // Off in release builds by default, and then errors do not tell where in the template they arose.
         environment.set_debug(true);
         environment.set_auto_escape_callback(|_name| AutoEscape::None);
+        environment.set_fuel(Some(STEPS_MAX));
         let has_system = system.is_some();
         if let Some(Written { origin, text }) = system {
             add(&mut environment, SYSTEM, &origin, text)?;
@@ -467,6 +472,7 @@ fn describe(key: String, source: &str, error: &minijinja::Error) -> PromptError 
             "a field of the template is missing in the document".to_owned()
         }
         ErrorKind::UndefinedError => format!("field `{expression}` is missing in the document"),
+        ErrorKind::OutOfFuel => format!("it takes more than {STEPS_MAX} steps for this document"),
         kind if expression.is_empty() => kind.to_string(),
         kind => format!("`{expression}`: {kind}"),
     };
@@ -569,6 +575,18 @@ mod tests {
         assert!(!message.contains("secret"), "{message}");
         let error = prompt("{{ ticker }}").render(&json!({})).unwrap_err();
         assert!(error.to_string().contains("`ticker`"), "{error}");
+    }
+
+    /// Without the bound this takes a day.
+    #[test]
+    fn loops_over_a_documents_lists_end() {
+        let list = vec![json!(0); 10_000];
+        let fields = json!({"list": list});
+        let loops =
+            |depth: usize| "{% for x in list %}".repeat(depth) + &"{% endfor %}".repeat(depth);
+        prompt(&loops(1)).render(&fields).unwrap();
+        let error = prompt(&loops(3)).render(&fields).unwrap_err();
+        assert!(error.problem.contains("10000000 steps"), "{error}");
     }
 
     #[test]

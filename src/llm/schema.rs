@@ -87,7 +87,7 @@ impl AnswerSchema {
         Self::parse(&text).map(Some).map_err(unusable)
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    pub(super) fn parse(text: &str) -> Result<Self, String> {
         if u64::try_from(text.len()).is_ok_and(|bytes| bytes > SCHEMA_BYTES_MAX) {
             return Err(format!("is larger than {SCHEMA_BYTES_MAX} bytes"));
         }

@@ -18,7 +18,7 @@ mod owner;
 mod record;
 mod recovery;
 mod reset;
-mod seen;
+pub(crate) mod seen;
 mod store;
 mod tracker;
 

@@ -5,6 +5,7 @@
 
 mod connection;
 mod control;
+pub(crate) mod fuzzing;
 mod hosts;
 mod listen;
 mod routes;

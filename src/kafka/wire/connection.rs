@@ -250,7 +250,7 @@ fn encode<R: Call>(header: &RequestHeader, request: &R, version: i16) -> Result<
 }
 
 /// Reads an answer: the right correlation id, and no byte left over.
-fn decode<R: Call>(
+pub(super) fn decode<R: Call>(
     mut answer: Bytes,
     version: i16,
     correlation_id: i32,

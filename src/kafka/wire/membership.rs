@@ -308,8 +308,28 @@ impl Membership for GroupMember {
 
 /// What the crate's `fuzzing` hands to fuzzers.
 pub(super) fn fuzzing(bytes: &[u8]) {
-    drop(protocol::Subscription::decode(bytes));
     drop(protocol::Assignment::decode(bytes));
+    // Two members, the length of the first one's words in front: what the leader deals out is computed from them.
+    let (length, words) = bytes.split_first().unwrap_or((&0, &[]));
+    let (first, second) = words
+        .split_at_checked(usize::from(*length))
+        .unwrap_or((words, &[]));
+    let told = [("a", first), ("b", second), ("c", bytes)].map(|(member, words)| {
+        let subscription = protocol::Subscription::decode(words).unwrap_or_default();
+        let rank = member.to_owned();
+        (
+            member.to_owned(),
+            assignor::Candidate { rank, subscription },
+        )
+    });
+    let topics = protocol::Topics::from([("t".into(), 3), ("u".into(), 2)]);
+    let shares = assignor::assign(&topics, &told.into());
+    let dealt = shares.values().map(|share| share.partitions.len());
+    let all: std::collections::BTreeSet<_> = shares
+        .values()
+        .flat_map(|share| &share.partitions)
+        .collect();
+    assert!(dealt.sum::<usize>() == all.len(), "one is dealt twice");
 }
 
 fn to_topics(topics: Vec<(String, i32)>) -> Topics {

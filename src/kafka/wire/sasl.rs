@@ -1,6 +1,7 @@
 //! Authentication of a connection, fresh or in use (KIP-368): SASL PLAIN, SCRAM and OAUTHBEARER in Kafka's frames (KIP-43, KIP-152, KIP-255).
 
 use std::io::Cursor;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,6 +25,9 @@ use crate::types::Secret;
 
 /// More messages than any of our mechanisms exchanges: PLAIN one, SCRAM two and one empty.
 const STEPS_MAX: usize = 8;
+/// Rounds of hashing that a broker may ask for with SCRAM. Fewer than 4,096 give a password away to who listens, and Java clients refuse them
+/// too; Kafka itself keeps to at most 16,384. What a hostile broker can ask for takes half an hour, in which this thread does nothing else.
+const ITERATIONS: RangeInclusive<u32> = 4_096..=100_000;
 /// How much of what a broker says in its own words is passed on.
 const WORDS_MAX: usize = 300;
 
@@ -77,16 +81,13 @@ async fn prove_password(
     let mut session = start(config, password).map_err(|detail| refused(&detail))?;
     let mut challenge: Option<Bytes> = None;
     for _ in 0..STEPS_MAX {
-        let mut message = Cursor::new(Vec::new());
-        let state = session
-            .step(challenge.as_deref(), &mut message)
-            .map_err(|error| refused(&error.to_string()))?;
-        if state.has_sent_message() {
-            let message = message.into_inner();
+        let (message, is_finished) =
+            say(&mut session, challenge.as_deref()).map_err(|detail| refused(&detail))?;
+        if let Some(message) = message {
             let answer = step(connection, config, password, message, deadline).await?;
             challenge = Some(answer);
         }
-        if state.is_finished() {
+        if is_finished {
             return Ok(());
         }
     }
@@ -97,6 +98,40 @@ async fn prove_password(
             config.sasl_mechanism.as_str()
         ),
     })
+}
+
+/// What the mechanism says to the broker's last message, if anything, and whether that ends it.
+pub(super) fn say(
+    session: &mut Session,
+    challenge: Option<&[u8]>,
+) -> Result<(Option<Vec<u8>>, bool), String> {
+    // PLAIN has said all when the broker answers.
+    challenge.map_or(Ok(()), check_attributes)?;
+    let mut message = Cursor::new(Vec::new());
+    let state = session
+        .step(challenge, &mut message)
+        .map_err(|error| error.to_string())?;
+    let message = state.has_sent_message().then(|| message.into_inner());
+    Ok((message, state.is_finished()))
+}
+
+/// RFC 5802: a message of SCRAM is made of attributes, a letter and `=` each, and `i=` says how many rounds the password is to be hashed. The
+/// library panics at a shorter attribute, and does as many rounds as it is told.
+fn check_attributes(challenge: &[u8]) -> Result<(), String> {
+    for part in challenge.split(|byte| *byte == b',') {
+        let [name, b'=', value @ ..] = part else {
+            return Err("the broker's message is none of SCRAM's".to_owned());
+        };
+        let number = || str::from_utf8(value).ok()?.parse().ok();
+        if *name == b'i' && !number().is_some_and(|number| ITERATIONS.contains(&number)) {
+            let (least, most) = (ITERATIONS.start(), ITERATIONS.end());
+            return Err(format!(
+                "the broker asks for {} iterations; between {least} and {most} are taken",
+                String::from_utf8_lossy(value)
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// RFC 7628: one message, and an answer that is empty unless the broker does not take the token. Then it waits for one byte more before
@@ -169,7 +204,7 @@ async fn step(
     Ok(response.auth_bytes)
 }
 
-fn start(config: &KafkaConfig, password: &Secret) -> Result<Session, String> {
+pub(super) fn start(config: &KafkaConfig, password: &Secret) -> Result<Session, String> {
     let credentials = SASLConfig::with_credentials(
         None,
         config.sasl_username.clone(),

@@ -69,14 +69,14 @@ impl LogScan for Scan {
 
 /// Records whose transactions have not ended yet, by the id of their producer: it has one transaction at a time.
 #[derive(Debug)]
-struct Undecided {
+pub(super) struct Undecided {
     by_producer: HashMap<i64, Vec<(Offset, Record)>>,
     bytes: usize,
     bytes_max: usize,
 }
 
 impl Undecided {
-    fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(bytes_max: usize) -> Self {
         Self {
             by_producer: HashMap::new(),
             bytes: 0,

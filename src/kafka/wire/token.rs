@@ -120,7 +120,7 @@ pub(super) const fn origin(config: &KafkaConfig) -> &'static str {
 /// How long ago it expired, when the token tells and it did.
 pub(super) fn expired_since(token: &Secret) -> Option<Duration> {
     let expires = expiry(token)?;
-    u64::try_from(clock::now().as_second() - expires)
+    u64::try_from(clock::now().as_second().saturating_sub(expires))
         .ok()
         .map(Duration::from_secs)
 }
@@ -214,15 +214,20 @@ async fn ask(config: &KafkaConfig) -> Result<Held, KafkaError> {
             "it answers {status}{said} (kafka.sasl_oauthbearer_client_credentials_client_id, …_client_secret)"
         )));
     }
+    held(&body, &fails)
+}
+
+/// The token of an answer.
+fn held(body: &[u8], fails: &dyn Fn(&dyn fmt::Display) -> KafkaError) -> Result<Held, KafkaError> {
     // The parser's own words could repeat the token.
-    let answer: Answer = serde_json::from_slice(&body)
+    let answer: Answer = serde_json::from_slice(body)
         .map_err(|_source| fails(&"its answer is no JSON with an access_token"))?;
     let token = check(answer.access_token, ENDPOINT)?;
     let life = answer
         .expires_in
         .and_then(|told| seconds(&told))
         .or_else(|| {
-            let left = expiry(&token)? - clock::now().as_second();
+            let left = expiry(&token)?.saturating_sub(clock::now().as_second());
             u64::try_from(left).ok()
         })
         .map_or(LIFE_UNTOLD, Duration::from_secs);
@@ -303,6 +308,16 @@ fn complaint(body: &[u8], secret: &Secret) -> String {
         .take(WORDS_MAX)
         .collect();
     format!(", {said}")
+}
+
+/// What the crate's `fuzzing` hands to fuzzers.
+pub(super) fn fuzzing(body: &[u8]) {
+    let fails = |detail: &dyn fmt::Display| KafkaError::Credentials {
+        detail: detail.to_string(),
+    };
+    drop(held(body, &fails));
+    drop(complaint(body, &Secret::new("hush")));
+    expired_since(&Secret::new(String::from_utf8_lossy(body)));
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 mod config;
 mod forecast;
+pub(super) mod fuzzing;
 mod headings;
 mod map_reduce;
 mod meter;

@@ -35,6 +35,50 @@ fn what_repeats_a_secret_is_starred_before_it_is_cut() {
     assert!(error.to_string().contains("***"), "{error}");
 }
 
+/// What SCRAM says to this message of a broker; `*` stands for our nonce.
+fn say_to(challenge: &str) -> Result<(Option<Vec<u8>>, bool), String> {
+    let config = KafkaConfig {
+        sasl_mechanism: SaslMechanism::ScramSha512,
+        sasl_username: "u".to_owned(),
+        ..KafkaConfig::default()
+    };
+    let mut session = start(&config, &Secret::new("p")).unwrap();
+    let (first, _) = say(&mut session, None).unwrap();
+    let first = String::from_utf8(first.unwrap()).unwrap();
+    let (_, nonce) = first.rsplit_once("r=").unwrap();
+    let challenge = challenge.replace('*', nonce);
+    say(&mut session, Some(challenge.as_bytes()))
+}
+
+/// As many as a number holds would keep the thread busy for half an hour.
+#[test]
+fn a_broker_cannot_ask_for_any_number_of_iterations() {
+    for (asked, is_taken) in [
+        ("4096", true),
+        ("16384", true),
+        ("4294967295", false),
+        ("4095", false),
+        ("1", false),
+        ("x", false),
+    ] {
+        let said = say_to(&format!("r=*x,s=c2FsdA==,i={asked}"));
+        assert_eq!(said.is_ok(), is_taken, "{asked}: {said:?}");
+        if let Err(said) = said {
+            let told = format!("asks for {asked} iterations");
+            assert!(said.contains(&told), "{said}");
+        }
+    }
+}
+
+/// The library panics at most of them.
+#[test]
+fn a_message_that_is_none_of_scrams_is_an_error() {
+    for challenge in ["", ",", "r=*x,,", "r=*x,s", "r=*x,s=c2FsdA==,i", "no,no,no"] {
+        let said = say_to(challenge).unwrap_err();
+        assert!(said.contains("SCRAM"), "{challenge}: {said}");
+    }
+}
+
 #[test]
 fn a_mechanism_that_is_not_enabled_names_those_that_are() {
     let response = SaslHandshakeResponse::default()

@@ -246,3 +246,18 @@ async fn no_secret_is_in_what_is_debugged() {
         "{shown}"
     );
 }
+
+/// What a token says of its end is the word of whoever made it.
+#[test]
+fn a_token_that_ends_with_time_itself_is_read() {
+    for exp in [i64::MIN, i64::MAX] {
+        let claims = URL_SAFE_NO_PAD.encode(format!("{{\"exp\":{exp}}}"));
+        let token = format!("e30.{claims}.c2ln");
+        let expired = expired_since(&Secret::new(token.as_str()));
+        assert_eq!(expired.is_some(), exp < 0, "{exp}");
+        let body = format!("{{\"access_token\":\"{token}\"}}");
+        let held = held(body.as_bytes(), &|_| unreachable!("{exp}"));
+        let life = held.unwrap().expires_at - Instant::now();
+        assert_eq!(life > LIFE_UNTOLD, exp > 0, "{exp}: {life:?}");
+    }
+}

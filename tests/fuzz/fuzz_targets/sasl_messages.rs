@@ -1,0 +1,7 @@
+//! See `kafka_llm_processor::fuzzing`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| kafka_llm_processor::fuzzing::read(
+    "sasl_messages",
+    bytes
+));
