@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::drift::DriftConfig;
-use crate::kafka::{DriverChoice, KafkaConfig, Needs, choose_driver};
+use crate::kafka::{DriverChoice, KafkaConfig, Needs, SecurityProtocol, choose_driver};
 use crate::llm::{LlmConfig, LongDocumentsConfig, PromptConfig};
 use crate::offsets::Guarantee;
 use crate::pipeline::{
@@ -149,6 +149,7 @@ impl Settings {
             transactions: self.processing.guarantee == Guarantee::ExactlyOnce,
             read_committed: self.input.isolation_level == IsolationLevel::ReadCommitted,
             security: self.kafka.needs_wire(),
+            is_authenticated: self.kafka.security_protocol == SecurityProtocol::SaslPlaintext,
         };
         choose_driver(self.kafka.driver, needs).map_err(|setting| {
             format!("kafka.driver = rskafka: it cannot do {setting}; set kafka.driver = \"auto\"")

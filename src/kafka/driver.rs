@@ -35,6 +35,8 @@ pub struct Needs {
     pub read_committed: bool,
     /// What [`KafkaConfig::needs_wire`](super::KafkaConfig::needs_wire) says.
     pub security: Option<&'static str>,
+    /// `kafka.security_protocol = SASL_PLAINTEXT`. rskafka can do it, and yet hashes as often as a broker asks for, and reads a password file once.
+    pub is_authenticated: bool,
 }
 
 /// The driver, and why it was taken.
@@ -92,6 +94,10 @@ pub const fn choose_driver(
             driver: Driver::Wire,
             reason,
         }),
+        (DriverSetting::Auto, None) if needs.is_authenticated => Ok(DriverChoice {
+            driver: Driver::Wire,
+            reason: "kafka.security_protocol = SASL_PLAINTEXT",
+        }),
         (DriverSetting::Auto, None) => Ok(DriverChoice {
             driver: Driver::Rskafka,
             reason: "no setting needs more",
@@ -110,6 +116,7 @@ mod tests {
                 transactions: false,
                 read_committed: false,
                 security: None,
+                is_authenticated: false,
             };
             let choice = choose_driver(setting, needs).unwrap();
             choice.for_partitions(setting, partitions).driver
@@ -126,9 +133,14 @@ mod tests {
             transactions,
             read_committed,
             security: None,
+            is_authenticated: false,
         };
         let encrypted = Needs {
             security: Some("kafka.security_protocol = SSL"),
+            ..needs(false, false)
+        };
+        let authenticated = Needs {
+            is_authenticated: true,
             ..needs(false, false)
         };
         let auto = |needs| choose_driver(DriverSetting::Auto, needs).unwrap();
@@ -144,6 +156,9 @@ mod tests {
             let refused = choose_driver(DriverSetting::Rskafka, needs).unwrap_err();
             assert!(refused.starts_with(setting));
         }
+        assert_eq!(auto(authenticated).driver, Driver::Wire);
+        let by_name = choose_driver(DriverSetting::Rskafka, authenticated).unwrap();
+        assert_eq!(by_name.driver, Driver::Rskafka);
         let wire = choose_driver(DriverSetting::Wire, needs(false, false)).unwrap();
         assert_eq!(wire.driver, Driver::Wire);
     }

@@ -10,6 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::control::Guard;
+use super::hosts::{AllowedHosts, HostCheck};
 use super::{AdminSources, routes};
 use crate::telemetry::registry::new_registry;
 use crate::telemetry::{Health, Metrics, PauseSwitch, StatusBoard};
@@ -39,7 +40,12 @@ pub(crate) fn requests(bytes: &[u8]) {
     // What listens to events is told of the end at once.
     let shutdown = CancellationToken::new();
     shutdown.cancel();
-    let router = routes::router(sources, guard, &shutdown);
+    let router = routes::router(
+        sources,
+        guard,
+        HostCheck::new(AllowedHosts::default()),
+        &shutdown,
+    );
     let answered = runtime.block_on(async {
         let (server, client) = tokio::io::duplex(64 * 1024);
         let (mut answers, mut requests) = tokio::io::split(client);
