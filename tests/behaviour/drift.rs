@@ -212,7 +212,11 @@ async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_
     }
     let shifted = |line: &str| line.contains("answer_characters") && line.contains("shifted");
     assert!(text.lines().any(shifted), "{text}");
-    println!("{text}");
+    let medians: Vec<_> = text.lines().filter(|it| it.contains("medians")).collect();
+    assert_eq!(medians.len(), 2, "{text}");
+    for unit in [" characters", " tokens", " µs"] {
+        assert!(medians.iter().all(|it| it.contains(unit)), "{text}");
+    }
     let (ended, text) = report(&world, &["--json", "--fail-on-shift"]).await;
     assert_eq!(ended, End::Shifted);
     let page: Value = serde_json::from_str(&text).unwrap();
@@ -226,6 +230,9 @@ async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_
         let found = signals.iter().find(|it| it["signal"] == name).unwrap();
         found["verdict"].as_str().unwrap().to_owned()
     };
+    let median = &topic["generations"][1]["medians"]["answer_characters"];
+    let short = serde_json::json!({"value": 6, "unit": "characters"});
+    assert_eq!(*median, short);
     assert_eq!(verdict("answer_characters"), "shifted");
     assert_eq!(verdict("refusal"), "same");
     // Of the last twenty there is one generation, and nothing to compare it with.
