@@ -17,7 +17,9 @@ use crate::drift::Fields;
 use crate::kafka::KafkaError;
 use crate::llm::{AnswerSchema, LlmError};
 
-pub use report::{GenerationReport, PairReport, Report, SignalReport, TopicReport, Verdict};
+pub use report::{
+    GenerationReport, Median, PairReport, Report, SignalReport, TopicReport, Verdict,
+};
 
 /// Results that are looked at unless others are asked for.
 const LAST_DEFAULT: u64 = 100_000;

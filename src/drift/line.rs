@@ -9,8 +9,8 @@ use super::sample::{Ending, Generation, Sample};
 use super::sequential::{Rule, Run, Turn};
 use super::window::{Signal, Window};
 
-/// Generations that are remembered: servers of two versions may answer in turns. The one that answered least recently goes.
-const GENERATIONS_MAX: usize = 4;
+/// Generations that are watched at once: servers of several versions may answer in turns.
+const GENERATIONS_MAX: usize = 8;
 
 /// What has come to be known.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,15 @@ pub enum Event {
         generation: Arc<Generation>,
         /// Who answered before, and whether its reference is complete, so that the two will be compared.
         before: Option<(Arc<Generation>, bool)>,
+    },
+    /// Another generation answers, and is not watched: as many as can be answer in turns. Told once, until another one begins.
+    LeftOut {
+        /// Which.
+        generation: Arc<Generation>,
+        /// How many are watched.
+        watched: usize,
+        /// Each of them has answered one of the last so many documents.
+        within: u32,
     },
     /// The first windows of a new generation were compared with its predecessor's reference.
     Compared {
@@ -71,12 +80,19 @@ pub struct Line {
     /// The one that answered last comes first.
     generations: Vec<Watched>,
     windows: u64,
+    documents: u64,
+    /// Whether the last answer was of a generation that is not watched.
+    is_left_out: bool,
+    /// Whether that was told since a generation has begun.
+    has_told: bool,
 }
 
 #[derive(Debug)]
 struct Watched {
     generation: Arc<Generation>,
     documents: u64,
+    /// How many documents the line had ended when it answered last.
+    answered_at: u64,
     open: Window,
     phase: Phase,
     comparison: Option<Comparison>,
@@ -105,18 +121,23 @@ impl Line {
             config,
             generations: Vec::new(),
             windows: 0,
+            documents: 0,
+            is_left_out: false,
+            has_told: false,
         }
     }
 
     /// Notes a document; what that brings to light. One that was given up counts for the generation that answered last, and for none before
-    /// the first answer.
+    /// the first answer, or where that one is not watched.
     pub fn note(&mut self, sample: &Sample) -> Vec<Event> {
         let mut events = Vec::new();
+        self.documents += 1;
         if let Ending::Answer(answer) = &sample.ending {
-            self.turn_to(&answer.generation, &mut events);
+            self.is_left_out = !self.turn_to(&answer.generation, &mut events);
         }
         let (window, signals) = (self.config.window_documents, &self.signals);
-        let Some(current) = self.generations.first_mut() else {
+        let current = self.generations.first_mut();
+        let Some(current) = current.filter(|_| !self.is_left_out) else {
             return events;
         };
         current.documents += 1;
@@ -135,35 +156,65 @@ impl Line {
         self.windows
     }
 
-    fn turn_to(&mut self, generation: &Arc<Generation>, events: &mut Vec<Event>) {
+    /// The generation has answered; false when it is not watched.
+    fn turn_to(&mut self, generation: &Arc<Generation>, events: &mut Vec<Event>) -> bool {
         let mut known = self.generations.iter();
         match known.position(|known| known.generation == *generation) {
-            Some(0) => {}
             Some(place) => {
                 if let Some(known) = self.generations.get_mut(..=place) {
                     known.rotate_right(1);
                 }
             }
+            None if self.has_room() => self.begin(generation, events),
             None => {
-                let before = self.generations.first();
-                let reference = before.and_then(|before| before.reference());
-                events.push(Event::Began {
-                    generation: Arc::clone(generation),
-                    before: before.map(|it| (Arc::clone(&it.generation), reference.is_some())),
-                });
-                let comparison = reference
-                    .map(|reference| Comparison::new(reference, &self.signals, &self.config));
-                let new = Watched {
-                    generation: Arc::clone(generation),
-                    documents: 0,
-                    open: Window::new(&self.signals),
-                    phase: Phase::Collecting(Vec::new()),
-                    comparison,
-                };
-                self.generations.insert(0, new);
-                self.generations.truncate(GENERATIONS_MAX);
+                if !std::mem::replace(&mut self.has_told, true) {
+                    events.push(Event::LeftOut {
+                        generation: Arc::clone(generation),
+                        watched: self.generations.len(),
+                        within: self.config.reference_documents,
+                    });
+                }
+                return false;
             }
         }
+        if let Some(current) = self.generations.first_mut() {
+            current.answered_at = self.documents;
+        }
+        true
+    }
+
+    /// Whether one more can be watched. For it goes the one that answered least recently, once that has answered none of as many documents as
+    /// a reference takes. Were it to go sooner, of one more than are watched, in turns, none would ever have a reference.
+    fn has_room(&mut self) -> bool {
+        let silent_for = |it: &Watched| self.documents.saturating_sub(it.answered_at);
+        let is_silent = |it: &Watched| silent_for(it) >= self.config.reference_documents.into();
+        if self.generations.last().is_some_and(is_silent)
+            && self.generations.len() >= GENERATIONS_MAX
+        {
+            self.generations.pop();
+        }
+        self.generations.len() < GENERATIONS_MAX
+    }
+
+    fn begin(&mut self, generation: &Arc<Generation>, events: &mut Vec<Event>) {
+        let before = self.generations.first();
+        let reference = before.and_then(|before| before.reference());
+        events.push(Event::Began {
+            generation: Arc::clone(generation),
+            before: before.map(|it| (Arc::clone(&it.generation), reference.is_some())),
+        });
+        let comparison =
+            reference.map(|reference| Comparison::new(reference, &self.signals, &self.config));
+        let new = Watched {
+            generation: Arc::clone(generation),
+            documents: 0,
+            answered_at: self.documents,
+            open: Window::new(&self.signals),
+            phase: Phase::Collecting(Vec::new()),
+            comparison,
+        };
+        self.generations.insert(0, new);
+        self.has_told = false;
     }
 
     /// The generation that answered last, and how many documents it has ended.

@@ -206,6 +206,23 @@ fn listed(findings: &[Finding]) -> String {
     each.collect::<Vec<_>>().join("; ")
 }
 
+/// A line about a signal; its message begins with the signal and what was found.
+macro_rules! tell_turn {
+    ($level:ident, $topic:ident, $finding:ident, $message:literal $(, $more:expr)?) => {
+        tracing::$level!(
+            topic = $topic,
+            signal = $finding.signal,
+            statistic = $finding.statistic.as_str(),
+            value = $finding.value,
+            threshold = $finding.threshold,
+            $message,
+            $finding.signal,
+            $finding.detail
+            $(, $more)?
+        )
+    };
+}
+
 fn tell(topic: &str, event: &Event) {
     match event {
         Event::Began { generation, before } => tell_began(topic, generation, before.as_ref()),
@@ -246,26 +263,28 @@ fn tell(topic: &str, event: &Event) {
             from.differences(to).join(", "),
             listed(findings)
         ),
-        Event::Shifted(finding) => tracing::warn!(
+        Event::LeftOut {
+            generation,
+            watched,
+            within,
+        } => tracing::warn!(
             topic,
-            signal = finding.signal,
-            statistic = finding.statistic.as_str(),
-            value = finding.value,
-            threshold = finding.threshold,
+            generation = %generation,
+            watched,
+            "drift: a generation is not watched, as {watched} others answer in turns, each within the last {within} documents: have fewer versions of the model server, or look at what its answers say for `system_fingerprint`"
+        ),
+        Event::Shifted(finding) => tell_turn!(
+            warn,
+            topic,
+            finding,
             "drift: {} has left its reference ({}). {}",
-            finding.signal,
-            finding.detail,
             what_to_do(&finding.signal)
         ),
-        Event::Back(finding) => tracing::info!(
+        Event::Back(finding) => tell_turn!(
+            info,
             topic,
-            signal = finding.signal,
-            statistic = finding.statistic.as_str(),
-            value = finding.value,
-            threshold = finding.threshold,
-            "drift: {} is back at its reference ({})",
-            finding.signal,
-            finding.detail
+            finding,
+            "drift: {} is back at its reference ({})"
         ),
     }
 }

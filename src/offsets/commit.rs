@@ -86,6 +86,13 @@ pub trait FlushObserver: Send + Sync {
     fn recovered(&self);
 }
 
+/// What a flush, or a transaction of it, has written.
+struct Written {
+    /// Where the audit trail ends.
+    head: Option<AuditHead>,
+    replaced: Vec<Output>,
+}
+
 /// Makes a smaller record of one that its topic does not accept; `None` when it cannot be made smaller.
 pub type Shrink = dyn Fn(Output) -> Option<Output> + Send + Sync;
 
@@ -151,7 +158,8 @@ impl Committer {
         self
     }
 
-    /// Makes a flush durable; tries again until it is.
+    /// Makes a flush durable; tries again until it is. Answers with what was written instead of outputs that were too large: of one source the
+    /// last counts.
     ///
     /// # Errors
     /// As [`FlushError`] says.
@@ -161,7 +169,7 @@ impl Committer {
     ///
     /// # Cancel safety
     /// Not safe: what was sent stays sent. Drop it only when the process ends.
-    pub async fn flush(&mut self, flush: Flush) -> Result<(), FlushError> {
+    pub async fn flush(&mut self, flush: Flush) -> Result<Vec<Output>, FlushError> {
         if let Some(committed) = &self.committed {
             assert!(
                 flush.position.next_offset >= committed.next_offset,
@@ -173,7 +181,7 @@ impl Committer {
         }
         let mut attempt = Attempt::new(&self.partition);
         let mut flush = flush;
-        let head = if self.sink.is_transactional() {
+        let written = if self.sink.is_transactional() {
             self.flush_in_transaction(&flush, &mut attempt).await?
         } else {
             self.flush_in_steps(&mut flush, &mut attempt).await?
@@ -181,9 +189,9 @@ impl Committer {
         if attempt.failed {
             self.observer.recovered();
         }
-        self.chain.advance(head, !flush.audit.is_empty());
+        self.chain.advance(written.head, !flush.audit.is_empty());
         self.committed = Some(flush.position);
-        Ok(())
+        Ok(written.replaced)
     }
 
     /// Goes on as the owner in a later epoch, for the topic of that id. With the epoch the commit offset may fall (invariant 2). `releases`
@@ -279,7 +287,7 @@ impl Committer {
         &mut self,
         flush: &mut Flush,
         attempt: &mut Attempt,
-    ) -> Result<Option<AuditHead>, FlushError> {
+    ) -> Result<Written, FlushError> {
         let mut lanes = Lanes::new(std::mem::take(&mut flush.outputs));
         self.append_until_done(&mut lanes, attempt).await?;
         // Once: whatever of it is written again is the same, byte for byte.
@@ -287,7 +295,10 @@ impl Committer {
         self.append_until_done(&mut lanes, attempt).await?;
         let commit = self.commit_record(&flush.position, head);
         self.append_commit(commit, attempt).await?;
-        Ok(head)
+        Ok(Written {
+            head,
+            replaced: lanes.into_replaced(),
+        })
     }
 
     async fn append_until_done(
@@ -371,7 +382,7 @@ impl Committer {
         &mut self,
         flush: &Flush,
         attempt: &mut Attempt,
-    ) -> Result<Option<AuditHead>, FlushError> {
+    ) -> Result<Written, FlushError> {
         loop {
             let written = match self.begin_transaction(flush).await {
                 Ok(mut lanes) => {
@@ -379,14 +390,15 @@ impl Committer {
                     let commit = self.commit_record(&flush.position, head);
                     let batch = self.commit_batch(&commit)?;
                     let appended = self.append_with_commit(&mut lanes, &batch).await;
-                    appended.map(|()| commit)
+                    appended.map(|()| (commit, lanes.into_replaced()))
                 }
                 Err(error) => Err(error),
             };
             match written {
-                Ok(commit) => {
+                Ok((commit, replaced)) => {
                     if self.commit_transaction(&commit, attempt).await? {
-                        return Ok(commit.audit);
+                        let head = commit.audit;
+                        return Ok(Written { head, replaced });
                     }
                 }
                 Err(error) => {

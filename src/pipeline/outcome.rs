@@ -71,6 +71,22 @@ pub(super) struct Count {
     pub(super) shown: endings::Ending,
 }
 
+impl Count {
+    /// The same where `output` was written instead of what was meant to be: what is counted is what lies in Kafka.
+    pub(super) fn replaced_by(self, services: &Services, output: &Output) -> Self {
+        let is_result = matches!(self.ending, Ending::Result(_));
+        let Some(letter) = DeadLetter::read(&output.record).filter(|_| is_result) else {
+            return self;
+        };
+        Self {
+            ending: Ending::DeadLetter(letter.reason),
+            sample: sample::dead_letter(services.drift.as_ref(), letter.reason, letter.at),
+            shown: self.shown.given_up(letter.reason, &letter.detail),
+            ..self
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ending {
     Result(ResultCount),

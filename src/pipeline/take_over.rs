@@ -345,7 +345,7 @@ async fn claim(
         position,
     };
     match committer.flush(claiming).await {
-        Ok(()) => {}
+        Ok(_) => {}
         Err(error @ FlushError::Expired { .. }) => return Err(again(&error)),
         Err(error @ FlushError::Fenced { .. }) => {
             return Err(match judge(services, &claim).await {

@@ -7,9 +7,10 @@ use super::Services;
 use super::outcome::{Ending, Outcome, Work};
 use crate::llm::GiveUp;
 use crate::offsets::{FlushError, Output};
+use crate::records::dead_letter::DeadLetter;
 use crate::records::headers;
 use crate::spans::{Attribute, Span, SpanKind, Trace};
-use crate::types::{SourcePosition, TopicPartition};
+use crate::types::{DeadLetterReason, Offset, SourcePosition, TopicPartition};
 
 /// A document whose work is traced, or would be.
 #[derive(Debug)]
@@ -117,7 +118,11 @@ pub fn document_span(position: &SourcePosition) -> tracing::Span {
 
 /// The spans of a flush.
 #[derive(Debug, Default)]
-pub(super) struct FlushSpans(Vec<Span>);
+pub(super) struct FlushSpans {
+    /// By the document that each is of.
+    sends: Vec<(Offset, Span)>,
+    commit: Option<Span>,
+}
 
 impl FlushSpans {
     /// Begins one for each traced document that is in it, and one for the commit.
@@ -133,9 +138,12 @@ impl FlushSpans {
         let sends = outputs.iter().zip(traces).filter_map(|(output, trace)| {
             let name = || format!("send {}", output.to.topic);
             let attributes = || messaging("send", "send", &output.to);
-            trace.as_ref()?.child(SpanKind::Producer, name, attributes)
+            let span = trace
+                .as_ref()?
+                .child(SpanKind::Producer, name, attributes)?;
+            Some((output.source, span))
         });
-        let mut spans: Vec<_> = sends.collect();
+        let sends = sends.collect();
         let commit = services.spans.begin_linked(
             traces.iter().flatten().map(|trace| &**trace),
             SpanKind::Client,
@@ -147,20 +155,35 @@ impl FlushSpans {
                 attributes
             },
         );
-        spans.extend(commit);
-        Self(spans)
+        Self { sends, commit }
     }
 
     /// Ends them with what became of the flush.
-    pub(super) fn end(self, result: &Result<(), FlushError>) {
-        let Err(error) = result else { return };
+    pub(super) fn end(self, result: &Result<Vec<Output>, FlushError>) {
+        let error = match result {
+            Ok(replaced) => return self.end_replaced(replaced),
+            Err(error) => error,
+        };
         let error_type = match error {
             FlushError::Fenced { .. } => "fenced",
             FlushError::Expired { .. } => "expired",
             FlushError::Record { .. } => "commit_record",
         };
-        for mut span in self.0 {
+        let sends = self.sends.into_iter().map(|(_, span)| span);
+        for mut span in sends.chain(self.commit) {
             span.fail(error_type, error.to_string());
+        }
+    }
+
+    /// A result that was too large was not sent where its span says.
+    fn end_replaced(self, replaced: &[Output]) {
+        for (source, mut span) in self.sends {
+            let written = replaced.iter().rev().find(|output| output.source == source);
+            let letter = written.and_then(|output| DeadLetter::read(&output.record));
+            if let Some(letter) = letter.filter(|it| it.reason == DeadLetterReason::ResultTooLarge)
+            {
+                span.fail(letter.reason.as_str(), letter.detail);
+            }
         }
     }
 }

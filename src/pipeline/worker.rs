@@ -75,8 +75,10 @@ struct Gathered {
 type FlushOnItsWay = BoxFuture<'static, (Committer, Flushed)>;
 
 struct Flushed {
-    result: Result<(), FlushError>,
-    counts: Vec<Count>,
+    /// What was written instead of outputs that were too large.
+    result: Result<Vec<Output>, FlushError>,
+    /// By the document that each is of.
+    counts: Vec<(Offset, Count)>,
     /// Records of the audit trail.
     audited: usize,
     /// Dropped when the flush is through: only then do the documents cease to be open.
@@ -398,8 +400,8 @@ impl Worker {
         let mut audit = Vec::new();
         for gathered in self.gathered.drain(..) {
             self.tracker.finish(gathered.output.source);
+            counts.push((gathered.output.source, *gathered.count));
             outputs.push(gathered.output);
-            counts.push(*gathered.count);
             traces.push(gathered.trace);
             audit.extend(gathered.audit.map(|entry| *entry));
             open.push(gathered.open);
@@ -442,17 +444,21 @@ impl Worker {
     }
 
     fn end_flush(&mut self, committer: Committer, flushed: Flushed) -> Result<(), WorkerError> {
-        flushed.result?;
+        let replaced = flushed.result?;
         self.flushing = None;
         self.is_published = false;
         self.services
             .metrics
             .flushed(flushed.counts.len(), flushed.began.elapsed());
         self.services.metrics.audited(flushed.audited);
-        flushed
-            .counts
-            .into_iter()
-            .for_each(|count| self.services.count(&self.partition.topic, count));
+        for (source, count) in flushed.counts {
+            let written = replaced.iter().rev().find(|output| output.source == source);
+            let count = match written {
+                Some(output) => count.replaced_by(&self.services, output),
+                None => count,
+            };
+            self.services.count(&self.partition.topic, count);
+        }
         drop(flushed.open);
         if let Some(committed) = committer.committed() {
             self.committed = committed.next_offset;

@@ -5,6 +5,8 @@
 //! in the commit record.
 
 pub mod chain;
+#[cfg(test)]
+pub(crate) mod fixture;
 
 use std::fmt;
 

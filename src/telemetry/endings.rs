@@ -56,10 +56,16 @@ impl Ending {
         reason: DeadLetterReason,
         detail: &str,
     ) -> Self {
+        Self::result(document_id, source, duration).given_up(reason, detail)
+    }
+
+    /// The same, given up after all.
+    #[must_use]
+    pub fn given_up(self, reason: DeadLetterReason, detail: &str) -> Self {
         Self {
             reason: Some(reason),
             detail: Some(cut(detail, TEXT_MAX)),
-            ..Self::result(document_id, source, duration)
+            ..self
         }
     }
 

@@ -142,12 +142,34 @@ async fn a_result_that_the_topic_does_not_take_becomes_a_dead_letter() {
     world.put(0, Some("large"), Some(&json(5, &noise)));
     let running = world.start(&[]);
     eventually("everything is committed", || world.is_all_committed()).await;
-    running.drain().await;
-    let ended = world.results().len() + world.dead_letters().len();
-    assert_eq!(ended, 6, "each document has one ending");
-    let letters = world.dead_letters();
+    let board = running.board.clone();
+    let (_, summary) = running.drain().await;
+    let (results, letters) = (world.results(), world.dead_letters());
+    assert_eq!(
+        results.len() + letters.len(),
+        6,
+        "each document has one ending"
+    );
     let (letter, record) = &letters[&(0, 5)];
     assert_eq!(letter.reason.as_str(), "result_too_large");
+    // What is counted and shown is what was written.
+    let count = |count: usize| u64::try_from(count).unwrap();
+    let (written, given_up) = (count(results.len()), count(letters.len()));
+    let totals = summary.totals;
+    assert_eq!((totals.processed, totals.failed()), (written, given_up));
+    assert_eq!(totals.dead_lettered["result_too_large"], given_up);
+    let of_topic = totals.topics[INPUT];
+    assert_eq!(
+        (of_topic.processed, of_topic.dead_lettered),
+        (written, given_up)
+    );
+    let tokens = results.values().flatten().map(|it| it.usage.prompt_tokens);
+    assert_eq!(totals.prompt_tokens, tokens.sum::<u64>());
+    let latest = board.endings().news(None).unwrap();
+    assert_eq!(latest.results.len(), results.len());
+    let shown = latest.failures.iter().find(|it| it.offset == 5).unwrap();
+    assert_eq!((shown.status, shown.attempts), ("result_too_large", 1));
+    assert_eq!(shown.detail.as_ref(), Some(&letter.detail));
     assert!(
         letter.detail.contains("max.message.bytes"),
         "{}",

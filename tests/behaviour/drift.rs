@@ -12,7 +12,7 @@ use kafka_llm_processor::telemetry::status::{DriftAlarm, DriftState, DriftStatus
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::harness::{World, eventually};
+use crate::harness::{OUTPUT, World, eventually};
 
 /// A window of 20 documents, a reference of 20 windows; nine statistics have 45,000 chances in 100,000 documents, and C(24, 4) is 10,626: four
 /// windows in a row keep false alarms to 4.2, where five are allowed.
@@ -124,6 +124,38 @@ async fn report(world: &World, more: &[&str]) -> (End, String) {
 }
 
 #[tokio::test]
+async fn a_result_that_was_too_large_is_no_answer() {
+    let world = world().await;
+    let small = [("max.message.bytes", "20000")];
+    world.broker.create_topic(OUTPUT, 2, &small).unwrap();
+    world.produce(0..500, varied);
+    let running = world.start(&WATCHES);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    // What does not compress does not fit.
+    let noise: String = (0..8_000_u32)
+        .map(|n| format!("{:x} ", n.wrapping_mul(2_654_435_761)))
+        .collect();
+    world
+        .vllm
+        .faults()
+        .push(Fault::new(Action::Content(noise)).kept());
+    world.produce(500..500 + TOLD_WITHIN, varied);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    let state = |name: &str| {
+        let signals = drift_of(running.board.snapshot().drift).signals;
+        let mut of_name = signals.into_iter().filter(|it| it.name == name);
+        of_name.next().map(|it| it.state)
+    };
+    eventually("the dead letters are told of", || {
+        state("outcome") == Some("shifted")
+    })
+    .await;
+    assert_eq!(state("answer_characters"), Some("ok"), "none was written");
+    assert_eq!(world.dead_letters().len(), TOLD_WITHIN);
+    running.drain().await;
+}
+
+#[tokio::test]
 async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_after() {
     let world = world().await;
     let first = [&WATCHES[..], &["prompt.user=First: {{ content }}"]].concat();
@@ -180,7 +212,11 @@ async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_
     }
     let shifted = |line: &str| line.contains("answer_characters") && line.contains("shifted");
     assert!(text.lines().any(shifted), "{text}");
-    println!("{text}");
+    let medians: Vec<_> = text.lines().filter(|it| it.contains("medians")).collect();
+    assert_eq!(medians.len(), 2, "{text}");
+    for unit in [" characters", " tokens", " µs"] {
+        assert!(medians.iter().all(|it| it.contains(unit)), "{text}");
+    }
     let (ended, text) = report(&world, &["--json", "--fail-on-shift"]).await;
     assert_eq!(ended, End::Shifted);
     let page: Value = serde_json::from_str(&text).unwrap();
@@ -194,6 +230,9 @@ async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_
         let found = signals.iter().find(|it| it["signal"] == name).unwrap();
         found["verdict"].as_str().unwrap().to_owned()
     };
+    let median = &topic["generations"][1]["medians"]["answer_characters"];
+    let short = serde_json::json!({"value": 6, "unit": "characters"});
+    assert_eq!(*median, short);
     assert_eq!(verdict("answer_characters"), "shifted");
     assert_eq!(verdict("refusal"), "same");
     // Of the last twenty there is one generation, and nothing to compare it with.

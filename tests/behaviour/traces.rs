@@ -444,6 +444,20 @@ async fn what_is_not_sampled_is_not_exported_and_the_record_decides() {
     assert_eq!(names, ["chat", "commit", "process", "send"]);
 }
 
+#[tokio::test]
+async fn a_result_that_was_too_large_was_not_sent_where_its_span_says() {
+    let (world, collector) = (World::new(1).await, Collector::start().await);
+    let small = [("max.message.bytes", "100")];
+    world.broker.create_topic(OUTPUT, 1, &small).unwrap();
+    put(&world, 1, "A report.", &[]);
+    let running = world.start(&[&collector.endpoint]);
+    drained(&world, running).await;
+    assert_eq!(world.dead_letters().len(), 1);
+    let send = collector.the("send results");
+    assert!(is_error(&send));
+    assert_attributes(&send, &[("error.type", "result_too_large")]);
+}
+
 /// More spans than a queue holds, and nobody who takes them.
 #[tokio::test]
 async fn a_dead_collector_costs_no_document_and_its_spans_are_counted() {

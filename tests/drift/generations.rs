@@ -1,6 +1,6 @@
 //! A generation that follows another.
 
-use kafka_llm_processor::drift::{DriftConfig, Event};
+use kafka_llm_processor::drift::{DriftConfig, Event, Line};
 
 use crate::stream::{Kinship, Model, Stream, alarms, line};
 
@@ -100,6 +100,85 @@ fn generations_that_take_turns_are_kept_apart() {
     assert_eq!(count(|event| matches!(event, Event::Began { .. })), 2);
     assert_eq!(count(|event| matches!(event, Event::Watching { .. })), 2);
     assert_eq!(alarms(&events), Vec::<String>::new());
+}
+
+/// What each of so many servers, which answer in turns, brings to light.
+fn in_turns(line: &mut Line, stream: &mut Stream, servers: u32, documents: u32) -> Vec<Event> {
+    let mut events = Vec::new();
+    for number in 0..documents {
+        stream.set_model(&format!("m{}", number % servers));
+        events.extend(line.note(&stream.following(&Model::default())));
+    }
+    events
+}
+
+/// Those that began, those whose reference is complete, and those that are left out.
+fn told(events: &[Event]) -> [usize; 3] {
+    let count = |wanted: fn(&Event) -> bool| events.iter().filter(|event| wanted(event)).count();
+    [
+        count(|event| matches!(event, Event::Began { .. })),
+        count(|event| matches!(event, Event::Watching { .. })),
+        count(|event| matches!(event, Event::LeftOut { .. })),
+    ]
+}
+
+#[test]
+fn five_generations_in_turns_have_a_reference_each() {
+    let mut stream = Stream::new(6, KINSHIP);
+    let mut line = line(&DriftConfig::default());
+    let events = in_turns(&mut line, &mut stream, 5, 40_000);
+    assert_eq!(told(&events), [5, 5, 0]);
+    assert_eq!(alarms(&events), Vec::<String>::new());
+}
+
+/// One more, in turns, must not take the place of one that has a reference, or collects it: it has none itself until another is silent.
+#[test]
+fn of_more_than_can_be_watched_the_first_are_and_the_others_are_told_of_once() {
+    let mut stream = Stream::new(7, KINSHIP);
+    let mut line = line(&DriftConfig::default());
+    let events = in_turns(&mut line, &mut stream, 10, 60_000);
+    assert_eq!(told(&events), [8, 8, 1]);
+    assert_eq!(alarms(&events), Vec::<String>::new());
+    let Some(Event::LeftOut { generation, .. }) =
+        events.iter().find(|it| matches!(it, Event::LeftOut { .. }))
+    else {
+        panic!("{events:?}");
+    };
+    assert_eq!(generation.model, "m8");
+
+    // What is given up behind its answers is none of the others'.
+    let failing = Model {
+        failures: 1.0,
+        ..Model::default()
+    };
+    let documents = |line: &Line| line.current().map(|(_, documents)| documents);
+    let before = documents(&line);
+    assert!(line.note(&stream.following(&failing)).is_empty());
+    assert_eq!(documents(&line), before);
+
+    // Three still answer; the others are silent in the end.
+    let events = in_turns(&mut line, &mut stream, 3, 3_900);
+    assert_eq!(told(&events), [0, 0, 0]);
+    stream.set_model("m9");
+    let mut events = Vec::new();
+    for _ in 0..5_000 {
+        events.extend(line.note(&stream.following(&Model::default())));
+    }
+    assert_eq!(told(&events)[0], 1, "{events:?}");
+}
+
+/// A server whose answers never say the same of it costs neither memory nor a line for each.
+#[test]
+fn a_generation_with_each_answer_is_bounded() {
+    let config = DriftConfig::default();
+    let mut stream = Stream::new(8, KINSHIP);
+    let mut line = line(&config);
+    let documents = 5 * config.reference_documents;
+    let events = in_turns(&mut line, &mut stream, u32::MAX, documents);
+    let [began, watching, left_out] = told(&events);
+    assert_eq!(watching, 0);
+    assert!((40..=48).contains(&began), "{began}");
+    assert!((1..=began).contains(&left_out), "{left_out}");
 }
 
 /// A disturbance shorter than four windows touches fewer than the five that an alarm takes.

@@ -66,13 +66,22 @@ pub struct GenerationReport {
     /// The last.
     pub last_at: Timestamp,
     /// Medians of numbers, by signal.
-    pub medians: BTreeMap<String, u64>,
+    pub medians: BTreeMap<String, Median>,
     /// Shares of categories that occur, by signal.
     pub shares: BTreeMap<String, BTreeMap<String, f64>>,
     /// What left its own reference, or came back to it, in words.
     pub alarms: Vec<String>,
     /// Whether something left it.
     pub is_shifted: bool,
+}
+
+/// A median.
+#[derive(Debug, Serialize)]
+pub struct Median {
+    /// How much.
+    pub value: u64,
+    /// Of what.
+    pub unit: &'static str,
 }
 
 /// One generation and the next.
@@ -306,8 +315,9 @@ fn summary(gathered: &Gathered, signals: &[Signal]) -> GenerationReport {
     let counts = gathered.all.counts().iter();
     for (signal, counts) in signals.iter().zip(counts).filter(|(_, it)| it.total() > 0) {
         match &signal.kind {
-            Kind::Number(_) => {
-                medians.insert(signal.name.clone(), counts.median());
+            Kind::Number(unit) => {
+                let value = counts.median();
+                medians.insert(signal.name.clone(), Median { value, unit });
             }
             Kind::Category(categories) => {
                 let named = categories.iter().enumerate();

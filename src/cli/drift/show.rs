@@ -76,7 +76,8 @@ fn write_generation(
         ),
     )?;
     let medians = generation.medians.iter();
-    let medians = medians.map(|(signal, median)| format!("{signal} {median}"));
+    let medians =
+        medians.map(|(signal, median)| format!("{signal} {} {}", median.value, median.unit));
     row("medians", &medians.collect::<Vec<_>>().join(", "))?;
     for (signal, shares) in &generation.shares {
         let mut shares: Vec<_> = shares.iter().collect();

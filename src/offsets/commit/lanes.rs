@@ -56,6 +56,10 @@ impl Lanes {
         &self.replaced
     }
 
+    pub(super) fn into_replaced(self) -> Vec<Output> {
+        self.replaced
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }

@@ -562,7 +562,9 @@ async fn a_batch_that_is_too_large_is_split_and_a_record_is_replaced() {
     });
     let mut flush = flush_of(0..20);
     flush.outputs[6].record.value = Some(Bytes::from(vec![b'x'; 11]));
-    committer.flush(flush).await.unwrap();
+    let replaced = committer.flush(flush).await.unwrap();
+    let replaced = replaced.iter().map(|it| (it.source.value(), &*it.to.topic));
+    assert_eq!(replaced.collect::<Vec<_>>(), [(6, "dead-letters")]);
     assert_eq!(memory.log().visible("results").len(), 19);
     assert_eq!(memory.log().visible("dead-letters").len(), 1);
     assert_eq!(memory.log().visible("commits").len(), 1);

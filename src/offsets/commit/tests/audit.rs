@@ -1,47 +1,13 @@
 //! The audit trail under the protocol: whatever fails, its chain is whole, and the commit record names its end.
 
-use jiff::Timestamp;
 use tokio::time::timeout;
 
 use super::*;
 use crate::records::audit::chain::{Committed, Place, Seen, Verdict, Verifier};
-use crate::records::audit::{
-    AuditDocument, AuditKind, AuditOutcome, AuditRecord, AuditTimes, Hash,
-};
-use crate::records::result::ResultSource;
-use crate::types::SourcePosition;
+use crate::records::audit::{AuditRecord, Hash, fixture};
 
 fn entry(output: &Output) -> AuditEntry {
-    let position = SourcePosition {
-        topic_partition: TopicPartition::new("docs", 0),
-        offset: output.source,
-    };
-    let mut entry = AuditEntry {
-        generation: "g".to_owned(),
-        document: AuditDocument {
-            id: position.to_string(),
-            source: ResultSource::new(&position, -1),
-            hash: Hash::of(b"text"),
-        },
-        asked: None,
-        outcome: AuditOutcome {
-            kind: AuditKind::Result,
-            status: None,
-            reason: None,
-            finish_reason: None,
-            cached: false,
-            topic: String::new(),
-            partition: 0,
-            hash: None,
-            usage: None,
-            attempts: 1,
-        },
-        times: AuditTimes {
-            fetched_at: Timestamp::UNIX_EPOCH,
-            completed_at: Timestamp::UNIX_EPOCH,
-            llm_ms: None,
-        },
-    };
+    let mut entry = fixture::entry(output.source);
     entry.written(&output.to, &output.record);
     entry
 }

@@ -1,12 +1,7 @@
-use jiff::Timestamp;
 use proptest::prelude::*;
 
 use super::*;
-use crate::records::audit::{
-    AuditDocument, AuditKind, AuditOutcome, AuditRecord, AuditTimes, Writer,
-};
-use crate::records::result::ResultSource;
-use crate::types::{SourcePosition, TopicPartition};
+use crate::records::audit::{AuditRecord, Writer, fixture};
 
 /// Writes chains as owners do, and keeps the values as they would lie in the topic.
 #[derive(Clone)]
@@ -41,6 +36,7 @@ impl Pen {
         let mut values = Vec::new();
         for document in documents {
             let length = head.map_or(0, |head| head.length);
+            let entry = fixture::entry(Offset::new(document));
             let record = AuditRecord {
                 v: AUDIT_VERSION,
                 chain: Link {
@@ -57,37 +53,12 @@ impl Pen {
                     version: "1".to_owned(),
                     owner_epoch: self.owner_epoch,
                     guarantee: self.guarantee.to_owned(),
-                    generation: "c".to_owned(),
+                    generation: entry.generation,
                 },
-                document: AuditDocument {
-                    id: format!("d{document}"),
-                    source: ResultSource::new(
-                        &SourcePosition {
-                            topic_partition: TopicPartition::new("docs", 0),
-                            offset: Offset::new(document),
-                        },
-                        -1,
-                    ),
-                    hash: Hash::of(b"text"),
-                },
-                asked: None,
-                outcome: AuditOutcome {
-                    kind: AuditKind::Result,
-                    status: None,
-                    reason: None,
-                    finish_reason: None,
-                    cached: false,
-                    topic: "results".to_owned(),
-                    partition: 0,
-                    hash: None,
-                    usage: None,
-                    attempts: 1,
-                },
-                times: AuditTimes {
-                    fetched_at: Timestamp::UNIX_EPOCH,
-                    completed_at: Timestamp::UNIX_EPOCH,
-                    llm_ms: None,
-                },
+                document: entry.document,
+                asked: entry.asked,
+                outcome: entry.outcome,
+                times: entry.times,
             };
             let (record, hash) = record.into_record();
             head = Some(AuditHead {
