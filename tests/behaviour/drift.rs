@@ -203,20 +203,7 @@ async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_
 
     let (ended, text) = report(&world, &[]).await;
     assert_eq!(ended, End::Reported);
-    for line in [
-        "generation 1",
-        "generation 2",
-        "prompt template, settings changed",
-    ] {
-        assert!(text.contains(line), "no {line} in:\n{text}");
-    }
-    let shifted = |line: &str| line.contains("answer_characters") && line.contains("shifted");
-    assert!(text.lines().any(shifted), "{text}");
-    let medians: Vec<_> = text.lines().filter(|it| it.contains("medians")).collect();
-    assert_eq!(medians.len(), 2, "{text}");
-    for unit in [" characters", " tokens", " µs"] {
-        assert!(medians.iter().all(|it| it.contains(unit)), "{text}");
-    }
+    assert_compares(&text);
     let (ended, text) = report(&world, &["--json", "--fail-on-shift"]).await;
     assert_eq!(ended, End::Shifted);
     let page: Value = serde_json::from_str(&text).unwrap();
@@ -248,6 +235,24 @@ async fn a_change_of_the_prompt_is_an_event_and_the_report_compares_before_with_
     );
     let (_, text) = report(&world, &["--json", "--to", "2020-01-01"]).await;
     assert!(text.contains(r#""topics":[]"#), "{text}");
+}
+
+/// What the report says of two generations whose answers differ in length.
+fn assert_compares(text: &str) {
+    for line in [
+        "generation 1",
+        "generation 2",
+        "prompt template, settings changed",
+    ] {
+        assert!(text.contains(line), "no {line} in:\n{text}");
+    }
+    let shifted = |line: &str| line.contains("answer_characters") && line.contains("shifted");
+    assert!(text.lines().any(shifted), "{text}");
+    let medians: Vec<_> = text.lines().filter(|it| it.contains("medians")).collect();
+    assert_eq!(medians.len(), 2, "{text}");
+    for unit in [" characters", " tokens", " µs"] {
+        assert!(medians.iter().all(|it| it.contains(unit)), "{text}");
+    }
 }
 
 #[tokio::test]

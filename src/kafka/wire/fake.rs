@@ -5,13 +5,19 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use kafka_protocol::messages::api_versions_response::ApiVersion;
-use kafka_protocol::messages::{ApiVersionsRequest, ApiVersionsResponse, RequestHeader};
-use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request};
+use kafka_protocol::messages::metadata_response::{
+    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
+};
+use kafka_protocol::messages::{
+    ApiVersionsRequest, ApiVersionsResponse, BrokerId, MetadataResponse, RequestHeader,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::api::Call;
+use super::cluster::topic_name;
 use super::pool::lock;
 use crate::kafka::KafkaConfig;
 
@@ -35,6 +41,26 @@ impl Asked {
         RequestHeader::decode(&mut frame, R::header_version(self.version)).unwrap();
         R::decode(&mut frame, self.version).unwrap()
     }
+}
+
+/// Topic `orders` has so many partitions, all led by the broker at that port of this machine, which is the controller too.
+pub(super) fn orders(port: u16, partitions: i32) -> MetadataResponse {
+    let broker = MetadataResponseBroker::default()
+        .with_node_id(BrokerId(1))
+        .with_host(StrBytes::from_static_str("127.0.0.1"))
+        .with_port(i32::from(port));
+    let partitions = (0..partitions).map(|index| {
+        MetadataResponsePartition::default()
+            .with_partition_index(index)
+            .with_leader_id(BrokerId(1))
+    });
+    let topic = MetadataResponseTopic::default()
+        .with_name(Some(topic_name("orders")))
+        .with_partitions(partitions.collect());
+    MetadataResponse::default()
+        .with_brokers(vec![broker])
+        .with_controller_id(BrokerId(1))
+        .with_topics(vec![topic])
 }
 
 /// What the broker does about it.

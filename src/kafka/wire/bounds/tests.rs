@@ -1,16 +1,13 @@
 use std::sync::Mutex;
 
 use futures::future::join_all;
+use kafka_protocol::messages::MetadataRequest;
 use kafka_protocol::messages::list_offsets_response::{
     ListOffsetsPartitionResponse, ListOffsetsTopicResponse,
 };
-use kafka_protocol::messages::metadata_response::{
-    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
-};
-use kafka_protocol::messages::{MetadataRequest, MetadataResponse};
-use kafka_protocol::protocol::{Request as _, StrBytes};
+use kafka_protocol::protocol::Request as _;
 
-use super::super::fake::{Asked, FakeBroker, Reply};
+use super::super::fake::{Asked, FakeBroker, Reply, orders};
 use super::super::pool::lock;
 use super::*;
 use crate::kafka::{KafkaConfig, LogReader as _};
@@ -19,32 +16,13 @@ const PARTITIONS: i32 = 1_000;
 const NOT_LEADER: i16 = 6;
 const EARLIEST: i64 = -2;
 
-fn metadata(port: u16) -> MetadataResponse {
-    let broker = MetadataResponseBroker::default()
-        .with_node_id(BrokerId(1))
-        .with_host(StrBytes::from_static_str("127.0.0.1"))
-        .with_port(i32::from(port));
-    let partitions = (0..PARTITIONS).map(|index| {
-        MetadataResponsePartition::default()
-            .with_partition_index(index)
-            .with_leader_id(BrokerId(1))
-    });
-    let topic = MetadataResponseTopic::default()
-        .with_name(Some(topic_name("orders")))
-        .with_partitions(partitions.collect());
-    MetadataResponse::default()
-        .with_brokers(vec![broker])
-        .with_controller_id(BrokerId(1))
-        .with_topics(vec![topic])
-}
-
 /// Partition n begins at n and ends at n + 10. `code` is what it says of a partition, by the number of the request.
 async fn broker(code: impl Fn(usize, i32) -> i16 + Send + 'static) -> FakeBroker {
     let port = Arc::new(Mutex::new(0));
     let told = Arc::clone(&port);
     let broker = FakeBroker::start(move |asked: Asked| {
         if asked.key == MetadataRequest::KEY {
-            return Reply::to::<MetadataRequest>(asked.version, &metadata(*lock(&told)));
+            return Reply::to::<MetadataRequest>(asked.version, &orders(*lock(&told), PARTITIONS));
         }
         let request = asked.request::<ListOffsetsRequest>();
         let topics = request.topics.into_iter().map(|topic| {
@@ -132,7 +110,7 @@ async fn hanging(leader: &Arc<Mutex<u16>>, asked_for: impl Fn() + Send + 'static
     let told = Arc::clone(leader);
     let broker = FakeBroker::start(move |asked: Asked| {
         if asked.key == MetadataRequest::KEY {
-            return Reply::to::<MetadataRequest>(asked.version, &metadata(*lock(&told)));
+            return Reply::to::<MetadataRequest>(asked.version, &orders(*lock(&told), PARTITIONS));
         }
         asked_for();
         Reply::Silence

@@ -7,19 +7,16 @@ use kafka_protocol::messages::add_partitions_to_txn_response::{
     AddPartitionsToTxnPartitionResult, AddPartitionsToTxnTopicResult,
 };
 use kafka_protocol::messages::find_coordinator_response::Coordinator;
-use kafka_protocol::messages::metadata_response::{
-    MetadataResponseBroker, MetadataResponsePartition, MetadataResponseTopic,
-};
 use kafka_protocol::messages::produce_response::{PartitionProduceResponse, TopicProduceResponse};
 use kafka_protocol::messages::{
-    AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, BrokerId, EndTxnRequest, EndTxnResponse,
+    AddPartitionsToTxnRequest, AddPartitionsToTxnResponse, EndTxnRequest, EndTxnResponse,
     FindCoordinatorRequest, FindCoordinatorResponse, InitProducerIdRequest, InitProducerIdResponse,
-    MetadataRequest, MetadataResponse, ProduceRequest, ProduceResponse, ProducerId,
+    MetadataRequest, ProduceRequest, ProduceResponse, ProducerId,
 };
 use kafka_protocol::protocol::{Request, StrBytes};
 
 use super::super::cluster::topic_name;
-use super::super::fake::{Asked, FakeBroker, Reply};
+use super::super::fake::{Asked, FakeBroker, Reply, orders};
 use super::super::pool::lock;
 use super::*;
 use crate::kafka::KafkaConfig;
@@ -47,24 +44,6 @@ fn batch(values: &[&str]) -> Batch {
 
 fn host() -> StrBytes {
     StrBytes::from_static_str("127.0.0.1")
-}
-
-fn metadata(port: u16) -> MetadataResponse {
-    let broker = MetadataResponseBroker::default()
-        .with_node_id(BrokerId(1))
-        .with_host(host())
-        .with_port(i32::from(port));
-    let partitions = (0..3).map(|index| {
-        MetadataResponsePartition::default()
-            .with_partition_index(index)
-            .with_leader_id(BrokerId(1))
-    });
-    let topic = MetadataResponseTopic::default()
-        .with_name(Some(topic_name("orders")))
-        .with_partitions(partitions.collect());
-    MetadataResponse::default()
-        .with_brokers(vec![broker])
-        .with_topics(vec![topic])
 }
 
 /// An answer that says the same about each of these partitions.
@@ -124,7 +103,7 @@ async fn broker(mut script: impl FnMut(Asked) -> Option<Reply> + Send + 'static)
     let told = Arc::clone(&port);
     let broker = FakeBroker::start(move |asked| match asked.key {
         MetadataRequest::KEY => {
-            Reply::to::<MetadataRequest>(asked.version, &metadata(*lock(&told)))
+            Reply::to::<MetadataRequest>(asked.version, &orders(*lock(&told), 3))
         }
         FindCoordinatorRequest::KEY => {
             let found = Coordinator::default()
