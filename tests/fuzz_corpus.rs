@@ -1,6 +1,6 @@
 //! Everything that reads bytes from outside, on what was found worth keeping and on what a seeded chance makes of it, for a bounded time.
 //!
-//! `FUZZ_SECONDS` is how long each target gets (default 2), `FUZZ_SEED` where chance begins. `cargo fuzz` runs the same targets, guided by
+//! `FUZZ_SECONDS` is how long each target gets (default 1), `FUZZ_SEED` where chance begins. `cargo fuzz` runs the same targets, guided by
 //! coverage: see `tests/fuzz/Cargo.toml`. What either finds belongs into the corpus.
 
 #![allow(
@@ -116,7 +116,7 @@ fn peak_kib() -> u64 {
 
 #[test]
 fn nothing_from_outside_panics_hangs_or_takes_memory() {
-    let within = Duration::from_secs(number("FUZZ_SECONDS", 2));
+    let within = Duration::from_secs(number("FUZZ_SECONDS", 1));
     let seed = number("FUZZ_SEED", 1);
     for target in &TARGETS {
         let corpus = corpus(target.name);
@@ -143,7 +143,7 @@ fn nothing_from_outside_panics_hangs_or_takes_memory() {
             }
         }
         println!("{}: {} files, {inputs} inputs", target.name, corpus.len());
-        assert!(inputs > 100, "{}: only {inputs} inputs", target.name);
+        assert!(inputs > 10, "{}: only {inputs} inputs", target.name);
         let peak = peak_kib();
         assert!(peak < PEAK_KIB_MAX, "{}: {peak} KiB", target.name);
     }
