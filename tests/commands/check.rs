@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use jiff::SignedDuration;
-use kafka_llm_processor::cli::{check, results};
+use kafka_llm_processor::cli::check;
 use kafka_llm_processor::clock;
 use kafka_llm_processor::offsets::Guarantee;
 use kafka_llm_processor::sandbox::broker::{ApiKey, BrokerConfig, ErrorCode, ToldRights};
 use kafka_llm_processor::types::Secret;
 
-use crate::servers::{World, broker, crosses, kafka, shown};
+use crate::servers::{World, crosses};
 
 #[tokio::test]
 async fn check_passes_when_all_is_there_and_a_processor_runs() {

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kafka_llm_processor::cli::results;
 use kafka_llm_processor::cli::results::ResultsArgs;
 use kafka_llm_processor::clock;
 use kafka_llm_processor::records::result::{
