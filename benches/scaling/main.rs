@@ -38,8 +38,9 @@ use service::{Arrivals, COMMITS, Group, Setup, Totals, broker, count, document, 
 
 /// How far computed and measured may be apart, either way.
 const FACTOR: f64 = 1.3;
-/// The same for connections of the own client: there are as many as requests were on their way at once, which hangs on the machine.
-const FACTOR_CONNECTIONS: f64 = 2.0;
+/// The same for what hangs on how many ask the own client at the same time, and so on the machine: its connections, and the looks that are shared
+/// when all partitions are taken over at once.
+const FACTOR_TOGETHER: f64 = 2.0;
 /// Below so many events chance decides.
 const EVENTS_MIN: f64 = 20.0;
 /// The looks at claims and the copies of the offsets come once in it, wherever it begins; it ends before the first refresh.
@@ -410,7 +411,7 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
         },
         Pair {
             events: load.partitions,
-            factor: factor_of_connections(&load),
+            factor: factor_together(&load),
             ..pair(
                 "connections",
                 count(measured.traffic.connections),
@@ -420,9 +421,9 @@ fn pairs(setup: &Setup, measured: &Measured, refresh: f64) -> Vec<Pair> {
     ]
 }
 
-fn factor_of_connections(load: &Load) -> f64 {
+fn factor_together(load: &Load) -> f64 {
     if load.is_wire {
-        FACTOR_CONNECTIONS
+        FACTOR_TOGETHER
     } else {
         FACTOR
     }
@@ -445,19 +446,25 @@ fn start_pairs(setup: &Setup, start: &Begun, log_bytes: u64) -> Vec<Pair> {
             of(ApiKey::ListOffsets).requests,
             cost.list_offsets,
         ),
-        pair("Metadata", of(ApiKey::Metadata).requests, cost.metadata),
-        pair(
-            "bytes of Metadata",
-            of(ApiKey::Metadata).bytes_out,
-            cost.metadata_bytes,
-        ),
+        Pair {
+            factor: factor_together(&load),
+            ..pair("Metadata", of(ApiKey::Metadata).requests, cost.metadata)
+        },
+        Pair {
+            factor: factor_together(&load),
+            ..pair(
+                "bytes of Metadata",
+                of(ApiKey::Metadata).bytes_out,
+                cost.metadata_bytes,
+            )
+        },
         pair(
             "InitProducerId",
             of(ApiKey::InitProducerId).requests,
             cost.fences,
         ),
         Pair {
-            factor: factor_of_connections(&load),
+            factor: factor_together(&load),
             ..pair(
                 "connections opened",
                 start.traffic.connections_opened,
