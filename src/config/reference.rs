@@ -145,7 +145,7 @@ pub const KEYS: &[Key] = &[
     key("kafka.commit_topic", "topic", "where the commits are").absent("`{group_id}-commits`"),
     key("kafka.create_topics", "`true`, `false`", "whether missing topics are created"),
     key("kafka.replication_factor", "replicas", "of created topics; `-1` takes the broker's default"),
-    key("kafka.driver", "`auto`, `rskafka`, `wire`", "the client that reads the input; `wire`, the own one, reads what is packed and writes everything in any case, and `auto` takes it where exactly once, `read_committed`, TLS, SASL or more than 256 partitions ask for it"),
+    key("kafka.driver", "`auto`, `rskafka`, `wire`", "the client that reads the input; `wire`, the own one, reads what is packed and writes everything in any case, and `auto` takes it where exactly once, `read_committed`, TLS, SASL or topics of more than 256 partitions ask for it"),
     key("kafka.client_id", "name", "`client.id`, which brokers show in their logs and quotas"),
     key("kafka.security_protocol", "`PLAINTEXT`, `SSL`, `SASL_PLAINTEXT`, `SASL_SSL`", "`security.protocol`: see [security](#security)"),
     key("kafka.sasl_mechanism", "`PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512`, `OAUTHBEARER`", "`sasl.mechanism`"),

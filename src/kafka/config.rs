@@ -12,7 +12,7 @@ use crate::types::Secret;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(rename_all = "snake_case")]
 pub enum DriverSetting {
-    /// `rskafka`, unless a setting needs what it lacks.
+    /// `rskafka`, unless a setting or the number of partitions speaks against it.
     #[default]
     Auto,
     /// Fetch loops on rskafka's partition clients.

@@ -65,7 +65,7 @@ impl DriverChoice {
     }
 }
 
-/// Follows the setting; `auto` takes rskafka unless a setting needs what it lacks.
+/// Follows the setting; `auto` takes rskafka unless a setting needs what it lacks, or SASL is in force.
 ///
 /// # Errors
 /// With the setting that rskafka cannot serve, when it was asked for by name.

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use kafka_llm_processor::kafka::wire::{Cluster, WireSink};
+use kafka_llm_processor::kafka::{Batch, KafkaConfig, Sink as _};
 use kafka_llm_processor::sandbox::vllm::{Latency, VllmConfig};
-use kafka_llm_processor::types::{Header, Record};
+use kafka_llm_processor::types::{Header, Record, TopicPartition};
 use kafka_protocol::messages::ApiKey;
+use tokio::time::sleep;
 
-use crate::harness::{INPUT, OUTPUT, World, eventually, plain};
+use crate::harness::{INPUT, OUTPUT, World, eventually, json, plain};
 
 /// Crashes at twelve moments spread over the run, each after one more commit or half-way into an append.
 #[tokio::test]
@@ -212,6 +215,45 @@ async fn what_rskafka_cannot_read_the_wire_reader_reads() {
     assert_eq!(world.results().len(), 13);
     assert!(world.results().values().all(|results| results.len() == 1));
     assert_eq!(world.commit_offset(0), Some(8));
+}
+
+/// What rskafka leaves to the own reader is asked for together: a poll for each partition would have more of them wait than there are connections.
+#[tokio::test]
+async fn many_packed_partitions_share_their_polls() {
+    const PARTITIONS: i32 = 40;
+    let world = World::new(PARTITIONS).await;
+    let config = KafkaConfig {
+        brokers: world.broker.bootstrap(),
+        ..KafkaConfig::default()
+    };
+    let sink = WireSink::idempotent(Cluster::new(&config));
+    let of = |partition| TopicPartition::new(INPUT, partition);
+    let mut writer = sink.take_over(&of(0)).await.unwrap();
+    let batches = (0..PARTITIONS).map(|partition| Batch {
+        to: of(partition),
+        records: vec![Record {
+            value: Some(json(0, &"many words ".repeat(100)).into()),
+            timestamp_ms: 1_700_000_000_000,
+            ..Record::default()
+        }],
+    });
+    for outcome in writer.append(&batches.collect::<Vec<_>>()).await {
+        outcome.unwrap();
+    }
+    let running = world.start(&[]);
+    eventually("everything is committed", || world.is_all_committed()).await;
+    let fetches = || {
+        world
+            .broker
+            .traffic()
+            .of(kafka_llm_processor::sandbox::broker::ApiKey::Fetch)
+            .requests
+    };
+    let before = fetches();
+    sleep(Duration::from_secs(3)).await;
+    let idle = fetches() - before;
+    running.drain().await;
+    assert!(idle < 50, "{idle} fetches in 3 s");
 }
 
 /// A codec that Kafka does not have yet: neither skipped nor stuck without a word.

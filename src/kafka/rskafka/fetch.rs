@@ -9,7 +9,7 @@ use rskafka::record::RecordAndOffset;
 use tokio::time::sleep;
 use uuid::Uuid;
 
-use super::super::wire::{Cluster, Isolation};
+use super::super::wire::{Cluster, Isolation, WireSource};
 use super::super::{Fetched, KafkaConfig, KafkaError, LogReader as _, RecordStream, Source};
 use super::{Connector, error};
 use crate::types::{Header, Offset, Record, TopicPartition};
@@ -18,8 +18,10 @@ use crate::types::{Header, Offset, Record, TopicPartition};
 #[derive(Debug)]
 pub struct RskafkaSource {
     connector: Arc<Connector>,
-    /// Reads what rskafka cannot, and sees where an emptied batch ends, which rskafka does not tell.
+    /// Sees where an emptied batch ends, which rskafka does not tell.
     wire: Cluster,
+    /// Reads what rskafka cannot: all such partitions of a broker in one poll.
+    reader: Arc<WireSource>,
 }
 
 impl RskafkaSource {
@@ -28,6 +30,7 @@ impl RskafkaSource {
     pub fn new(config: KafkaConfig, wire: Cluster) -> Self {
         Self {
             connector: Arc::new(Connector::new(config)),
+            reader: Arc::new(WireSource::new(wire.clone(), Isolation::ReadUncommitted)),
             wire,
         }
     }
@@ -44,7 +47,8 @@ impl Source for RskafkaSource {
         Ok(Box::new(RskafkaStream {
             connector: Arc::clone(&self.connector),
             wire: self.wire.clone(),
-            is_on_wire: false,
+            reader: Arc::clone(&self.reader),
+            on_wire: None,
             partition: partition.clone(),
             client: Some(client),
             position: start,
@@ -85,8 +89,9 @@ async fn bounds(
 struct RskafkaStream {
     connector: Arc<Connector>,
     wire: Cluster,
-    /// Whether rskafka has met something in this partition that it cannot read.
-    is_on_wire: bool,
+    reader: Arc<WireSource>,
+    /// Reads on once rskafka has met something in this partition that it cannot read.
+    on_wire: Option<Box<dyn RecordStream>>,
     partition: TopicPartition,
     /// `None` after a call that ran into its deadline: the next call dials again.
     client: Option<Arc<PartitionClient>>,
@@ -96,8 +101,8 @@ struct RskafkaStream {
 #[async_trait]
 impl RecordStream for RskafkaStream {
     async fn next(&mut self, max_bytes: usize, wait: Duration) -> Result<Fetched, KafkaError> {
-        if self.is_on_wire {
-            return self.next_on_wire(max_bytes, wait).await;
+        if let Some(on_wire) = &mut self.on_wire {
+            return on_wire.next(max_bytes, wait).await;
         }
         let client = match &self.client {
             Some(client) => Arc::clone(client),
@@ -119,17 +124,17 @@ impl RecordStream for RskafkaStream {
         let (records, high_watermark) = match answer {
             Ok(answer) => answer,
             Err(error) if error::is_unreadable(&error) => {
-                self.is_on_wire = true;
                 self.client = None;
                 self.tell_why(&error);
-                return self.next_on_wire(max_bytes, wait).await;
+                let opened = self.reader.open(&self.partition, self.position).await?;
+                return self.on_wire.insert(opened).next(max_bytes, wait).await;
             }
             Err(error) => return Err(self.fetch_error(&client, &error).await),
         };
         let high_watermark = Offset::new(high_watermark);
         let records: Vec<_> = records.into_iter().map(from_rskafka).collect();
         if !are_plausible(&records, self.position, high_watermark) {
-            return self.next_on_wire(max_bytes, Duration::ZERO).await;
+            return self.once_on_wire(max_bytes).await;
         }
         match records.last() {
             Some((last, _)) => self.position = last.next(),
@@ -137,7 +142,7 @@ impl RecordStream for RskafkaStream {
             // ended. Asked again, the broker would answer at once, again and again.
             None if high_watermark > self.position => {
                 let before = self.position;
-                let fetched = self.next_on_wire(max_bytes, Duration::ZERO).await?;
+                let fetched = self.once_on_wire(max_bytes).await?;
                 if self.position == before {
                     sleep(wait).await;
                 }
@@ -172,14 +177,9 @@ impl RskafkaStream {
         }
     }
 
-    /// Reads on our own connection: markers, emptied batches and headers without values are no obstacle there; a codec that it lacks is an error
-    /// that names it.
-    async fn next_on_wire(
-        &mut self,
-        max_bytes: usize,
-        wait: Duration,
-    ) -> Result<Fetched, KafkaError> {
-        let isolation = Isolation::ReadUncommitted;
+    /// One fetch on our own connection, which does not wait. Emptied batches are no obstacle there.
+    async fn once_on_wire(&mut self, max_bytes: usize) -> Result<Fetched, KafkaError> {
+        let (isolation, wait) = (Isolation::ReadUncommitted, Duration::ZERO);
         let mut fetched = self
             .wire
             .fetch(&self.partition, self.position, isolation, max_bytes, wait)

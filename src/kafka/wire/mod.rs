@@ -1,4 +1,4 @@
-//! Our own connections on the `kafka-protocol` codecs: what `rskafka` cannot do, and nothing else.
+//! Our own connections on the `kafka-protocol` codecs: all that is written, and what `rskafka` cannot read.
 //!
 //! It creates and describes topics with their configurations, is a member of a group and commits its offsets, reads our own topics, which
 //! may hold transaction markers, streams input partitions, at `read_committed` too, and appends, idempotently or in transactions. Each call

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 
 use bytes::Bytes;
+use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 
 use super::super::cluster::Cluster;
@@ -16,6 +17,9 @@ use crate::types::{Record, TopicPartition};
 
 /// So much is packed in a third of a millisecond (bench `append_gzip`); to change the thread takes some tens of microseconds.
 const ENCODED_AT_ONCE_BYTES: usize = 64 * 1024;
+
+/// As many threads as do that at the same time. After an outage all partitions flush at once.
+static PACKERS: Semaphore = Semaphore::const_new(2);
 
 /// One lane for each partition that was ever appended to.
 #[derive(Debug)]
@@ -46,7 +50,7 @@ impl Lanes {
     /// outcome for each, in their order. Of two batches to one partition the second is refused.
     ///
     /// # Cancel safety
-    /// The batches stay unsettled.
+    /// The batches stay unsettled, those too that were not sent yet.
     pub(super) async fn append(
         &mut self,
         cluster: &Cluster,
@@ -171,6 +175,8 @@ async fn encoded(records: &[Record], stamp: Stamp, compression: Compression) -> 
     if bytes <= ENCODED_AT_ONCE_BYTES {
         return encode_batch(records, stamp, compression);
     }
+    // It is never closed.
+    let _turn = PACKERS.acquire().await.map_err(io::Error::other)?;
     let records = records.to_vec();
     let encoding = spawn_blocking(move || encode_batch(&records, stamp, compression));
     encoding.await.map_err(io::Error::other)?
