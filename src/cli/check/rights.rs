@@ -91,7 +91,13 @@ pub(super) fn judge(settings: &Settings, found: &Found) -> Vec<CheckItem> {
     }
     if let Some(told) = &found.idempotence {
         let finding = yes_or_no(told, IDEMPOTENT_WRITE);
-        looks.push((Resource::Cluster, IDEMPOTENT_WRITE, finding));
+        // Since Kafka 2.8 a `Write` on any topic suffices: whether it does shows once that is there.
+        let lacks_write = looks.iter().any(|(_, _, finding)| {
+            matches!(finding, Finding::Missing(missing) if missing.contains(&Operation::Write))
+        });
+        if !(lacks_write && matches!(finding, Finding::Missing(_))) {
+            looks.push((Resource::Cluster, IDEMPOTENT_WRITE, finding));
+        }
     }
     items(settings, looks)
 }
