@@ -100,12 +100,8 @@ fn code(error: ProtocolError) -> i16 {
         ProtocolError::LeaderNotAvailable => 5,
         ProtocolError::NotLeaderOrFollower => 6,
         ProtocolError::RequestTimedOut => 7,
-        ProtocolError::NotEnoughReplicas => 19,
-        ProtocolError::NotEnoughReplicasAfterAppend => 20,
         ProtocolError::TopicAuthorizationFailed => 29,
-        ProtocolError::InvalidTimestamp => 32,
         ProtocolError::KafkaStorageError => 56,
-        ProtocolError::InvalidRecord => 87,
         _ => -1,
     }
 }
